@@ -1,0 +1,294 @@
+"""What every compressor is: settings, claims, and two verbs.
+
+A compressor is a frozen dataclass without memory; randomness comes from the seed it is handed. A
+*selector* says which coordinates speak, a *quantizer* says how a value is spelled, and
+``selector >> quantizer`` is the compressor of both (`qsparse.compressors.composed`).
+
+The body of a payload says by itself how it is read (``docs/wire-format.md``): `unpack` needs no
+compressor, so a receiver cannot decode with settings of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse.errors import CompositionError, Corrupted, NotFinite, SettingError
+from qsparse.kernels import accumulate, vector
+from qsparse.payload import Bytes, Payload, Way
+from qsparse.registry import spell
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+
+Indices = npt.NDArray[np.intp]
+
+#: Scales travel as float32, so this is the largest magnitude that can be sent.
+LARGEST: Final = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a compressor promises; held by the laws (`qsparse.testing.laws`), not believed.
+
+    Attributes:
+        unbiased: E C(x) = x.
+        homogeneous: C(a·x) = a·C(x) for a > 0, so that a step size may stand inside or outside.
+        gamma: n → γ with E‖x − C(x)‖² ≤ (1 − γ)‖x‖², or None where no γ > 0 holds for all x.
+        omega: n → ω with E‖C(x) − x‖² ≤ ω‖x‖² for an unbiased C, or None.
+        bits: n → paper bits of one message, or None where they depend on x.
+    """
+
+    unbiased: bool
+    homogeneous: bool
+    gamma: Callable[[int], float | None]
+    omega: Callable[[int], float | None]
+    bits: Callable[[int], int | None]
+
+
+class Piece(NamedTuple):
+    """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None."""
+
+    start: int
+    stop: int
+    indices: Indices | None
+    values: Vector
+
+
+class Writer:
+    """Collects the sections of a body."""
+
+    def __init__(self) -> None:
+        self.sections: list[Bytes] = []
+
+    def u8(self, value: int) -> None:
+        """One byte."""
+        self.sections.append(bytes((value,)))
+
+    def u64(self, value: int) -> None:
+        """Eight bytes."""
+        self.sections.append(value.to_bytes(8, "little"))
+
+    def f32(self, value: float) -> None:
+        """A float32."""
+        self.sections.append(struct.pack("<f", value))
+
+    def varint(self, value: int) -> None:
+        """A non-negative integer, seven bits a byte, lowest first."""
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+        self.sections.append(out)
+
+    def array(self, values: npt.NDArray[Any]) -> None:
+        """The bytes of a contiguous array, little endian."""
+        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        self.sections.append(memoryview(little).cast("B") if little.size else b"")
+
+
+class Reader:
+    """Reads a body from its beginning; a body that ends too early is refused as Corrupted."""
+
+    def __init__(self, body: memoryview) -> None:
+        self.rest = body
+
+    def take(self, count: int) -> memoryview:
+        """The next bytes."""
+        if count > len(self.rest):
+            raise Corrupted(f"the body of a frame ends {count - len(self.rest)} bytes too early")
+        taken, self.rest = self.rest[:count], self.rest[count:]
+        return taken
+
+    def u8(self) -> int:
+        """One byte."""
+        return self.take(1)[0]
+
+    def u64(self) -> int:
+        """Eight bytes."""
+        return int.from_bytes(self.take(8), "little")
+
+    def f32(self) -> float:
+        """A float32."""
+        return float(struct.unpack("<f", self.take(4))[0])
+
+    def varint(self) -> int:
+        """A number written by `Writer.varint`."""
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+            if shift > 63:
+                raise Corrupted("the body of a frame holds a number of more than 64 bits")
+
+    def array(self, count: int, dtype: str) -> npt.NDArray[Any]:
+        """The next ``count`` values of a dtype."""
+        kind = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(self.take(count * kind.itemsize), kind)
+
+
+#: How a body of a codec is read: (reader, n, start of the piece, dtype of the values) → pieces.
+BodyReader = Callable[[Reader, int, int, np.dtype[Any]], Iterator[Piece]]
+_bodies: dict[int, BodyReader] = {}
+
+
+def body_reader(codec: int) -> Callable[[BodyReader], BodyReader]:
+    """Decorator: the function that reads bodies of a codec."""
+
+    def add(function: BodyReader) -> BodyReader:
+        _bodies[codec] = function
+        return function
+
+    return add
+
+
+def read_body(reader: Reader, codec: int, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    """The pieces of a body of n coordinates that begin at ``start`` of the vector."""
+    if codec not in _bodies:
+        raise Corrupted(f"a frame is written in codec {codec}, which this release does not know")
+    return _bodies[codec](reader, n, start, dtype)
+
+
+class Compressor(ABC):
+    """Turns a vector into a payload, and a payload into a vector."""
+
+    kind: ClassVar[str] = "compressor"
+    registered_name: ClassVar[str]
+    #: The grammar of this compressor's bodies.
+    codec: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def claims(self) -> Claims:
+        """What this compressor promises."""
+
+    @abstractmethod
+    def write(self, x: Vector, seed: Seed, out: Writer) -> int:
+        """Append the body for x, all finite, to ``out``; returns its paper bits."""
+
+    def bind(self, layout: Layout) -> Compressor:
+        """The compressor for a model of this layout; those that go by layers look theirs up."""
+        return self
+
+    def limited(self, n: int) -> Compressor:
+        """The compressor for a part of n coordinates: k_t = min(k, n), as the papers have it."""
+        return self
+
+    def check(self, n: int) -> None:
+        """Refuse, with SettingError, a vector length that the settings do not fit."""
+
+    def compress(self, x: Vector, seed: Seed) -> Payload:
+        """Spell x as a payload; changes nothing.
+
+        Args:
+            x: (n,) float32 or float64, contiguous.
+            seed: names the stream of random numbers; its rank and step go into the header.
+
+        Raises:
+            NotFinite: x holds NaN, infinity or what float32 cannot hold.
+            SettingError: x has another type or shape, or does not fit the settings.
+        """
+        x = as_vector(x)
+        index = vector.first_beyond(x, LARGEST)
+        if index >= 0:
+            raise NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
+        self.check(x.size)
+        out = Writer()
+        nbits = self.write(x, seed, out)
+        return Payload.build(
+            out.sections,
+            way=Way.DOWN if seed.use == "down" else Way.UP,
+            codec=self.codec,
+            origin=seed.rank,
+            step=seed.step,
+            n=x.size,
+            nbits=nbits,
+        )
+
+    def decompress(self, payload: Payload, out: Vector) -> Vector:
+        """Write the vector that a payload spells into ``out``; see `decompress`."""
+        return decompress(payload, out)
+
+
+def as_vector(x: Vector) -> Vector:
+    """Refuse what is no contiguous float vector; a read-only one is copied.
+
+    Kernels are compiled for writable arrays only, so that there is one version of each.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64) or x.ndim != 1:
+        what = f"{x.dtype} array of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise SettingError(f"a compressor takes a float32 or float64 vector, not a {what}")
+    if not x.flags.c_contiguous:
+        raise SettingError("a compressor takes a contiguous vector: pass numpy.ascontiguousarray(x)")
+    return x if x.flags.writeable else x.copy()
+
+
+def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterator[Piece]:
+    """The values that a payload spells, from the payload alone.
+
+    Raises:
+        Corrupted: the body contradicts itself or the header.
+    """
+    reader = Reader(payload.body)
+    yield from read_body(reader, payload.codec, payload.n, 0, np.dtype(dtype))
+    if len(reader.rest):
+        raise Corrupted(f"{len(reader.rest)} bytes of a frame's body were not read")
+
+
+def accumulate_into(payload: Payload, out: Vector) -> Vector:
+    """out += the vector that a payload spells, without a dense temporary."""
+    _fits(payload, out)
+    for piece in unpack(payload, out.dtype):
+        target = out[piece.start : piece.stop]
+        if piece.indices is None:
+            np.add(target, piece.values, out=target)
+        else:
+            accumulate.add_at(piece.indices, piece.values, target)
+    return out
+
+
+def subtract_from(payload: Payload, out: Vector) -> Vector:
+    """out −= the vector that a payload spells, without a dense temporary."""
+    _fits(payload, out)
+    for piece in unpack(payload, out.dtype):
+        target = out[piece.start : piece.stop]
+        if piece.indices is None:
+            np.subtract(target, piece.values, out=target)
+        else:
+            accumulate.subtract_at(piece.indices, piece.values, target)
+    return out
+
+
+def decompress(payload: Payload, out: Vector) -> Vector:
+    """Write the vector that a payload spells into ``out``, (n,).
+
+    Raises:
+        Corrupted: the body contradicts itself or the header.
+        SettingError: ``out`` has another length.
+    """
+    out[...] = 0
+    return accumulate_into(payload, out)
+
+
+def _fits(payload: Payload, out: Vector) -> None:
+    if payload.n != out.size:
+        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
+
+
+def refuse(part: object, reason: str) -> SettingError:
+    """A SettingError that names the part as it was spelled."""
+    return SettingError(f"{spell(part)}: {reason}")
+
+
+def cannot_join(left: object, right: object, reason: str) -> CompositionError:
+    """A CompositionError that names both parts."""
+    return CompositionError(f"{spell(left)} >> {spell(right)}: {reason}")

@@ -1,0 +1,235 @@
+"""Compressors of parts: per block of a size, per layer, by the size of a layer, by its name.
+
+All of them cut the vector into stretches and give each stretch a compressor of its own
+("piecewise" in Basu et al., 2019; blocks in Zheng et al., 2019). γ is the smallest of the parts.
+
+Body: the number of runs of stretches (varint), for each run its length (varint), how often it
+comes (varint) and the codec of its bodies (u8); then the bodies in order.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from qsparse.compressors.base import (
+    Claims,
+    Compressor,
+    Piece,
+    Reader,
+    Writer,
+    body_reader,
+    read_body,
+    refuse,
+)
+from qsparse.errors import CompositionError, Corrupted, NotFinite
+from qsparse.registry import register, spell
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+
+PIECES: Final = 2
+
+
+class Piecewise(Compressor):
+    """A vector cut into stretches, each with a compressor of its own."""
+
+    codec: ClassVar[int] = PIECES
+
+    def parts(self, n: int) -> list[tuple[int, Compressor]]:
+        """The lengths and compressors of the stretches of a vector of n coordinates."""
+        raise NotImplementedError
+
+    def check(self, n: int) -> None:
+        """Each part must fit its stretch."""
+        for size, part in self.parts(n):
+            part.check(size)
+
+    def write(self, x: Vector, seed: Seed, out: Writer) -> int:
+        """Append the table of stretches and their bodies."""
+        parts = self.parts(x.size)
+        runs = [
+            (size, codec, len(list(same)))
+            for (size, codec), same in itertools.groupby(parts, lambda part: (part[0], part[1].codec))
+        ]
+        out.varint(len(runs))
+        for size, codec, count in runs:
+            out.varint(size)
+            out.varint(count)
+            out.u8(codec)
+        nbits = start = 0
+        for number, (size, part) in enumerate(parts):
+            try:
+                nbits += part.write(x[start : start + size], seed.child(number), out)
+            except NotFinite as error:
+                raise NotFinite(str(error), start + error.index) from None
+            start += size
+        return nbits
+
+    @property
+    def claims(self) -> Claims:
+        """γ is the smallest and ω the largest of the parts; bits add up."""
+        # Whether it is unbiased or homogeneous does not depend on n, only on which parts there are.
+        kinds = [part.claims for _, part in self.parts(0)]
+
+        def over(n: int) -> list[tuple[Claims, int]]:
+            return [(part.claims, size) for size, part in self.parts(n) if size]
+
+        def gamma(n: int) -> float | None:
+            values = [claims.gamma(size) for claims, size in over(n)]
+            return None if None in values else min((v for v in values if v is not None), default=1.0)
+
+        def omega(n: int) -> float | None:
+            values = [claims.omega(size) for claims, size in over(n)]
+            return None if None in values else max((v for v in values if v is not None), default=0.0)
+
+        def bits(n: int) -> int | None:
+            values = [claims.bits(size) for claims, size in over(n)]
+            return None if None in values else sum(v for v in values if v is not None)
+
+        return Claims(
+            unbiased=all(claims.unbiased for claims in kinds),
+            homogeneous=all(claims.homogeneous for claims in kinds),
+            gamma=gamma,
+            omega=omega,
+            bits=bits,
+        )
+
+
+@register("blockwise")
+@dataclass(frozen=True)
+class Blockwise(Piecewise):
+    """The same compressor on every block.
+
+    Args:
+        inner: the compressor of one block; a k beyond a block's size is lowered to it.
+        size: blocks of this many coordinates, the last one shorter; or
+        layers: true for one block a layer of the model (known once the model is), or the layers'
+            sizes.
+    """
+
+    inner: Compressor
+    size: int | None = None
+    layers: bool | tuple[int, ...] = False
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (self.layers is False):
+            raise refuse(self, "give either size or layers")
+        if self.size is not None and (not isinstance(self.size, int) or self.size < 1):
+            raise refuse(self, "size must be a whole number of at least 1")
+
+    def bind(self, layout: Layout) -> Compressor:
+        """Look the layers' sizes up."""
+        if self.layers is not True:
+            return self
+        return Blockwise(self.inner, layers=tuple(layer.size for layer in layout))
+
+    def parts(self, n: int) -> list[tuple[int, Compressor]]:
+        """Equal blocks and a shorter last one, or the layers."""
+        if self.size is not None:
+            whole, rest = divmod(n, self.size)
+            sizes = [self.size] * whole + ([rest] if rest else [])
+        elif isinstance(self.layers, tuple):
+            sizes = list(self.layers)
+            if n and sum(sizes) != n:
+                raise refuse(self, f"the layers have {sum(sizes)} coordinates together, the vector {n}")
+        else:
+            # Not bound to a model: the whole vector is one layer.
+            sizes = [n]
+        if n == 0:
+            return [(0, self.inner)]
+        limited = {size: self.inner.limited(size) for size in set(sizes)}
+        return [(size, limited[size]) for size in sizes]
+
+
+@register("bysize")
+@dataclass(frozen=True)
+class BySize(Piecewise):
+    """One compressor for layers of at most ``limit`` coordinates, another for larger ones."""
+
+    small: Compressor
+    large: Compressor
+    limit: int
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.limit, int) or self.limit < 0:
+            raise refuse(self, "limit must be a whole number of at least 0")
+
+    def bind(self, layout: Layout) -> Compressor:
+        """Look the layers' sizes up."""
+        return BySize(self.small, self.large, self.limit, tuple(layer.size for layer in layout))
+
+    def parts(self, n: int) -> list[tuple[int, Compressor]]:
+        """The layers, or the whole vector as one where no model is bound."""
+        if n == 0:
+            return [(0, self.small), (0, self.large)]
+        sizes = self.layers or (n,)
+        if sum(sizes) != n:
+            raise refuse(self, f"the layers have {sum(sizes)} coordinates together, the vector {n}")
+        return [
+            (size, (self.small if size <= self.limit else self.large).limited(size)) for size in sizes
+        ]
+
+
+@register("policy")
+@dataclass(frozen=True)
+class Policy(Piecewise):
+    """A compressor for each layer by its name: the first pattern that matches decides.
+
+    Spelled ``"conv*: topk(ratio=0.01) >> sign; *: float32"``, patterns as in `fnmatch`.
+
+    Args:
+        rules: (pattern, compressor) in order.
+        layers: (size, number of the rule) of each layer, once a model is bound.
+    """
+
+    rules: tuple[tuple[str, Compressor], ...]
+    layers: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise refuse(self, "a policy needs at least one rule, PATTERN: COMPRESSOR")
+
+    def spelling(self) -> str:
+        """``pattern: compressor; …``; the layers are the model's and are not spelled."""
+        return "; ".join(f"{pattern}: {spell(part)}" for pattern, part in self.rules)
+
+    def bind(self, layout: Layout) -> Compressor:
+        """Find the rule of each layer; a layer without one is refused by name."""
+        found = []
+        for layer in layout:
+            matches = (i for i, (p, _) in enumerate(self.rules) if fnmatch.fnmatchcase(layer.name, p))
+            rule = next(matches, None)
+            if rule is None:
+                raise CompositionError(
+                    f"no rule of the policy {self.spelling()!r} matches layer {layer.name!r}: "
+                    "add '*: float32' at its end"
+                )
+            found.append((layer.size, rule))
+        return Policy(self.rules, tuple(found))
+
+    def parts(self, n: int) -> list[tuple[int, Compressor]]:
+        """The layers; without a model the whole vector goes by the last rule."""
+        if n == 0:
+            return [(0, part) for _, part in self.rules]
+        if self.layers is None:
+            return [(n, self.rules[-1][1].limited(n))]
+        if sum(size for size, _ in self.layers) != n:
+            raise refuse(self, f"the policy was bound to another model than one of {n} coordinates")
+        return [(size, self.rules[rule][1].limited(size)) for size, rule in self.layers]
+
+
+@body_reader(PIECES)
+def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    runs = [(reader.varint(), reader.varint(), reader.u8()) for _ in range(reader.varint())]
+    if sum(size * count for size, count, _ in runs) != n:
+        raise Corrupted(f"the stretches of a frame do not add up to its {n} coordinates")
+    for size, count, codec in runs:
+        for _ in range(count):
+            yield from read_body(reader, codec, size, start, dtype)
+            start += size

@@ -1,0 +1,386 @@
+"""Selector >> quantizer: the only place where the two meet.
+
+Body: index section, quantizer code (u8), quantizer section. The index section says how the kept
+positions are written, and is chosen for each message as the shortest:
+
+====  ========  ====================================================================
+code  name      what follows
+====  ========  ====================================================================
+0     ALL       nothing: every coordinate speaks
+1     FIXED     k (varint), positions of ⌈log2 n⌉ bits each
+2     BITMAP    k (varint), n bits
+3     RICE      k (varint), parameter r (u8), bytes (varint), Golomb–Rice codes of the gaps
+4     SEEDED    k (varint), key (u64): positions drawn again by `kernels.random.sample`
+====  ========  ====================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+
+from qsparse.compressors.base import (
+    Claims,
+    Compressor,
+    Indices,
+    Piece,
+    Reader,
+    Writer,
+    body_reader,
+    cannot_join,
+)
+from qsparse.errors import CompositionError, Corrupted
+from qsparse.kernels import indices as gaps
+from qsparse.kernels import pack, random
+from qsparse.payload import Bytes
+from qsparse.registry import register, spell
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+COMPOSED: Final = 1
+_ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
+
+
+class Kept(NamedTuple):
+    """The coordinates that speak.
+
+    Attributes:
+        indices: ascending, (k,), or None for all n.
+        values: what they say, (k,) or (n,).
+        key: the key that draws the indices again, where they need not be sent.
+    """
+
+    indices: Indices | None
+    values: Vector
+    key: int | None = None
+
+
+class Section(NamedTuple):
+    """A quantizer's part of a body, and its paper bits."""
+
+    parts: list[Bytes]
+    nbits: int
+
+
+@dataclass(frozen=True)
+class SelectorClaims:
+    """What a selector promises of S(x), the kept values unquantized.
+
+    ``kept(n)`` is k, or None where it depends on x; ``index_bits(n)`` the papers' bits for the
+    positions; the rest as in `Claims`.
+    """
+
+    unbiased: bool
+    gamma: float | None
+    omega: float | None
+    kept: int | None
+    index_bits: int | None
+
+
+@dataclass(frozen=True)
+class QuantizerClaims:
+    """What a quantizer promises of Q(v) for v of k values; see `Claims`."""
+
+    unbiased: bool
+    homogeneous: bool
+    gamma: float | None
+    omega: float | None
+    bits: int | None
+
+
+class Selector(Compressor):
+    """Says which coordinates speak. Alone it sends their values as float32."""
+
+    codec: ClassVar[int] = COMPOSED
+
+    @abstractmethod
+    def select(self, x: Vector, seed: Seed) -> Kept:
+        """Choose among the coordinates of x, which is finite and not empty."""
+
+    @abstractmethod
+    def promise(self, n: int) -> SelectorClaims:
+        """What holds for vectors of n ≥ 1 coordinates."""
+
+    def __rshift__(self, quantizer: Quantizer) -> Composed:
+        if not isinstance(quantizer, Quantizer):
+            return NotImplemented
+        return Composed(self, quantizer)
+
+    @property
+    def claims(self) -> Claims:
+        """Those of the selector with exact values."""
+        return _join(self, FLOAT32)
+
+    def write(self, x: Vector, seed: Seed, out: Writer) -> int:
+        """Append the body of ``self >> float32``."""
+        return _write(self, FLOAT32, x, seed, out)
+
+
+class Quantizer(Compressor):
+    """Says how a value is spelled. Alone it spells every coordinate.
+
+    Attributes:
+        code: the quantizer's number on the wire; 128 to 255 are free for plug-ins.
+    """
+
+    codec: ClassVar[int] = COMPOSED
+    code: ClassVar[int]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "code" in cls.__dict__:
+            other = _quantizers.setdefault(cls.code, cls)
+            # dataclass(slots=True) makes a class twice under one name; two names are a collision.
+            if other.__qualname__ != cls.__qualname__:
+                raise CompositionError(
+                    f"quantizers {other.__name__} and {cls.__name__} both have wire code {cls.code}"
+                )
+            _quantizers[cls.code] = cls
+
+    @abstractmethod
+    def encode(self, values: Vector, seed: Seed) -> Section:
+        """Spell finite values, (k,) with k ≥ 1."""
+
+    @staticmethod
+    @abstractmethod
+    def decode(section: Reader, out: Vector) -> Vector:
+        """Read what `encode` wrote; whatever is needed stands in the section."""
+
+    @abstractmethod
+    def promise(self, k: int) -> QuantizerClaims:
+        """What holds for vectors of k ≥ 1 values."""
+
+    @property
+    def claims(self) -> Claims:
+        """Those of the quantizer on the whole vector."""
+        return _join(EVERYTHING, self)
+
+    def write(self, x: Vector, seed: Seed, out: Writer) -> int:
+        """Append the body of ``everything >> self``."""
+        return _write(EVERYTHING, self, x, seed, out)
+
+
+_quantizers: dict[int, type[Quantizer]] = {}
+
+
+@dataclass(frozen=True)
+class Composed(Compressor):
+    """First the selector, then the quantizer on the kept values.
+
+    Contraction (Basu et al., 2019, Lemmas 1–3): ‖x − Q(S(x))‖² ≤ (1 − γ_Q(k)·γ_S(n))‖x‖², since
+    what S drops is orthogonal to what it keeps. Variance of two unbiased parts:
+    1 + ω = (1 + ω_S)(1 + ω_Q).
+    """
+
+    selector: Selector
+    quantizer: Quantizer
+    codec: ClassVar[int] = COMPOSED
+
+    def __rshift__(self, other: object) -> Composed:
+        raise cannot_join(self, other, "values are already quantized; one quantizer is enough")
+
+    def spelling(self) -> str:
+        """``selector >> quantizer``."""
+        return f"{spell(self.selector)} >> {spell(self.quantizer)}"
+
+    @property
+    def claims(self) -> Claims:
+        """Those of both together."""
+        return _join(self.selector, self.quantizer)
+
+    def check(self, n: int) -> None:
+        """The selector decides."""
+        self.selector.check(n)
+
+    def limited(self, n: int) -> Compressor:
+        """The selector is limited, the quantizer stays."""
+        selector = self.selector.limited(n)
+        assert isinstance(selector, Selector)
+        return Composed(selector, self.quantizer)
+
+    def write(self, x: Vector, seed: Seed, out: Writer) -> int:
+        """Append index section and quantizer section."""
+        return _write(self.selector, self.quantizer, x, seed, out)
+
+
+@register("everything")
+@dataclass(frozen=True)
+class Everything(Selector):
+    """Every coordinate speaks: what a quantizer alone stands behind."""
+
+    def select(self, x: Vector, seed: Seed) -> Kept:
+        """All of x."""
+        return Kept(None, x)
+
+    def promise(self, n: int) -> SelectorClaims:
+        """Exact."""
+        return SelectorClaims(unbiased=True, gamma=1.0, omega=0.0, kept=n, index_bits=0)
+
+
+@register("float32")
+@dataclass(frozen=True)
+class Float32(Quantizer):
+    """Values as they are, 32 bits each: what a selector alone stands before."""
+
+    code: ClassVar[int] = 0
+
+    def encode(self, values: Vector, seed: Seed) -> Section:
+        """The bytes of the values."""
+        return Section([memoryview(values.astype("<f4", copy=False)).cast("B")], 32 * values.size)
+
+    @staticmethod
+    def decode(section: Reader, out: Vector) -> Vector:
+        """Read the values back."""
+        out[...] = section.array(out.size, "f4")
+        return out
+
+    def promise(self, k: int) -> QuantizerClaims:
+        """Exact for float32 vectors."""
+        return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)
+
+
+EVERYTHING: Final = Everything()
+FLOAT32: Final = Float32()
+
+
+def _join(selector: Selector, quantizer: Quantizer) -> Claims:
+    def gamma(n: int) -> float | None:
+        s = selector.promise(n)
+        if s.gamma is None or s.kept is None:
+            return None
+        q = quantizer.promise(s.kept).gamma
+        return None if q is None else q * s.gamma
+
+    def omega(n: int) -> float | None:
+        s = selector.promise(n)
+        # The number of kept values may be random; ω_Q grows with it, so n bounds it.
+        q = quantizer.promise(n if s.kept is None else s.kept)
+        if not (s.unbiased and q.unbiased) or s.omega is None or q.omega is None:
+            return None
+        return (1 + s.omega) * (1 + q.omega) - 1
+
+    def bits(n: int) -> int | None:
+        if n == 0:
+            return 0
+        s = selector.promise(n)
+        if s.kept is None or s.index_bits is None:
+            return None
+        q = quantizer.promise(s.kept).bits
+        return None if q is None else q + s.index_bits
+
+    q = quantizer.promise(1)
+    return Claims(
+        unbiased=selector.promise(1).unbiased and q.unbiased,
+        homogeneous=q.homogeneous,
+        gamma=gamma,
+        omega=omega,
+        bits=bits,
+    )
+
+
+def index_width(n: int) -> int:
+    """⌈log2 n⌉: the papers' bits for one position among n."""
+    return max(n - 1, 0).bit_length()
+
+
+def _write(selector: Selector, quantizer: Quantizer, x: Vector, seed: Seed, out: Writer) -> int:
+    if x.size == 0:
+        return 0
+    kept = selector.select(x, seed)
+    k = kept.values.size
+    if kept.indices is None or k == x.size:
+        out.u8(_ALL)
+        nbits = 0
+    elif kept.key is not None:
+        out.u8(_SEEDED)
+        out.varint(k)
+        out.u64(kept.key)
+        nbits = 64
+    else:
+        _write_indices(kept.indices, x.size, out)
+        nbits = k * index_width(x.size)
+    if k == 0:
+        return nbits
+    out.u8(quantizer.code)
+    section = quantizer.encode(kept.values, seed.child(1))
+    out.sections.extend(section.parts)
+    return nbits + section.nbits
+
+
+def _write_indices(indices: Indices, n: int, out: Writer) -> None:
+    k = indices.size
+    r = _rice_parameter(indices, n)
+    rice = int(gaps.rice_bits(indices, r))
+    fixed = k * index_width(n)
+    if rice <= min(fixed, n):
+        out.u8(_RICE)
+        out.varint(k)
+        out.u8(r)
+        data = np.zeros((rice + 7) // 8, np.uint8)
+        gaps.rice_encode(indices, r, data)
+        out.varint(data.size)
+    elif n <= fixed:
+        out.u8(_BITMAP)
+        out.varint(k)
+        data = np.zeros((n + 7) // 8, np.uint8)
+        gaps.bitmap_encode(indices, data)
+    else:
+        out.u8(_FIXED)
+        out.varint(k)
+        data = np.zeros((fixed + 7) // 8, np.uint8)
+        pack.pack(indices, 0, index_width(n), data)
+    out.array(data)
+
+
+def _rice_parameter(indices: Indices, n: int) -> int:
+    """The parameter with the shortest code: near log2 of (ln 2 × mean gap), settled by measuring."""
+    if indices.size == 0:
+        return 0
+    guess = max(0, round(math.log2(max((n - indices.size) / indices.size * math.log(2), 1.0))))
+    return min(range(max(guess - 1, 0), guess + 2), key=lambda r: int(gaps.rice_bits(indices, r)))
+
+
+@body_reader(COMPOSED)
+def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    if n == 0:
+        return
+    indices = _read_indices(reader, n)
+    k = n if indices is None else indices.size
+    if k == 0:
+        return
+    code = reader.u8()
+    if code not in _quantizers:
+        raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
+    values = _quantizers[code].decode(reader, np.empty(k, dtype))
+    yield Piece(start, start + n, indices, values)
+
+
+def _read_indices(reader: Reader, n: int) -> Indices | None:
+    coding = reader.u8()
+    if coding == _ALL:
+        return None
+    k = reader.varint()
+    if k > n:
+        raise Corrupted(f"a frame keeps {k} of {n} coordinates")
+    indices = np.empty(k, np.intp)
+    wrong = 0
+    if coding == _FIXED:
+        pack.unpack(reader.array((k * index_width(n) + 7) // 8, "u1"), 0, index_width(n), indices)
+        wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
+    elif coding == _BITMAP:
+        wrong = gaps.bitmap_decode(reader.array((n + 7) // 8, "u1"), n, indices)
+    elif coding == _RICE:
+        r = reader.u8()
+        wrong = r > 62 or gaps.rice_decode(reader.array(reader.varint(), "u1"), r, n, indices)
+    elif coding == _SEEDED:
+        random.sample(*random.halves(reader.u64()), n, indices)
+    else:
+        raise Corrupted(f"a frame writes its indices in coding {coding}, which this release does not know")
+    if wrong:
+        raise Corrupted(f"the {k} indices of a frame do not fit a vector of {n}")
+    return indices

@@ -1,0 +1,77 @@
+"""Stochastic levels of the Euclidean norm."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qsparse.compressors.base import LARGEST, Reader, refuse
+from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import code_width, contraction, on_grid, packed, unpacked
+from qsparse.errors import NotFinite
+from qsparse.kernels import quantize, random, vector
+from qsparse.registry import register
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+
+@register("qsgd")
+@dataclass(frozen=True)
+class QSGD(Quantizer):
+    """‖v‖₂·sign(v_i)·ξ_i/s with ξ_i ∈ {⌊s|v_i|/‖v‖₂⌋, … + 1} at random (Alistarh et al., 2017).
+
+    Unbiased, ω = β = min(k/s², √k/s). Scaled by 1/(1 + β) it is a contraction for every s, with
+    γ = 1/(1 + β) (Basu et al., 2019, Lemma 2).
+
+    Args:
+        levels: s ≥ 1, at most 32767; a value takes 1 + ⌈log2(s + 1)⌉ bits.
+        scaled: send Q(v)/(1 + β).
+    """
+
+    levels: int = 15
+    scaled: bool = False
+    code: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, int) or not 1 <= self.levels <= 32767:
+            raise refuse(self, "levels must be a whole number of 1 to 32767")
+
+    def beta(self, k: int) -> float:
+        """β(k, s) = min(k/s², √k/s)."""
+        return min(k / self.levels**2, math.sqrt(k) / self.levels)
+
+    def encode(self, values: Vector, seed: Seed) -> Section:
+        """Width (u8), step (f32), signed levels."""
+        norm = math.sqrt(vector.squared_norm(values))
+        if norm > LARGEST * (1 - 1e-6):
+            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", 0)
+        codes = np.zeros(values.size, np.int32)
+        if norm > 0:
+            quantize.levels_random(
+                values, norm / self.levels, self.levels, *random.halves(seed.key), codes
+            )
+        step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)
+        width = 1 + code_width(self.levels)
+        parts = [struct.pack("<Bf", width, step), packed(codes, -(1 << (width - 1)), width)]
+        return Section(parts, 32 + values.size * width)
+
+    @staticmethod
+    def decode(section: Reader, out: Vector) -> Vector:
+        """step·level."""
+        width, step = section.u8(), section.f32()
+        return on_grid(unpacked(section, out.size, -(1 << (width - 1)), width), 0.0, step, out)
+
+    def promise(self, k: int) -> QuantizerClaims:
+        """Unbiased unless scaled."""
+        beta = self.beta(k)
+        return QuantizerClaims(
+            unbiased=not self.scaled,
+            homogeneous=True,
+            gamma=1 / (1 + beta) if self.scaled else contraction(beta),
+            omega=None if self.scaled else beta,
+            bits=32 + k * (1 + code_width(self.levels)),
+        )

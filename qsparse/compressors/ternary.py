@@ -1,0 +1,59 @@
+"""Three values."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qsparse.compressors.base import Reader
+from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import contraction, flat_variance, on_grid
+from qsparse.kernels import pack, quantize, random, vector
+from qsparse.registry import register
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+
+@register("ternary")
+@dataclass(frozen=True)
+class Ternary(Quantizer):
+    """‖v‖∞·sign(v_i)·b_i with P(b_i = 1) = |v_i|/‖v‖∞ (TernGrad: Wen et al., 2017).
+
+    Unbiased, ω = (√k − 1)/2. The paper's bits are 32 + ⌈k·log2 3⌉; five values share a byte.
+    """
+
+    code: ClassVar[int] = 8
+
+    def encode(self, values: Vector, seed: Seed) -> Section:
+        """‖v‖∞ (f32), trits."""
+        low, high = vector.extremes(values)
+        scale = float(np.float32(max(-low, high)))
+        codes = np.zeros(values.size, np.int32)
+        if scale > 0:
+            quantize.levels_random(values, scale, 1, *random.halves(seed.key), codes)
+        out = np.empty((values.size + 4) // 5, np.uint8)
+        pack.pack_trits(codes, out)
+        return Section([struct.pack("<f", scale), memoryview(out).cast("B")], self._bits(values.size))
+
+    @staticmethod
+    def decode(section: Reader, out: Vector) -> Vector:
+        """scale·code."""
+        scale = section.f32()
+        codes = np.empty(out.size, np.int32)
+        pack.unpack_trits(section.array((out.size + 4) // 5, "u1"), codes)
+        return on_grid(codes, 0.0, scale, out)
+
+    def promise(self, k: int) -> QuantizerClaims:
+        """Unbiased."""
+        omega = flat_variance(k)
+        return QuantizerClaims(
+            unbiased=True, homogeneous=True, gamma=contraction(omega), omega=omega, bits=self._bits(k)
+        )
+
+    @staticmethod
+    def _bits(k: int) -> int:
+        return 32 + math.ceil(k * math.log2(3))

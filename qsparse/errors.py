@@ -1,0 +1,98 @@
+"""The exceptions of qsparse.
+
+::
+
+    QsparseError
+    ├── SettingError            a value that a part, a run or a command cannot take
+    ├── CompositionError        parts that must not be combined, with the reason and the remedy
+    ├── UnknownPart             a name nobody registered, with the nearest names
+    ├── NotFinite               NaN or infinity in a vector that was to be sent
+    ├── DataError               data that is missing or malformed: where was looked, what to do
+    ├── WireError               ranks and bytes
+    │   ├── LaunchError         launcher and MPI library do not belong together
+    │   ├── Truncated           a frame that ends before its header says so
+    │   ├── ForeignFrame        bytes that are no frame of this version
+    │   └── Corrupted           a frame whose checksum does not match
+    ├── DisagreementError       ranks with different settings, sizes or data shapes
+    ├── RankError               another rank failed; carries its rank, its step and its message
+    └── CheckpointError         a checkpoint that is missing, torn or of another run
+
+Every message is a sentence: what happened, where (rank, step, part), what to do.
+"""
+
+from __future__ import annotations
+
+
+class QsparseError(Exception):
+    """Whatever qsparse raises on purpose."""
+
+
+class SettingError(QsparseError, ValueError):
+    """A value that a part, a run or a command cannot take."""
+
+
+class CompositionError(QsparseError, ValueError):
+    """Parts that must not be combined."""
+
+
+class UnknownPart(QsparseError, LookupError):
+    """A name nobody registered."""
+
+
+class NotFinite(QsparseError, ArithmeticError):
+    """NaN or infinity in a vector that was to be sent.
+
+    Attributes:
+        index: position of the first such value in the flat vector.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class DataError(QsparseError):
+    """Data that is missing or malformed."""
+
+
+class WireError(QsparseError):
+    """Ranks and bytes."""
+
+
+class LaunchError(WireError):
+    """Launcher and MPI library do not belong together."""
+
+
+class Truncated(WireError):
+    """A frame that ends before its header says so."""
+
+
+class ForeignFrame(WireError):
+    """Bytes that are no frame of this version."""
+
+
+class Corrupted(WireError):
+    """A frame whose checksum does not match, or whose body contradicts its header."""
+
+
+class DisagreementError(QsparseError):
+    """Ranks with different settings, sizes or data shapes."""
+
+
+class RankError(QsparseError):
+    """Another rank failed.
+
+    Attributes:
+        rank: the rank that failed.
+        step: its step, 0 before the first.
+    """
+
+    def __init__(self, rank: int, step: int, reason: str) -> None:
+        super().__init__(f"rank {rank}, step {step}: {reason}")
+        self.rank = rank
+        self.step = step
+        self.reason = reason
+
+
+class CheckpointError(QsparseError):
+    """A checkpoint that is missing, torn or of another run."""

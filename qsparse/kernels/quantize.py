@@ -1,0 +1,48 @@
+"""Rounding to grids: codes from values, values from codes. All arithmetic in float64."""
+
+from __future__ import annotations
+
+import math
+
+from qsparse.kernels.jit import kernel
+from qsparse.kernels.random import four_uniforms
+
+
+@kernel
+def grid_nearest(x, origin, step, low, high, out):
+    """out = clip(⌊(x − origin)/step + 1/2⌋, low, high), int32."""
+    for i in range(x.size):
+        code = math.floor((float(x[i]) - origin) / step + 0.5)
+        out[i] = min(max(code, low), high)
+
+
+@kernel
+def grid_random(x, origin, step, low, high, k0, k1, out):
+    """out = clip(⌊(x − origin)/step + u⌋, low, high) with u uniform in [0, 1): unbiased inside."""
+    n = x.size
+    for block in range((n + 3) // 4):
+        u = four_uniforms(k0, k1, block)
+        for j in range(min(4, n - 4 * block)):
+            i = 4 * block + j
+            code = math.floor((float(x[i]) - origin) / step + u[j])
+            out[i] = min(max(code, low), high)
+
+
+@kernel
+def levels_random(x, step, high, k0, k1, out):
+    """out = sign(x)·min(⌊|x|/step + u⌋, high): stochastic rounding of magnitudes, int32."""
+    n = x.size
+    for block in range((n + 3) // 4):
+        u = four_uniforms(k0, k1, block)
+        for j in range(min(4, n - 4 * block)):
+            i = 4 * block + j
+            value = float(x[i])
+            level = min(math.floor(abs(value) / step + u[j]), high)
+            out[i] = -level if value < 0.0 else level
+
+
+@kernel
+def grid_values(codes, origin, step, out):
+    """out = origin + step·codes."""
+    for i in range(codes.size):
+        out[i] = origin + step * codes[i]

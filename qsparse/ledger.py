@@ -1,0 +1,85 @@
+"""What this rank said: paper bits, wire bytes, messages, skips and seconds.
+
+Paper bits are counted where a message is committed (up, once per speaking worker) or received
+(down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
+handed to the wire, headers and forwarded copies included. The two are never mixed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from qsparse.payload import Kind, Payload, Way
+
+#: What seconds are spent on.
+ACTIVITIES: Final = ("compute", "encode", "exchange", "decode")
+
+Snapshot = dict[str, Any]
+
+
+class Ledger:
+    """Counters of one rank, from its first message on."""
+
+    def __init__(self) -> None:
+        self.paper_bits = {"up": 0, "down": 0}
+        self.wire_bytes = {"up": 0, "down": 0}
+        self.messages = {"up": 0, "down": 0}
+        self.skips = 0
+        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
+
+    def spoke(self, payload: Payload) -> None:
+        """Count a message in the papers' bits: called by who commits it up or hears it down."""
+        if payload.kind is Kind.SKIP:
+            self.skips += 1
+            return
+        way = _name(payload.way)
+        self.paper_bits[way] += payload.nbits
+        self.messages[way] += 1
+
+    def sent(self, payload: Payload) -> None:
+        """Count the bytes of a frame that was handed to the wire: called by the wire."""
+        self.wire_bytes[_name(payload.way)] += len(payload)
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the seconds of the block to an activity."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - begin
+
+    def snapshot(self) -> Snapshot:
+        """The counters as plain data."""
+        return {
+            "paper_bits": dict(self.paper_bits),
+            "wire_bytes": dict(self.wire_bytes),
+            "messages": dict(self.messages),
+            "skips": self.skips,
+            "seconds": dict(self.seconds),
+        }
+
+
+def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """The counters of a whole job: sums over the ranks, seconds as means."""
+    parts = list(snapshots)
+
+    def total(name: str) -> dict[str, int]:
+        return {way: sum(part[name][way] for part in parts) for way in ("up", "down")}
+
+    return {
+        "paper_bits": total("paper_bits"),
+        "wire_bytes": total("wire_bytes"),
+        "messages": total("messages"),
+        "skips": sum(part["skips"] for part in parts),
+        "seconds": {
+            activity: sum(part["seconds"][activity] for part in parts) / len(parts) for activity in ACTIVITIES
+        },
+    }
+
+
+def _name(way: Way) -> str:
+    return "up" if way is Way.UP else "down"

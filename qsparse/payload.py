@@ -1,0 +1,195 @@
+"""The frame: one contiguous run of bytes that says what it is.
+
+Header, 48 bytes, little endian::
+
+    offset  size  field
+         0     4  magic     b"QSPF"
+         4     1  version   1
+         5     1  kind      0 DATA, 1 SKIP, 2 STOP, 3 ERROR
+         6     1  way       0 UP (worker to coordinator), 1 DOWN
+         7     1  reserved  0
+         8     4  codec     grammar of the body (0: plain bytes)
+        12     4  origin    rank that spoke; 0xFFFFFFFF for the coordinator
+        16     4  step      local step at which it spoke
+        20     4  checksum  CRC-32 of the body, continued over the header with this field zero
+        24     8  n         length of the vector
+        32     8  nbits     what the papers count for this message
+        40     8  nbytes    length of the body
+
+``nbits`` is the paper's count, ``len(payload)`` the bytes of the wire; both are reported and never
+mixed. The body of a DATA frame is described in ``docs/wire-format.md``.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Final
+
+from qsparse.errors import Corrupted, ForeignFrame, Truncated
+
+MAGIC: Final = b"QSPF"
+VERSION: Final = 1
+_HEADER: Final = struct.Struct("<4sBBBBIIIIQQQ")
+HEADER_BYTES: Final = _HEADER.size
+_CHECKSUM: Final = slice(20, 24)
+
+#: Anything that exposes contiguous bytes.
+Bytes = bytes | bytearray | memoryview
+
+
+class Kind(enum.IntEnum):
+    """What a frame is there for."""
+
+    DATA = 0
+    SKIP = 1
+    STOP = 2
+    ERROR = 3
+
+
+class Way(enum.IntEnum):
+    """Up is worker to coordinator, down is coordinator to worker."""
+
+    UP = 0
+    DOWN = 1
+
+
+class Payload:
+    """One frame, header and body.
+
+    Attributes:
+        frame: all bytes, header included; what a wire carries.
+        kind, way, codec, origin, step, n, nbits: the header's fields.
+    """
+
+    __slots__ = ("codec", "frame", "kind", "n", "nbits", "origin", "step", "way")
+
+    def __init__(
+        self,
+        frame: memoryview,
+        *,
+        kind: Kind,
+        way: Way,
+        codec: int,
+        origin: int,
+        step: int,
+        n: int,
+        nbits: int,
+    ) -> None:
+        self.frame = frame
+        self.kind = kind
+        self.way = way
+        self.codec = codec
+        self.origin = origin
+        self.step = step
+        self.n = n
+        self.nbits = nbits
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Payload {self.kind.name} {self.way.name} origin={self.origin} step={self.step} "
+            f"n={self.n} nbits={self.nbits} bytes={len(self)}>"
+        )
+
+    @property
+    def body(self) -> memoryview:
+        """The bytes after the header."""
+        return self.frame[HEADER_BYTES:]
+
+    @property
+    def text(self) -> str:
+        """The body as text, for plain frames (errors, greetings)."""
+        return bytes(self.body).decode("utf-8", "replace")
+
+    @classmethod
+    def build(
+        cls,
+        sections: Iterable[Bytes] = (),
+        *,
+        kind: Kind = Kind.DATA,
+        way: Way = Way.UP,
+        codec: int = 0,
+        origin: int = 0,
+        step: int = 0,
+        n: int = 0,
+        nbits: int = 0,
+    ) -> Payload:
+        """Make a frame of a body given in sections, which are copied once."""
+        pieces = [memoryview(s).cast("B") for s in sections if len(s)]
+        nbytes = sum(len(p) for p in pieces)
+        buffer = bytearray(HEADER_BYTES + nbytes)
+        view = memoryview(buffer)
+        at = HEADER_BYTES
+        for piece in pieces:
+            view[at : at + len(piece)] = piece
+            at += len(piece)
+        _HEADER.pack_into(
+            buffer, 0, MAGIC, VERSION, kind, way, 0, codec, origin, step & 0xFFFF_FFFF, 0, n, nbits, nbytes
+        )
+        buffer[_CHECKSUM] = _checksum(view).to_bytes(4, "little")
+        return cls(view, kind=kind, way=way, codec=codec, origin=origin, step=step, n=n, nbits=nbits)
+
+    @classmethod
+    def parse(cls, data: Bytes) -> Payload:
+        """Read exactly one frame.
+
+        Raises:
+            ForeignFrame: the bytes do not start with a header of this version.
+            Truncated: fewer bytes than the header announces.
+            Corrupted: the checksum does not match, or bytes follow the frame.
+        """
+        payload, rest = cls._parse_first(memoryview(data).cast("B"))
+        if len(rest):
+            raise Corrupted(f"{len(rest)} bytes follow a frame of {len(payload)} bytes: expected one frame")
+        return payload
+
+    @classmethod
+    def split(cls, data: Bytes) -> list[Payload]:
+        """Read a message of frames laid end to end; raises as `parse` does."""
+        rest = memoryview(data).cast("B")
+        payloads = []
+        while len(rest):
+            payload, rest = cls._parse_first(rest)
+            payloads.append(payload)
+        return payloads
+
+    @classmethod
+    def _parse_first(cls, view: memoryview) -> tuple[Payload, memoryview]:
+        if bytes(view[:4]) != MAGIC[: len(view)]:
+            raise ForeignFrame(
+                f"a message starts with {bytes(view[:4])!r}, not with {MAGIC!r}: it was not sent by qsparse"
+            )
+        if len(view) < HEADER_BYTES:
+            raise Truncated(f"a message has {len(view)} bytes, fewer than the {HEADER_BYTES} of a header")
+        _, version, kind, way, _, codec, origin, step, _, n, nbits, nbytes = _HEADER.unpack_from(view)
+        if version != VERSION:
+            raise ForeignFrame(
+                f"a frame has version {version} and this qsparse speaks version {VERSION}: "
+                "install the same release on every rank"
+            )
+        end = HEADER_BYTES + nbytes
+        if len(view) < end:
+            raise Truncated(
+                f"a frame from rank {origin}, step {step}, announces {nbytes} bytes of body "
+                f"and has {len(view) - HEADER_BYTES}"
+            )
+        frame = view[:end]
+        if _checksum(frame) != int.from_bytes(frame[_CHECKSUM], "little"):
+            raise Corrupted(f"the checksum of a frame of {end} bytes does not match: it was altered on the way")
+        if kind not in Kind.__members__.values() or way not in Way.__members__.values():
+            raise ForeignFrame(f"a frame has kind {kind} and way {way}, which version {VERSION} does not know")
+        payload = cls(
+            frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits
+        )
+        return payload, view[end:]
+
+
+def _checksum(frame: memoryview) -> int:
+    header = bytearray(frame[:HEADER_BYTES])
+    header[_CHECKSUM] = bytes(4)
+    return zlib.crc32(header, zlib.crc32(frame[HEADER_BYTES:]))

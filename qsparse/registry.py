@@ -1,0 +1,230 @@
+"""Parts by name, and parts as text.
+
+A part is a frozen dataclass registered under a name; its text is its name with the settings that
+differ from their defaults, and ``build(spell(part)) == part``. Text uses Python's expression
+grammar: ``topk(ratio=0.01) >> sign``; a policy per layer adds patterns,
+``"conv*: topk(k=10) >> sign; *: float32"``. Text is parsed, never evaluated.
+
+Packages add parts through the entry-point group ``qsparse.parts``: each entry names a module whose
+import registers them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from qsparse.errors import CompositionError, SettingError, UnknownPart
+
+T = TypeVar("T")
+
+#: Modules whose import registers the built-in parts, by kind.
+_HOMES = {
+    "compressor": "qsparse.compressors",
+    "memory": "qsparse.memory",
+    "trigger": "qsparse.triggers",
+    "local": "qsparse.local",
+    "schedule": "qsparse.schedules",
+    "server": "qsparse.server",
+    "exchange": "qsparse.exchange",
+    "meeting": "qsparse.algorithm",
+    "algorithm": "qsparse.presets",
+}
+_parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
+_plugins_loaded = False
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of parts, in the order of the design space."""
+    return tuple(_HOMES)
+
+
+def register(name: str, kind: str | None = None) -> Callable[[T], T]:
+    """Class decorator: make a part known by name; its kind is the class's ``kind`` unless given."""
+
+    def add(part: Any) -> Any:
+        home = _parts[kind or part.kind]
+        if home.get(name, part).__qualname__ != part.__qualname__:
+            raise CompositionError(f"two parts are named {name!r}: {home[name]!r} and {part!r}")
+        home[name] = part
+        part.registered_name = name
+        return part
+
+    return add
+
+
+def names(kind: str) -> list[str]:
+    """The names of all parts of a kind, plug-ins included."""
+    _load(kind)
+    return sorted(_parts[kind])
+
+
+def find(name: str, kind: str) -> Callable[..., Any]:
+    """The class (or preset function) of a name; UnknownPart with the nearest names otherwise."""
+    _load(kind)
+    try:
+        return _parts[kind][name]
+    except KeyError:
+        known = sorted(_parts[kind])
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}") from None
+
+
+def build(text: str, kind: str) -> Any:
+    """Make a part from its text.
+
+    >>> build("topk(k=3) >> sign", "compressor")
+    Composed(selector=TopK(k=3, ratio=None), quantizer=Sign(norm=1))
+    """
+    text = text.strip()
+    if kind == "compressor" and ":" in text:
+        return _build_policy(text)
+    # Presets have dashes in their names, which Python's grammar reads as minus.
+    name, bracket, rest = text.partition("(")
+    try:
+        tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
+    except SyntaxError as error:
+        raise SettingError(
+            f"cannot read {text!r} as a {kind}: {error.msg}; write name(setting=value, …), "
+            "compressors joined by >>"
+        ) from None
+    return _make(tree, kind, text)
+
+
+def spell(part: Any) -> str:
+    """The text of a part, from which `build` makes an equal one."""
+    own = getattr(part, "spelling", None)
+    if own is not None:
+        return str(own())
+    settings = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if value != field.default:
+            settings.append(f"{field.name}={_spell_value(value)}")
+    name: str = part.registered_name
+    return f"{name}({', '.join(settings)})" if settings else name
+
+
+def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[Any] = ()) -> Any:
+    """Call a registered part with settings; unknown settings are refused with the known ones."""
+    part = find(name, kind)
+    parameters = _parameters(part)
+    unknown = [key for key in settings if key not in parameters]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parameters, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SettingError(
+            f"{kind} {name} has no setting {unknown[0]!r}: {hint}it has {', '.join(parameters) or 'none'}"
+        )
+    try:
+        return part(*positional, **settings)
+    except TypeError as error:
+        raise SettingError(f"{kind} {name} cannot be made: {error}") from None
+
+
+def parameters(name: str, kind: str) -> list[str]:
+    """The settings that a part takes."""
+    return _parameters(find(name, kind))
+
+
+def _parameters(part: Any) -> list[str]:
+    if dataclasses.is_dataclass(part):
+        return [field.name for field in dataclasses.fields(part) if field.init]
+    code = part.__code__
+    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _spell_value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | str):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_spell_value(item) for item in value) + "]"
+    return spell(value)
+
+
+def _build_policy(text: str) -> Any:
+    rules = []
+    for rule in filter(None, (part.strip() for part in text.split(";"))):
+        pattern, colon, inner = rule.partition(":")
+        if not colon or not pattern.strip():
+            raise SettingError(f"cannot read {rule!r} in a policy: write PATTERN: COMPRESSOR; …")
+        rules.append((pattern.strip(), build(inner, "compressor")))
+    return find("policy", "compressor")(tuple(rules))
+
+
+def _make(tree: ast.expr, kind: str, text: str) -> Any:
+    if isinstance(tree, ast.BinOp):
+        left, right = _make(tree.left, kind, text), _make(tree.right, kind, text)
+        try:
+            if isinstance(tree.op, ast.RShift):
+                return left >> right
+            if isinstance(tree.op, ast.BitAnd):
+                return left & right
+            if isinstance(tree.op, ast.BitOr):
+                return left | right
+        except TypeError:
+            raise CompositionError(
+                f"{spell(left)} and {spell(right)} cannot be joined that way in {text!r}: "
+                "a selector goes before >>, a quantizer behind it"
+            ) from None
+        raise SettingError(f"cannot read {text!r}: parts are joined by >>, & or |")
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        positional = [_value(argument, kind, text) for argument in tree.args]
+        settings = {str(word.arg): _value(word.value, kind, text) for word in tree.keywords}
+        return call(_name(tree.func.id, kind), kind, settings, positional)
+    if isinstance(tree, ast.Name):
+        return call(_name(tree.id, kind), kind, {})
+    raise SettingError(f"cannot read {text!r} as a {kind}: write name(setting=value, …)")
+
+
+def _name(identifier: str, kind: str) -> str:
+    return identifier.replace("_", "-") if kind == "algorithm" else identifier
+
+
+def _value(tree: ast.expr, kind: str, text: str) -> Any:
+    """A setting: a constant, a list, or another part (of this kind, or of any other)."""
+    if isinstance(tree, ast.List | ast.Tuple):
+        return tuple(_value(item, kind, text) for item in tree.elts)
+    if isinstance(tree, ast.Name) and tree.id in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[tree.id]
+    if isinstance(tree, ast.Name | ast.Call | ast.BinOp):
+        return _make(tree, _kind_of(tree, kind), text)
+    try:
+        value = ast.literal_eval(tree)
+    except ValueError:
+        raise SettingError(f"cannot read a setting in {text!r}: expected a number, a word or a part") from None
+    if isinstance(value, str) and kind == "algorithm":
+        return build(value, "compressor")
+    return value
+
+
+def _kind_of(tree: ast.expr, kind: str) -> str:
+    while isinstance(tree, ast.BinOp):
+        tree = tree.left
+    if isinstance(tree, ast.Call):
+        tree = tree.func
+    name = tree.id if isinstance(tree, ast.Name) else ""
+    for candidate in (kind, *_HOMES):
+        if name in names(candidate):
+            return candidate
+    find(name, kind if kind != "algorithm" else "compressor")
+    return kind
+
+
+def _load(kind: str) -> None:
+    global _plugins_loaded
+    if kind not in _HOMES:
+        raise UnknownPart(f"no kind of part is named {kind!r}: known: {', '.join(_HOMES)}")
+    importlib.import_module(_HOMES[kind])
+    if not _plugins_loaded:
+        _plugins_loaded = True
+        for entry in entry_points(group="qsparse.parts"):
+            entry.load()

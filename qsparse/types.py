@@ -1,0 +1,44 @@
+"""The few types that every room shares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+#: A contiguous one-dimensional array of float32 or float64.
+Vector: TypeAlias = npt.NDArray[np.floating[Any]]
+
+#: What a part remembers: plain arrays and numbers by name, owned by the caller, so that it can be
+#: saved, compared and copied without knowing the part.
+State: TypeAlias = dict[str, Any]
+
+
+class Layer(NamedTuple):
+    """A named stretch of the flat vector: coordinates ``start`` to ``stop - 1``."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many coordinates the layer has."""
+        return self.stop - self.start
+
+
+#: The layers of a model in the order of the flat vector, without gaps.
+Layout: TypeAlias = tuple[Layer, ...]
+
+
+def layer_at(layout: Layout, index: int) -> str:
+    """Name the layer that holds a coordinate, for messages.
+
+    >>> layer_at((Layer("weight", 0, 6), Layer("bias", 6, 8)), 6)
+    "parameter 'bias', element 0"
+    """
+    for layer in layout:
+        if layer.start <= index < layer.stop:
+            return f"parameter {layer.name!r}, element {index - layer.start}"
+    return f"element {index}"

@@ -1,0 +1,62 @@
+"""Ranks and bytes: what every wire can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+from qsparse.ledger import Ledger
+from qsparse.payload import Payload
+
+#: Receive from whoever comes first.
+ANY: Final = -1
+
+
+class Wire(ABC):
+    """Carries frames between ``size`` ranks; knows nothing of vectors.
+
+    A wire belongs to one rank and one thread. Messages between two ranks arrive in the order in
+    which they were sent. Frames are checked when they arrive, and only frames of qsparse do.
+
+    Attributes:
+        rank: this rank, 0 to size − 1.
+        size: number of ranks.
+        ledger: counts the bytes of every frame handed to `send`.
+    """
+
+    rank: int
+    size: int
+    ledger: Ledger
+
+    @abstractmethod
+    def send(self, payloads: Sequence[Payload], dest: int) -> None:
+        """Hand frames to the wire as one message; returns at once.
+
+        The frames must not be changed until `flush` has returned. Progress is made in every call of
+        `send`, `receive` and `flush`.
+        """
+
+    @abstractmethod
+    def receive(self, source: int = ANY) -> tuple[int, list[Payload]]:
+        """Wait for the next message of a rank, or of any; returns its rank and its frames.
+
+        Raises:
+            WireError: the message is no sequence of sound frames (see `qsparse.payload`).
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Wait until everything handed to `send` has left, so that its memory may be reused."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the wire holds; collective, after the last message of a sound job."""
+
+    @abstractmethod
+    def abort(self, status: int = 1) -> None:
+        """End the whole job at once, after what was written to standard error has left."""
+
+    def _count(self, payloads: Sequence[Payload]) -> None:
+        for payload in payloads:
+            self.ledger.sent(payload)
