@@ -1,0 +1,283 @@
+"""Where files of data sets are looked for, and how they get there.
+
+In order: the folder the caller names, the folder that ``QSPARSE_DATA`` names, the user's cache. What
+is in none of them is downloaded into the cache, checked before it gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from qsparse.errors import DataError
+from qsparse.torch.data.readers import SUFFIXES
+
+#: Seconds without a byte after which a download has failed.
+TIMEOUT = 20.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of one data set.
+
+    Args:
+        base: the address that the files are below, with a slash at the end.
+        files: what to download: name and checksum, ``md5:...`` or ``sha256:...``.
+        folders: where files may lie below each place, in the order they are tried; the first is
+            where a download goes below the cache.
+        layouts: which files together are the whole set, without .gz, .bz2 or .xz.
+        archive: the download is one tar file that holds the first layout.
+    """
+
+    base: str
+    files: tuple[tuple[str, str], ...]
+    folders: tuple[str, ...]
+    layouts: tuple[tuple[str, ...], ...]
+    archive: bool = False
+
+
+_IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+
+
+def _idx_files(algorithm: str, *digests: str) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{name}.gz", f"{algorithm}:{digest}") for name, digest in zip(_IDX, digests, strict=True))
+
+
+#: The official places, by the name of the data set.
+SOURCES: dict[str, Source] = {
+    "mnist": Source(
+        base="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        files=_idx_files(
+            "sha256",
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
+        folders=("mnist", "MNIST/raw", ""),
+        layouts=(_IDX,),
+    ),
+    "fashion-mnist": Source(
+        base="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        files=_idx_files(
+            "md5",
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        folders=("fashion-mnist", "FashionMNIST/raw", ""),
+        layouts=(_IDX,),
+    ),
+    "cifar10": Source(
+        base="https://www.cs.toronto.edu/~kriz/",
+        files=(("cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),),
+        folders=("cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py", ""),
+        layouts=(tuple(f"{name}.bin" for name in _BATCHES), _BATCHES),
+        archive=True,
+    ),
+}
+
+
+def cache() -> Path:
+    """The folder that downloads go to."""
+    return Path(platformdirs.user_cache_dir("qsparse"))
+
+
+def search_path(data_dir: Path | None = None) -> list[Path]:
+    """The folders that data is looked for in, in order; those that do not exist are listed too.
+
+    Raises:
+        DataError: `data_dir` is given and is no folder.
+    """
+    listed = []
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise DataError(f"the data folder {data_dir} does not exist or is no folder")
+        listed.append(data_dir)
+    if named := os.environ.get("QSPARSE_DATA"):
+        listed.append(Path(named).expanduser())
+    return [*listed, cache()]
+
+
+def with_suffix(path: Path) -> Path | None:
+    """The file of this name, or of this name with .gz, .bz2 or .xz, if there is one."""
+    for suffix in SUFFIXES:
+        if (file := path.with_name(path.name + suffix)).is_file():
+            return file
+    return None
+
+
+def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -> tuple[Path, ...]:
+    """Find the files of a data set, or download them.
+
+    Returns:
+        the files, in the order of the layout they follow.
+
+    Raises:
+        DataError: they are nowhere and cannot be had, or what came does not match its checksum.
+    """
+    source = SOURCES[name]
+    folders = _folders(source, search_path(data_dir))
+    if found := _find(source, folders):
+        return found
+    named = os.environ.get("QSPARSE_DATA")
+    if named and not Path(named).expanduser().is_dir():
+        # A typing error must not end in a download of what is already there.
+        raise DataError(
+            f"{_nowhere(name, source, folders)}. QSPARSE_DATA names {named}, which does not exist or is no "
+            "folder: correct it, or unset it to download the data"
+        )
+    target = cache() / source.folders[0]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with _alone(cache() / "download.lock"):
+            # Another rank of this node may have fetched them while this one waited.
+            if not (found := _find(source, [target])):
+                _download(source, target, progress)
+                found = _find(source, [target])
+    except OSError as error:
+        raise DataError(
+            f"{_nowhere(name, source, folders)}, and the download to {target} failed: {error}. "
+            f"Put {', '.join(source.layouts[0])} (plain, {', '.join(SUFFIXES[1:])}) into a folder "
+            "and name that folder with --data-dir DIR or QSPARSE_DATA"
+        ) from error
+    if not found:
+        raise DataError(f"what was downloaded to {target} for {name} is not complete")
+    return found
+
+
+def _folders(source: Source, tops: list[Path]) -> list[Path]:
+    return [top / folder for top in tops for folder in source.folders]
+
+
+def _find(source: Source, folders: list[Path]) -> tuple[Path, ...]:
+    for folder in folders:
+        for layout in source.layouts:
+            files = [with_suffix(folder / stem) for stem in layout]
+            present = tuple(file for file in files if file is not None)
+            if len(present) == len(layout):
+                return present
+    return ()
+
+
+def _nowhere(name: str, source: Source, folders: list[Path]) -> str:
+    looked = []
+    for folder in folders:
+        lacking = ""
+        for layout in source.layouts:
+            missing = [stem for stem in layout if with_suffix(folder / stem) is None]
+            if len(missing) < len(layout):
+                lacking = f" (which lacks {', '.join(missing)})"
+        looked.append(f"{folder}{lacking}")
+    return f"data set {name} was looked for in {', '.join(looked)} and not found"
+
+
+def _download(source: Source, target: Path, progress: bool) -> None:
+    for file, checksum in source.files:
+        # Only checked files have their name, so one that is there need not be fetched again.
+        if (target / file).is_file():
+            continue
+        with _temporary(target) as part:
+            url = source.base + file
+            try:
+                _fetch(url, checksum, part, progress)
+            except (OSError, http.client.HTTPException) as error:
+                # URLError hides the operating system's words in its reason.
+                if isinstance(error, urllib.error.HTTPError):
+                    error.close()  # it is an answer too, with a connection
+                why = error.reason if type(error) is urllib.error.URLError else error
+                raise OSError(f"{url}: {why}") from error
+            if source.archive:
+                _unpack(part, source.layouts[0], target)
+            else:
+                os.replace(part, target / file)
+
+
+def _fetch(url: str, checksum: str, part: Path, progress: bool) -> None:
+    algorithm, _, expected = checksum.partition(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    request = urllib.request.Request(url, headers={"User-Agent": "qsparse"})
+    with contextlib.ExitStack() as stack:
+        answer = stack.enter_context(urllib.request.urlopen(request, timeout=TIMEOUT))
+        out = stack.enter_context(part.open("wb"))
+        length = answer.headers.get("Content-Length", "")
+        bar = None
+        if progress:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            total = int(length) if length.isdigit() else None
+            bar = stack.enter_context(
+                tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=url.rpartition("/")[2])
+            )
+        received = 0
+        while block := answer.read(1 << 18):
+            out.write(block)
+            digest.update(block)
+            received += len(block)
+            if bar is not None:
+                bar.update(len(block))
+    if length.isdigit() and received < int(length):
+        raise OSError(f"the connection ended after {received} of {length} bytes")
+    if digest.hexdigest() != expected:
+        raise DataError(
+            f"{url} gave a file with {algorithm} {digest.hexdigest()} instead of {expected}: it was thrown "
+            "away. Try again, or get the file elsewhere and name its folder with --data-dir DIR or QSPARSE_DATA"
+        )
+
+
+def _unpack(archive: Path, wanted: tuple[str, ...], target: Path) -> None:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            # Only the last part of the path and only names that are expected: nothing in the archive
+            # decides where a file goes.
+            file = member.name.rpartition("/")[2]
+            content = tar.extractfile(member) if file in wanted else None
+            if content is not None:
+                with _temporary(target) as part:
+                    with content, part.open("wb") as out:
+                        shutil.copyfileobj(content, out)
+                    os.replace(part, target / file)
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one rank of a node download at a time; the others wait for it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows: every rank then fetches its own copy
+        yield
+        return
+    with lock.open("a") as file:
+        # File systems without locks exist; temporary names keep a second download harmless.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,178 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse.errors import DataError
+from qsparse.seeds import Seed
+from qsparse.torch import names
+from qsparse.torch.data import readers
+from qsparse.torch.data.dataset import Dataset, Floats, Labels
+from qsparse.torch.data.places import locate, search_path, with_suffix
+from qsparse.torch.data.shards import permutation
+
+#: What `load` knows.
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "libsvm:PATH")
+
+#: Splits what comes without a test set; a data set must be the same in every run.
+_SPLIT = Seed(0, use="split")
+
+
+def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> Dataset:
+    """Load a data set; what is not on disk is downloaded (see `qsparse.torch.data.places`).
+
+    Args:
+        name: ``digits`` (part of scikit-learn, 1797 pictures of 8 x 8), ``mnist``,
+            ``fashion-mnist``, ``cifar10``, or ``libsvm:PATH`` for a text file in the LIBSVM format
+            with PATH.t beside it as the test set (a fifth is split off if there is none).
+        data_dir: the folder to look in first.
+        progress: show a bar while downloading.
+
+    Pictures are scaled to 0..1 and standardised with the mean and standard deviation of the training
+    set, per colour; the values of LIBSVM files stay as they are.
+
+    Raises:
+        UnknownPart: there is no data set of this name.
+        DataError: `data_dir` does not exist, the data is nowhere, or a file is malformed.
+    """
+    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    search_path(data_dir)  # a folder that is not there is an error for every data set
+    if name == "digits":
+        return _digits()
+    if name == "mnist":
+        return _idx(name, 0.1307, 0.3081, locate(name, data_dir, progress=progress))
+    if name == "fashion-mnist":
+        return _idx(name, 0.2860, 0.3530, locate(name, data_dir, progress=progress))
+    if name == "cifar10":
+        return _cifar10(locate(name, data_dir, progress=progress))
+    kind, colon, path = name.partition(":")
+    if kind == "libsvm" and colon and path:
+        return _libsvm(path, data_dir)
+    raise names.unknown("data set", name, DATASETS)
+
+
+def _standardised(raw: npt.NDArray[np.uint8], white: int, mean: float, std: float) -> Floats:
+    """Look values 0 to `white` up in a table of their standardised floats: rounded once each."""
+    table = ((np.arange(256) / white - mean) / std).astype(np.float32)
+    return table[raw]
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    bunch: Any = load_digits()
+    raw = bunch.images.astype(np.uint8)[:, np.newaxis]
+    y = bunch.target.astype(np.int64)
+    order = permutation(len(y), _SPLIT)
+    cut = len(y) * 4 // 5
+    train, test = order[:cut], order[cut:]
+    # Sums of integers, which are exact: every machine gets the same bits.
+    seen = raw[train].astype(np.int64)
+    total, squares = int(seen.sum()), int((seen * seen).sum())
+    mean = total / seen.size / 16
+    std = math.sqrt(squares * seen.size - total * total) / seen.size / 16
+    x = _standardised(raw, 16, mean, std)
+    return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
+
+
+#: The labels that the training files begin with: MNIST and Fashion-MNIST have the same file names.
+_FIRST_LABELS = {
+    "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+}
+
+
+def _idx(name: str, mean: float, std: float, files: Sequence[Path]) -> Dataset:
+    parts: list[tuple[Floats, Labels]] = []
+    for pictures, labels in (files[:2], files[2:]):
+        y = readers.read_idx(labels, 1)
+        if pictures is files[0]:
+            for other, first in _FIRST_LABELS.items():
+                if other != name and tuple(y[: len(first)].tolist()) == first:
+                    raise DataError(
+                        f"{labels.parent} holds {other}, whose files have the same names: "
+                        f"put those of {name} into a folder {name}"
+                    )
+        raw = readers.read_idx(pictures, 3)
+        if raw.shape[1:] != (28, 28):
+            raise DataError(f"{pictures} holds pictures of {raw.shape[1]} x {raw.shape[2]}, not 28 x 28")
+        _matching(pictures, len(raw), labels, y)
+        parts.append((_standardised(raw, 255, mean, std)[:, np.newaxis], y.astype(np.int64)))
+    (train_x, train_y), (test_x, test_y) = parts
+    return Dataset(name, train_x, train_y, test_x, test_y, 10, (1, 28, 28))
+
+
+def _matching(pictures: Path, count: int, labels: Path, y: npt.NDArray[np.uint8]) -> None:
+    if count != len(y):
+        raise DataError(f"{pictures} holds {count} pictures and {labels} {len(y)} labels")
+    if not count:
+        raise DataError(f"{pictures} holds no pictures")
+    if y.max() > 9:
+        raise DataError(f"{labels} holds a label {y.max()}: there are ten classes, 0 to 9")
+
+
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+def _cifar10(files: Sequence[Path]) -> Dataset:
+    binary = files[0].name.startswith("data_batch_1.bin")
+    read: Callable[[Path], tuple[readers.Bytes, readers.Bytes]] = (
+        readers.read_cifar_binary if binary else readers.read_cifar_pickle
+    )
+    batches = []
+    for file in files:
+        pictures, labels = read(file)
+        _matching(file, len(pictures), file, labels)
+        batches.append((pictures, labels))
+    parts: list[tuple[Floats, Labels]] = []
+    for chosen in (batches[:-1], batches[-1:]):
+        y = np.concatenate([labels for _, labels in chosen]).astype(np.int64)
+        x = np.empty((len(y), 3, 32, 32), np.float32)
+        at = 0
+        for pictures, _ in chosen:
+            for colour, (mean, std) in enumerate(zip(_CIFAR_MEAN, _CIFAR_STD, strict=True)):
+                plane = _standardised(pictures[:, colour], 255, mean, std)
+                x[at : at + len(pictures), colour] = plane
+            at += len(pictures)
+        parts.append((x, y))
+    (train_x, train_y), (test_x, test_y) = parts
+    return Dataset("cifar10", train_x, train_y, test_x, test_y, 10, (3, 32, 32))
+
+
+def _libsvm(text: str, data_dir: Path | None) -> Dataset:
+    given = Path(text).expanduser()
+    # Joining an absolute path to a folder gives the absolute path, so one list serves both.
+    tops = [Path.cwd()] + [top / below for top in search_path(data_dir) for below in ("", "libsvm")]
+    candidates = list(dict.fromkeys(top / given for top in tops))
+    file = next((found for path in candidates if (found := with_suffix(path))), None)
+    if file is None:
+        raise DataError(
+            f"there is no LIBSVM file {text}: looked for {', '.join(map(str, candidates))}, plain or with "
+            f"{', '.join(readers.SUFFIXES[1:])}. Give its path, or its folder with --data-dir DIR or QSPARSE_DATA"
+        )
+    stem = file.stem if file.suffix in readers.SUFFIXES[1:] else file.name
+    beside = with_suffix(file.with_name(f"{stem}.t"))
+    read = readers.read_libsvm([file] if beside is None else [file, beside])
+    labels, mapped = np.unique(np.concatenate([y for _, y in read]), return_inverse=True)
+    if not (labels == np.rint(labels)).all():
+        odd = labels[labels != np.rint(labels)][0]
+        raise DataError(f"{file} has a label {odd:g}: labels of classes are whole numbers")
+    if len(labels) < 2:
+        raise DataError(f"{file} has the label {labels[0]:g} only: there is nothing to learn")
+    x, n = read[0][0], len(read[0][0])
+    mapped = mapped.astype(np.int64)
+    name, classes, shape = f"libsvm:{stem}", len(labels), x.shape[1:]
+    if beside is not None:
+        return Dataset(name, x, mapped[:n], read[1][0], mapped[n:], classes, shape)
+    order = permutation(n, _SPLIT)
+    cut = n * 4 // 5
+    train, test = order[:cut], order[cut:]
+    return Dataset(name, x[train], mapped[train], x[test], mapped[test], classes, shape)

@@ -1,0 +1,204 @@
+"""The models that come with qsparse, with parameters that depend on the seed alone.
+
+Every rank builds its model from the run's seed, and several ranks may be threads of one process.
+Modules are therefore made on torch's ``meta`` device, which draws nothing, and each parameter is then
+filled from its own stream: torch's global generator is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsparse.errors import SettingError
+from qsparse.seeds import Seed
+from qsparse.torch import names
+
+#: What `build_model` knows.
+MODELS = ("softmax", "mlp", "cnn", "resnet20", "resnet18")
+
+_META: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
+
+
+def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> nn.Module:
+    """Build a model on the CPU, in training mode, all parameters float32 and contiguous.
+
+    Weights are uniform with variance ``2 / fan_in`` (He et al. 2015), those of the last layer with
+    variance ``1 / (3 fan_in)``; biases are 0, scales of batch norms 1.
+
+    Args:
+        name: ``softmax`` (one linear layer), ``mlp`` or ``mlp(200, 100)`` (hidden sizes), ``cnn``,
+            ``resnet20`` (He et al. 2016, for CIFAR) or ``resnet18`` (with a 3 x 3 stem).
+        shape: of one example: ``(channels, height, width)``, or any for ``softmax`` and ``mlp``.
+        classes: how many numbers come out per example.
+        seed: of the run; its rank, step and use do not matter, so that all ranks agree.
+
+    Raises:
+        UnknownPart: there is no model of this name.
+        SettingError: the model cannot take such examples or such numbers.
+
+    >>> model = build_model("mlp(20)", (1, 8, 8), 10, Seed(7))
+    >>> sum(p.numel() for p in model.parameters())
+    1510
+    """
+    kind, arguments = names.parse(name)
+    if kind not in MODELS:
+        raise names.unknown("model", kind, MODELS)
+    if classes < 2:
+        raise SettingError(f"a model for {classes} classes: give at least 2")
+    if not shape or min(shape) < 1:
+        raise SettingError(f"a model for examples of shape {tuple(shape)}: every size must be at least 1")
+    if kind == "mlp":
+        model = _mlp(math.prod(shape), _hidden(name, arguments), classes)
+    elif arguments:
+        raise SettingError(f"{name!r}: {kind} takes nothing in brackets")
+    elif kind == "softmax":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes, **_META))
+    else:
+        channels, height, width = _picture(kind, shape)
+        if kind == "cnn":
+            model = _cnn(channels, height, width, classes)
+        elif kind == "resnet20":
+            model = _resnet(channels, classes, widths=(16, 32, 64), depth=3, shortcut=_Padded)
+        else:
+            model = _resnet(channels, classes, widths=(64, 128, 256, 512), depth=2, shortcut=_projected)
+    model = model.to_empty(device="cpu")
+    _initialise(model, seed.at(rank=0, step=0, use="model"))
+    return model
+
+
+def _hidden(name: str, arguments: tuple[str, ...]) -> tuple[int, ...] | None:
+    if not arguments:
+        return None
+    if not all(word.isdecimal() and int(word) > 0 for word in arguments):
+        raise SettingError(f"{name!r}: hidden sizes are whole numbers above 0, e.g. mlp(200, 100)")
+    return tuple(map(int, arguments))
+
+
+def _picture(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3:
+        raise SettingError(
+            f"{kind} needs pictures of shape (channels, height, width) and the examples have shape "
+            f"{tuple(shape)}: use softmax or mlp"
+        )
+    channels, height, width = shape
+    if min(height, width) < 4:
+        raise SettingError(f"{kind} needs pictures of at least 4 x 4, these are {height} x {width}")
+    return channels, height, width
+
+
+def _mlp(inputs: int, hidden: tuple[int, ...] | None, classes: int) -> nn.Sequential:
+    if hidden is None:
+        hidden = (128, 64) if inputs <= 64 else (256, 128)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for size in hidden:
+        layers += [nn.Linear(inputs, size, **_META), nn.ReLU()]
+        inputs = size
+    return nn.Sequential(*layers, nn.Linear(inputs, classes, **_META))
+
+
+def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1, **_META),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1, **_META),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 128, **_META),
+        nn.ReLU(),
+        nn.Linear(128, classes, **_META),
+    )
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False, **_META),
+        nn.BatchNorm2d(outputs, **_META),
+    ]
+
+
+class _Padded(nn.Module):
+    """The shortcut without parameters: every stride-th pixel, new channels zero (option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.more = outputs - inputs
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        before = self.more // 2
+        return nn.functional.pad(x, (0, 0, 0, 0, before, self.more - before))
+
+
+def _projected(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The shortcut of a 1 x 1 convolution (option B)."""
+    return nn.Sequential(*_conv(inputs, outputs, 1, stride))
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, shortcut: Callable[[int, int, int], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_conv(inputs, outputs, 3, stride), nn.ReLU(), *_conv(outputs, outputs, 3))
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else shortcut(inputs, outputs, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _resnet(
+    channels: int,
+    classes: int,
+    *,
+    widths: tuple[int, ...],
+    depth: int,
+    shortcut: Callable[[int, int, int], nn.Module],
+) -> nn.Sequential:
+    layers = [*_conv(channels, widths[0], 3), nn.ReLU()]
+    inputs = widths[0]
+    for stage, width in enumerate(widths):
+        for block in range(depth):
+            layers.append(_Block(inputs, width, 2 if stage and not block else 1, shortcut))
+            inputs = width
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes, **_META)]
+    return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _initialise(model: nn.Module, seed: Seed) -> None:
+    modules = list(model.modules())
+    last = max(i for i, module in enumerate(modules) if isinstance(module, nn.Linear))
+    for number, module in enumerate(modules):
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.weight.fill_(1)
+            module.bias.fill_(0)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            bound = math.sqrt((1 if number == last else 6) / fan_in)
+            _uniform(module.weight, bound, seed.child(number))
+            if module.bias is not None:
+                module.bias.fill_(0)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise AssertionError(f"{type(module).__name__} has parameters that nothing initialises")
+
+
+def _uniform(weight: torch.Tensor, bound: float, seed: Seed) -> None:
+    # Uniform, not normal, and not from torch: only integers, a product and a difference are needed, so
+    # processors of different make get the same bits. Torch's normal numbers depend on their vector
+    # units, and its CPU generator keeps only 32 bits of a seed.
+    values = seed.generator().random(weight.numel(), dtype="float32")
+    values *= 2 * bound
+    values -= bound
+    weight.copy_(torch.from_numpy(values).view_as(weight))

@@ -1,0 +1,168 @@
+"""The models: their sizes, their shapes and their reproducible beginning."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from qsparse.errors import SettingError, UnknownPart
+from qsparse.seeds import Seed
+from qsparse.torch.data import Batches, load
+from qsparse.torch.models import MODELS, build_model
+
+DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def flat(model: torch.nn.Module) -> np.ndarray:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "expected"),
+    [
+        ("softmax", MNIST, 10, 7850),
+        ("softmax", (123,), 2, 248),
+        ("mlp", DIGITS, 10, 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10),
+        ("mlp", MNIST, 10, 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10),
+        ("mlp(300)", MNIST, 10, 784 * 300 + 300 + 300 * 10 + 10),
+        ("mlp(200, 100)", (123,), 2, 123 * 200 + 200 + 200 * 100 + 100 + 100 * 2 + 2),
+        ("cnn", MNIST, 10, 320 + 18496 + 3136 * 128 + 128 + 1290),
+        ("resnet20", CIFAR, 10, 269_722),
+        ("resnet18", CIFAR, 10, 11_173_962),
+    ],
+)
+def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, expected: int) -> None:
+    assert count(build_model(name, shape, classes, Seed(0))) == expected
+
+
+@pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR])
+@pytest.mark.parametrize("name", [*MODELS, "mlp(7)"])
+def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
+    model = build_model(name, shape, 10, Seed(0))
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
+    out = model(x)
+    assert out.shape == (3, 10) and bool(torch.isfinite(out).all())
+    out.square().sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None and bool(parameter.grad.any())
+    model.eval()
+    assert model(x[:1]).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_is_float32_contiguous_and_real(name: str) -> None:
+    model = build_model(name, CIFAR, 10, Seed(0))
+    for parameter in model.parameters():
+        assert parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.requires_grad
+        assert parameter.device.type == "cpu" and parameter.is_leaf
+    for buffer_name, buffer in model.named_buffers():
+        assert buffer.device.type == "cpu"
+        assert bool((buffer == (1 if buffer_name.endswith("running_var") else 0)).all())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_seed_alone_decides(name: str) -> None:
+    torch.manual_seed(1)
+    first = flat(build_model(name, CIFAR, 10, Seed(7)))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = flat(build_model(name, CIFAR, 10, Seed(7, rank=3, step=5, use="batch")))
+    assert np.array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not np.array_equal(first, flat(build_model(name, CIFAR, 10, Seed(8))))
+    # Seeds that agree in their low 32 bits are different seeds.
+    assert not np.array_equal(first, flat(build_model(name, CIFAR, 10, Seed(7 + 2**32))))
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    jobs = [(name, Seed(run)) for run in range(4) for name in ("mlp", "cnn", "resnet20")]
+    alone = [flat(build_model(name, MNIST, 10, seed)) for name, seed in jobs]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: flat(build_model(job[0], MNIST, 10, job[1])), jobs))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet20", "resnet18"])
+def test_weights_have_the_variance_of_he(name: str) -> None:
+    model = build_model(name, CIFAR, 10, Seed(3))
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    for layer in layers:
+        weight = layer.weight.detach().numpy()
+        fan_in = weight[0].size
+        variance = 2 / fan_in if layer is not layers[-1] else 1 / (3 * fan_in)
+        # The variance of n uniform numbers deviates by about 0.9 / sqrt(n), their mean by 1 / sqrt(n).
+        close = 5 / math.sqrt(weight.size)
+        assert weight.var() == pytest.approx(variance, rel=close)
+        assert abs(weight.mean()) < close * math.sqrt(variance)
+        if layer.bias is not None:
+            assert not layer.bias.any()
+    weights = [layer.weight.detach().numpy().ravel()[:50] for layer in layers]
+    scaled = np.array([w / np.abs(w).max() for w in weights])
+    assert len(np.unique(scaled.round(3), axis=0)) == len(layers), "two layers drew the same numbers"
+
+
+def test_resnet20_shortcuts_have_no_parameters() -> None:
+    model = build_model("resnet20", CIFAR, 10, Seed(0))
+    shortcuts = [module for name, module in model.named_modules() if name.endswith(".shortcut")]
+    assert len(shortcuts) == 9
+    assert sum(map(count, shortcuts)) == 0
+    x = torch.arange(2 * 16 * 4 * 4, dtype=torch.float32).reshape(2, 16, 4, 4)
+    out = shortcuts[3](x)
+    assert out.shape == (2, 32, 2, 2)
+    assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
+    assert not out[:, :8].any() and not out[:, 24:].any()
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("softmax", 0.9), ("mlp", 0.93), ("cnn", 0.95)])
+def test_models_learn_real_digits(name: str, accuracy: float) -> None:
+    digits = load("digits")
+    model = build_model(name, digits.shape, digits.classes, Seed(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    batches = Batches(np.arange(len(digits.train_y)), 64, Seed(1, use="batch"))
+    for t in range(150):
+        chosen = batches.batch(t)
+        x, y = torch.from_numpy(digits.train_x[chosen]), torch.from_numpy(digits.train_y[chosen])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        right = model(torch.from_numpy(digits.test_x)).argmax(1).numpy() == digits.test_y
+    assert right.mean() > accuracy
+
+
+def test_unknown_models_get_a_suggestion() -> None:
+    with pytest.raises(UnknownPart, match=r"did you mean 'resnet20'\?.*softmax, mlp, cnn, resnet20"):
+        build_model("resnet-20", CIFAR, 10, Seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "message"),
+    [
+        ("cnn", (123,), 2, "use softmax or mlp"),
+        ("resnet18", (64,), 2, "use softmax or mlp"),
+        ("cnn", (1, 2, 8), 2, "at least 4 x 4"),
+        ("softmax(3)", DIGITS, 10, "nothing in brackets"),
+        ("mlp(0)", DIGITS, 10, "above 0"),
+        ("mlp(-3)", DIGITS, 10, "above 0"),
+        ("mlp(2.5)", DIGITS, 10, "above 0"),
+        ("mlp(20,)", DIGITS, 10, "above 0"),
+        ("mlp(20", DIGITS, 10, "form"),
+        ("mlp", DIGITS, 1, "classes"),
+        ("mlp", (), 10, "shape"),
+        ("mlp", (0,), 10, "shape"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, shape: tuple[int, ...], classes: int, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        build_model(name, shape, classes, Seed(0))
