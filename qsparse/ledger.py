@@ -2,7 +2,8 @@
 
 Paper bits are counted where a message is committed (up, once per speaking worker) or received
 (down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
-handed to the wire, headers and forwarded copies included. The two are never mixed.
+handed to the wire, headers and forwarded copies included; greetings, reports and errors are counted
+apart ("beside"). Bits and bytes are never mixed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from qsparse.payload import Kind, Payload, Way
+from qsparse.payload import Kind, Payload
 
 #: What seconds are spent on.
 ACTIVITIES: Final = ("compute", "encode", "exchange", "decode")
@@ -25,7 +26,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.paper_bits = {"up": 0, "down": 0}
-        self.wire_bytes = {"up": 0, "down": 0}
+        self.wire_bytes = {"up": 0, "down": 0, "beside": 0}
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
@@ -35,13 +36,13 @@ class Ledger:
         if payload.kind is Kind.SKIP:
             self.skips += 1
             return
-        way = _name(payload.way)
+        way = payload.way.name.lower()
         self.paper_bits[way] += payload.nbits
         self.messages[way] += 1
 
     def sent(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
-        self.wire_bytes[_name(payload.way)] += len(payload)
+        self.wire_bytes[payload.way.name.lower()] += len(payload)
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:
@@ -68,7 +69,7 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
     parts = list(snapshots)
 
     def total(name: str) -> dict[str, int]:
-        return {way: sum(part[name][way] for part in parts) for way in ("up", "down")}
+        return {way: sum(part[name][way] for part in parts) for way in parts[0][name]}
 
     return {
         "paper_bits": total("paper_bits"),
@@ -79,7 +80,3 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
             activity: sum(part["seconds"][activity] for part in parts) / len(parts) for activity in ACTIVITIES
         },
     }
-
-
-def _name(way: Way) -> str:
-    return "up" if way is Way.UP else "down"

@@ -6,7 +6,7 @@ Header, 48 bytes, little endian::
          0     4  magic     b"QSPF"
          4     1  version   1
          5     1  kind      0 DATA, 1 SKIP, 2 STOP, 3 ERROR
-         6     1  way       0 UP (worker to coordinator), 1 DOWN
+         6     1  way       0 UP (worker to coordinator), 1 DOWN, 2 BESIDE
          7     1  reserved  0
          8     4  codec     grammar of the body (0: plain bytes)
         12     4  origin    rank that spoke; 0xFFFFFFFF for the coordinator
@@ -50,10 +50,11 @@ class Kind(enum.IntEnum):
 
 
 class Way(enum.IntEnum):
-    """Up is worker to coordinator, down is coordinator to worker."""
+    """Up is worker to coordinator, down is back; beside are greetings, reports and errors."""
 
     UP = 0
     DOWN = 1
+    BESIDE = 2
 
 
 class Payload:

@@ -1,0 +1,21 @@
+"""What needs torch: models as flat vectors, two lines for a training loop of one's own.
+
+Importing the room does not load torch; `attach` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsparse.torch.attached import Attached, attach
+
+__all__ = ["Attached", "attach"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from qsparse.torch import attached
+
+        return getattr(attached, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

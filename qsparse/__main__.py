@@ -1,0 +1,5 @@
+"""``python -m qsparse`` is ``qsparse``."""
+
+from qsparse.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""An algorithm is one choice per axis of the design space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from qsparse.compressors import Float32
+from qsparse.errors import CompositionError
+from qsparse.exchange.base import Exchange
+from qsparse.link import Link
+from qsparse.local import Gradient, Local
+from qsparse.memory import ErrorFeedback
+from qsparse.registry import register, spell
+from qsparse.schedules import rate_over
+from qsparse.server import Descend, ServerRule
+from qsparse.triggers import Every, Trigger
+
+
+@register("sync")
+@dataclass(frozen=True)
+class Sync:
+    """All workers meet at the same steps, and everybody waits for everybody."""
+
+    kind: ClassVar[str] = "meeting"
+    registered_name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What every rank does in every round.
+
+    Args:
+        local: what a worker does between meetings, and what it reports.
+        trigger: when it speaks.
+        up: how reports are said.
+        server: what the coordinator does with their mean.
+        down: how models are said.
+        meeting: who waits for whom.
+    """
+
+    local: Local
+    trigger: Trigger = Every(1)
+    up: Link = Link()
+    server: ServerRule = Descend()
+    down: Link = Link()
+    meeting: Sync = Sync()
+
+    def axes(self) -> dict[str, str]:
+        """The choice on each axis as text."""
+        return {
+            "local": spell(self.local),
+            "trigger": spell(self.trigger),
+            "compressor": spell(self.up.compressor),
+            "memory": spell(self.up.memory),
+            "server": spell(self.server),
+            "down": spell(self.down.compressor),
+            "down_memory": spell(self.down.memory),
+            "meeting": spell(self.meeting),
+        }
+
+    def over(self, steps: int) -> Algorithm:
+        """The algorithm for a run of so many steps: schedules without a length get this one."""
+        parts: dict[str, Any] = {}
+        for axis in ("local", "server"):
+            part: Any = getattr(self, axis)
+            if hasattr(part, "lr"):
+                parts[axis] = replace(part, lr=rate_over(part.lr, steps))
+        return replace(self, **parts)
+
+    def spelling(self) -> str:
+        """All axes on one line."""
+        return ", ".join(f"{axis} {text}" for axis, text in self.axes().items())
+
+
+def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
+    """Refuse, before the first message, what may not be composed.
+
+    Raises:
+        CompositionError: with the reason and the remedy.
+        SettingError: the exchange does not fit the number of ranks.
+    """
+    exchange.check(size)
+    up, local = algorithm.up, algorithm.local
+    if isinstance(local, Gradient) and algorithm.trigger != Every(1):
+        raise CompositionError(
+            f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
+            f"{spell(algorithm.trigger)}: use sgd, which reports the net update of several steps"
+        )
+    if isinstance(up.memory, ErrorFeedback) and local.scheduled:
+        refuse_if_inhomogeneous(up)
+    if isinstance(up.compressor, Float32) and isinstance(up.memory, ErrorFeedback):
+        raise CompositionError(
+            "error feedback around float32 remembers nothing but rounding: use memory stateless"
+        )
+
+
+def refuse_if_inhomogeneous(up: Link) -> None:
+    """With C(a·x) ≠ a·C(x) an error kept from a step size of yesterday is wrong for today's."""
+    if not up.compressor.claims.homogeneous:
+        raise CompositionError(
+            f"{spell(up.compressor)} under error feedback needs a constant learning rate, because it does "
+            "not scale with its input (C(a·x) is not a·C(x)): choose a homogeneous compressor, such as "
+            "bfloat16 for float16 or a grid without a fixed delta"
+        )

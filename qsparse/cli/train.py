@@ -1,0 +1,277 @@
+"""``qsparse train``: one run from the command line or from a file."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import threading
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tabulate import tabulate
+
+from qsparse.algorithm import Algorithm
+from qsparse.cli.ranks import on_ranks
+from qsparse.errors import SettingError
+from qsparse.link import Link
+from qsparse.registry import build, call, parameters
+from qsparse.run import Settings, Watcher, run
+from qsparse.seeds import Seed
+from qsparse.wire.base import Wire
+
+if TYPE_CHECKING:
+    from qsparse.torch.data import Dataset
+
+#: Options that say where a run happens, not what it is: they are not part of its configuration.
+_ELSEWHERE = ("config", "out", "quiet")
+#: Options that go into a preset under another name.
+_PRESET = {
+    "lr": "lr",
+    "momentum": "momentum",
+    "nesterov": "nesterov",
+    "weight_decay": "weight_decay",
+    "sync_every": "H",
+}
+
+
+def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """Let a file give the defaults; what stands on the command line wins."""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"--config {path} is no TOML: {error}") from None
+    known = {p.name for p in ctx.command.params} - {"config"}
+    for name in values:
+        if name not in known:
+            raise SettingError(f"--config {path} has {name!r}, which is no option of train: {sorted(known)}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return path
+
+
+@click.command("train")
+@click.option(
+    "--config", type=click.Path(), is_eager=True, callback=_read_config,
+    help="Read options from a TOML file, such as the config.toml of another run.",
+)
+@click.option("--data", default="digits", show_default=True, help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.")
+@click.option("--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
+@click.option("--model", default="mlp", show_default=True, help="softmax, mlp, mlp(WIDTH, …), cnn, resnet20 or resnet18.")
+@click.option("--algorithm", default="qsparse-local-sgd", show_default=True, help="A preset, as NAME or NAME(SETTING=VALUE, …); see qsparse list algorithms.")
+@click.option("--compressor", help="Replace the up link's compressor, e.g. 'topk(ratio=0.01) >> sign'.")
+@click.option("--memory", help="Replace the up link's memory.")
+@click.option("--down", help="Compress the down link, e.g. 'blockwise(sign, size=4096)'.")
+@click.option("--down-memory", help="The down link's memory.  [default: innovation if --down is given]")
+@click.option("--local", help="Replace the local step, e.g. 'adamw(lr=0.001)'.")
+@click.option("--trigger", help="Replace the trigger, e.g. 'randomgap(H=8)'.")
+@click.option("--server", help="Replace the server rule.")
+@click.option("--lr", help="Learning rate: a number or a schedule, e.g. 'cosine(0.1)'.")
+@click.option("--momentum", type=float, help="Of the local steps.")
+@click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum.")
+@click.option("--weight-decay", type=float, help="Of the local steps.")
+@click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
+@click.option("--exchange", default="server", show_default=True, help="server, server(root=1, works=false), tree or allgather.")
+@click.option("--wire", type=click.Choice(["mpi", "threads"]), default="mpi", show_default=True, help="Ranks as processes or as threads.")
+@click.option("--ranks", type=int, help="Start this many ranks, unless mpirun did.")
+@click.option("--epochs", type=float, help="Passes over each worker's share.  [default: 60, or as --steps says]")
+@click.option("--steps", type=int, help="Local steps, instead of epochs.")
+@click.option("--batch", type=int, default=16, show_default=True, help="Examples of one worker's step.")
+@click.option("--sharding", default="random", show_default=True, help="contiguous, random or dirichlet(ALPHA).")
+@click.option("--evaluations", type=int, default=1, show_default=True, help="Evaluations an epoch.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--threads", type=int, default=1, show_default=True, help="Of torch, in each rank.")
+@click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
+@click.option("--import", "imports", multiple=True, metavar="MODULE", help="Import a module that registers parts of your own.")
+@click.option("--quiet", is_flag=True, help="No progress bar and no table.")
+def train(**options: Any) -> None:  # fmt: skip
+    """Train a model on real data with compressed exchanges.
+
+    \b
+    qsparse train --ranks 4
+    mpirun -n 4 qsparse train --data mnist --algorithm "qsparse-local-sgd(H=8)"
+    """
+    sys.path.insert(0, "")
+    for module in options["imports"]:
+        importlib.import_module(module)
+    load = _shared(lambda: _load(options))
+    on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
+
+
+def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
+    import torch
+
+    from qsparse.torch.problem import Classification
+
+    # Also in ranks that are threads: torch keeps the number for each thread.
+    torch.set_num_threads(options["threads"])
+
+    def problem(settings: Settings) -> Classification:
+        workers = settings.exchange.workers(wire.size)
+        share = workers.index(wire.rank) if wire.rank in workers else None
+        return Classification(
+            load(), options["model"], options["batch"], share, len(workers), options["sharding"],
+            Seed(options["seed"]),
+        )  # fmt: skip
+
+    out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{_preset_name(options)}"
+    watcher = _Progress(options["quiet"]) if wire.rank == 0 else Watcher()
+    summary = run(
+        functools.partial(make_settings, options), problem, wire,
+        out=Path(out), files={"config.toml": _config(options, wire)}, watcher=watcher,
+    )  # fmt: skip
+    if summary and not options["quiet"]:
+        click.echo(_table(summary, out))
+
+
+def make_settings(options: Mapping[str, Any]) -> Settings:
+    """The settings of a run from the options of ``qsparse train``."""
+    epochs, steps = options["epochs"], options["steps"]
+    if epochs is not None and steps is not None:
+        raise SettingError("give either --epochs or --steps")
+    return Settings(
+        algorithm=_algorithm(options),
+        exchange=build(options["exchange"], "exchange"),
+        epochs=60.0 if epochs is None and steps is None else epochs,
+        steps=steps,
+        seed=options["seed"],
+        evaluations=options["evaluations"],
+    )
+
+
+def _algorithm(options: Mapping[str, Any]) -> Algorithm:
+    name, given = _preset_name(options), {}
+    taken = parameters(name, "algorithm")
+    for option, setting in _PRESET.items():
+        value = options[option]
+        if value is None:
+            continue
+        if setting not in taken:
+            raise SettingError(f"--{option.replace('_', '-')} does not go with {name}, which has {', '.join(taken)}")
+        given[setting] = _rate(value) if option == "lr" else value
+    algorithm: Algorithm = build(options["algorithm"], "algorithm")
+    if given:
+        bracketed = "(" in options["algorithm"]
+        if bracketed:
+            raise SettingError(
+                f"settings of {name} are given both in --algorithm and as options ({', '.join(given)}): use one way"
+            )
+        algorithm = call(name, "algorithm", given)
+    for axis in ("local", "trigger", "server"):
+        if options[axis] is not None:
+            algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
+    up, down = algorithm.up, algorithm.down
+    if options["compressor"] is not None:
+        up = replace(up, compressor=build(options["compressor"], "compressor"))
+    if options["memory"] is not None:
+        up = replace(up, memory=build(options["memory"], "memory"))
+    if options["down"] is not None:
+        down = Link(build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory"))
+    elif options["down_memory"] is not None:
+        down = replace(down, memory=build(options["down_memory"], "memory"))
+    return replace(algorithm, up=up, down=down)
+
+
+def _preset_name(options: Mapping[str, Any]) -> str:
+    name: str = options["algorithm"].partition("(")[0].strip()
+    return name
+
+
+def _rate(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return build(text, "schedule")
+
+
+def _load(options: Mapping[str, Any]) -> Dataset:
+    from qsparse.torch.data import load
+
+    data_dir = options["data_dir"]
+    return load(options["data"], Path(data_dir) if data_dir else None, progress=sys.stderr.isatty())
+
+
+def _shared(load: Callable[[], Dataset]) -> Callable[[], Dataset]:
+    """Ranks that are threads load the data once and share it."""
+    lock, loaded = threading.Lock(), []
+
+    def once() -> Dataset:
+        with lock:
+            if not loaded:
+                loaded.append(load())
+            return loaded[0]
+
+    return once
+
+
+def _config(options: Mapping[str, Any], wire: Wire) -> str:
+    import tomli_w
+
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if name not in _ELSEWHERE and value not in (None, ())
+    }
+    return tomli_w.dumps({**kept, "ranks": wire.size})
+
+
+class _Progress(Watcher):
+    """A progress bar on a terminal, a line at each evaluation elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._loss = 0.0
+        self._seen = ""
+
+    def started(self, steps: int) -> None:
+        """Show the bar."""
+        if not self._quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        """Move it."""
+        if self._bar is None:
+            return
+        if loss is not None:
+            self._loss = loss if t == 1 else 0.98 * self._loss + 0.02 * loss
+        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=False)
+        self._bar.update()
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Accuracy and bits so far."""
+        up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
+        self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+
+    def stopped(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _table(summary: Mapping[str, Any], out: str) -> str:
+    rows = [
+        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("train loss", f"{summary['train_loss']:.4f}"),
+        ("steps", f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters"),
+    ]
+    for way in ("up", "down"):
+        paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
+        gain = f", {dense / paper:,.0f} times fewer than dense" if paper else ""
+        rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
+        rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
+    seconds = summary["seconds"]
+    spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
+    rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
+    rows.append(("written to", out))
+    return str(tabulate(rows, tablefmt="plain"))

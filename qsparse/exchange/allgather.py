@@ -1,0 +1,46 @@
+"""Everybody hears everybody, so every rank coordinates for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qsparse.exchange.base import Exchange, raise_error, receive_any_kind, same_step
+from qsparse.payload import Payload
+from qsparse.registry import register
+from qsparse.wire.base import Wire
+
+
+@register("allgather")
+@dataclass(frozen=True)
+class AllGather(Exchange):
+    """Each worker sends its payload to all others; the answer is worked out everywhere alike."""
+
+    answers: ClassVar[bool] = False
+
+    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+        """Send to the ranks behind this one in turn, so that no rank is everybody's first.
+
+        An error is raised only when all have spoken, so that the next round finds nothing left over.
+        """
+        assert news is not None
+        for step in range(1, wire.size):
+            wire.send([news], (wire.rank + step) % wire.size)
+        payloads = [
+            news if rank == wire.rank else receive_any_kind(wire, rank)[1] for rank in range(wire.size)
+        ]
+        wire.flush()
+        for payload in payloads:
+            raise_error(payload)
+        return same_step(payloads)
+
+    def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
+        """Nothing travels: every rank has made the same answer."""
+        assert reply is not None
+        return reply
+
+    def fail(self, wire: Wire, error: Payload) -> None:
+        """Tell everyone."""
+        for rank in range(wire.size):
+            if rank != wire.rank:
+                wire.send([error], rank)

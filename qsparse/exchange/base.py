@@ -1,0 +1,143 @@
+"""Patterns of sends over a wire: they move payloads and never look inside."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from qsparse.errors import DisagreementError, RankError, SettingError, WireError
+from qsparse.payload import Kind, Payload, Way
+from qsparse.registry import spell
+from qsparse.wire.base import ANY, Wire
+
+
+class Exchange(ABC):
+    """Brings the workers' payloads to whoever coordinates, and the answer back.
+
+    One round is one `gather` and one `broadcast` on every rank. An exchange has settings and no
+    state; the wire is handed to every call.
+    """
+
+    kind: ClassVar[str] = "exchange"
+    registered_name: ClassVar[str]
+    #: Does the answer travel? Where every rank coordinates, it does not.
+    answers: ClassVar[bool] = True
+
+    def check(self, size: int) -> None:
+        """Refuse a number of ranks that the settings do not fit."""
+
+    def workers(self, size: int) -> list[int]:
+        """The ranks that work."""
+        return list(range(size))
+
+    @abstractmethod
+    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+        """Hand in this rank's payload (None from a rank that does not work).
+
+        Returns:
+            The payloads of all workers in rank order where this rank coordinates, else None.
+
+        Raises:
+            RankError: a rank sent an ERROR in place of its payload.
+        """
+
+    @abstractmethod
+    def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
+        """Bring the coordinator's answer to every rank; ``reply`` is None where no rank coordinates.
+
+        Raises:
+            RankError: the coordinator sent an ERROR in place of its answer.
+        """
+
+    @abstractmethod
+    def fail(self, wire: Wire, error: Payload) -> None:
+        """Send an ERROR to the ranks that wait for this one, in place of what it owed them."""
+
+    def relays(self, rank: int) -> bool:
+        """Must a rank that was told of an error tell the others?"""
+        return False
+
+    def tell(self, wire: Wire, error: BaseException, step: int) -> None:
+        """Errors travel the road of the data: called by a rank that gives up, before it raises."""
+        if not isinstance(error, RankError):
+            origin, reason = wire.rank, f"{type(error).__name__}: {error}"
+        elif self.relays(wire.rank):
+            origin, step, reason = error.rank, error.step, error.reason
+        else:
+            return
+        self.fail(wire, error_payload(origin, step, reason))
+
+
+class Rooted(Exchange):
+    """An exchange whose coordinator is one rank, the root, to which all payloads go directly."""
+
+    root: int
+
+    def check(self, size: int) -> None:
+        """The root must be a rank, and somebody must work."""
+        if not 0 <= self.root < size:
+            raise SettingError(f"{spell(self)}: there is no rank {self.root} among {size} ranks")
+        if not self.workers(size):
+            raise SettingError(f"{spell(self)}: with {size} rank nobody is left to work; start more ranks")
+
+    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+        """Each worker sends to the root; the root receives in rank order."""
+        if wire.rank != self.root:
+            assert news is not None
+            wire.send([news], self.root)
+            return None
+        payloads = []
+        for rank in self.workers(wire.size):
+            if rank == self.root:
+                assert news is not None
+                payloads.append(news)
+            else:
+                payloads.append(receive_one(wire, rank)[1])
+        return same_step(payloads)
+
+    def relays(self, rank: int) -> bool:
+        """The root does."""
+        return rank == self.root
+
+    def fail(self, wire: Wire, error: Payload) -> None:
+        """The root tells everyone; the others tell the root."""
+        told = range(wire.size) if wire.rank == self.root else (self.root,)
+        for rank in told:
+            if rank != wire.rank:
+                wire.send([error], rank)
+
+
+def error_payload(origin: int, step: int, reason: str) -> Payload:
+    """What travels in place of the payload that a failing rank owed."""
+    return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.BESIDE, origin=origin, step=step)
+
+
+def receive_one(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
+    """The next message, which holds one frame; an ERROR is raised as RankError."""
+    rank, payload = receive_any_kind(wire, source)
+    raise_error(payload)
+    return rank, payload
+
+
+def receive_any_kind(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
+    """The next message, which holds one frame, an ERROR too."""
+    rank, payloads = wire.receive(source)
+    if len(payloads) != 1:
+        raise WireError(f"rank {wire.rank} got {len(payloads)} frames from rank {rank} where one was expected")
+    return rank, payloads[0]
+
+
+def raise_error(payload: Payload) -> None:
+    """Raise an ERROR as RankError."""
+    if payload.kind is Kind.ERROR:
+        raise RankError(payload.origin, payload.step, payload.text)
+
+
+def same_step(payloads: list[Payload]) -> list[Payload]:
+    """Refuse a round in which the ranks stand at different steps."""
+    steps = {payload.origin: payload.step for payload in payloads}
+    if len(set(steps.values())) > 1:
+        raise DisagreementError(
+            f"the ranks meet at different steps (rank: step) {steps}: give every rank the same trigger"
+        )
+    return payloads

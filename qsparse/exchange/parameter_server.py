@@ -1,0 +1,39 @@
+"""Everybody talks to one rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qsparse.exchange.base import Rooted, receive_one
+from qsparse.payload import Payload
+from qsparse.registry import register
+from qsparse.wire.base import Wire
+
+
+@register("server")
+@dataclass(frozen=True)
+class ParameterServer(Rooted):
+    """Workers send to the root, which answers each of them.
+
+    Args:
+        root: the rank that coordinates.
+        works: whether the root is a worker too, or only serves.
+    """
+
+    root: int = 0
+    works: bool = True
+
+    def workers(self, size: int) -> list[int]:
+        """All ranks, or all but the root."""
+        return [rank for rank in range(size) if self.works or rank != self.root]
+
+    def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
+        """The root sends the answer to each rank in turn."""
+        if wire.rank != self.root:
+            return receive_one(wire, self.root)[1]
+        assert reply is not None
+        for rank in range(wire.size):
+            if rank != self.root:
+                wire.send([reply], rank)
+        wire.flush()
+        return reply

@@ -1,0 +1,47 @@
+"""The answer goes down a binomial tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qsparse.exchange.base import Rooted, receive_one
+from qsparse.payload import Payload
+from qsparse.registry import register
+from qsparse.wire.base import Wire
+
+
+def children(position: int, size: int) -> list[int]:
+    """Whom a position of a binomial tree over 0 … size − 1 sends to, the largest subtree first.
+
+    >>> children(0, 6), children(2, 6), children(4, 6)
+    ([4, 2, 1], [3], [5])
+    """
+    # Position p hangs below p without its lowest bit, so it may set any bit below that one.
+    below = position & -position if position else 1 << (size - 1).bit_length()
+    steps = []
+    while below > 1:
+        below >>= 1
+        if position + below < size:
+            steps.append(position + below)
+    return steps
+
+
+@register("tree")
+@dataclass(frozen=True)
+class TreeBroadcast(Rooted):
+    """Workers send to the root; the answer reaches rank P − 1 after ⌈log2 P⌉ hops.
+
+    No rank sends the answer more than ⌈log2 P⌉ times.
+    """
+
+    root: int = 0
+
+    def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
+        """Receive from the parent (or an ERROR from the root), pass on to the children."""
+        position = (wire.rank - self.root) % wire.size
+        if reply is None:
+            reply = receive_one(wire)[1]
+        for child in children(position, wire.size):
+            wire.send([reply], (child + self.root) % wire.size)
+        wire.flush()
+        return reply

@@ -1,0 +1,103 @@
+"""A link is a compressor and a memory; up and down are the same thing the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsparse.compressors import Compressor, Float32, accumulate_into
+from qsparse.errors import DisagreementError, NotFinite
+from qsparse.memory import Draft, Memory, Stateless
+from qsparse.payload import Kind, Payload
+from qsparse.registry import spell
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector, layer_at
+
+
+@dataclass(frozen=True)
+class Link:
+    """How vectors are said one way."""
+
+    compressor: Compressor = Float32()
+    memory: Memory = Stateless()
+
+    def spelling(self) -> str:
+        """``compressor | memory``, for messages and fingerprints."""
+        return f"{spell(self.compressor)} | {spell(self.memory)}"
+
+
+class Sender:
+    """The speaking end of a link.
+
+    Args:
+        link: compressor and memory.
+        start: what both ends know before the first message, (n,).
+        layout: the model's layers, for compressors that go by them and for messages.
+    """
+
+    def __init__(self, link: Link, start: Vector, layout: Layout = ()) -> None:
+        self.memory = link.memory
+        self.compressor = link.compressor.bind(layout) if layout else link.compressor
+        self.compressor.check(start.size)
+        self.layout = layout
+        self.state = link.memory.init(start)
+        self._target = np.empty_like(start)
+
+    def draft(self, v: Vector, seed: Seed) -> Draft:
+        """Compress what v and the memory amount to; changes nothing.
+
+        The draft's target is overwritten by the next draft.
+
+        Raises:
+            NotFinite: with the rank, the step and the parameter.
+        """
+        target = self.memory.compensate(self.state, v, self._target)
+        try:
+            return Draft(self.compressor.compress(target, seed), target)
+        except NotFinite as error:
+            raise NotFinite(
+                f"at rank {seed.rank}, step {seed.step}, in {layer_at(self.layout, error.index)} of the "
+                f"update: {error}; lower the learning rate or look at the data",
+                error.index,
+            ) from None
+
+    def commit(self, draft: Draft) -> None:
+        """The draft was handed to the exchange: only now the memory moves."""
+        self.memory.commit(self.state, draft)
+
+
+class Receiver:
+    """The listening end of a link.
+
+    Args:
+        link: the memory's settings; how a payload is decoded stands in the payload.
+        start: what both ends know before the first message, (n,).
+        speakers: how many speak; merged reports are means over all of them, silent ones included.
+    """
+
+    def __init__(self, link: Link, start: Vector, speakers: int = 1) -> None:
+        self.memory = link.memory
+        self.state = link.memory.init(start)
+        self.speakers = speakers
+        self._total = np.empty_like(start)
+
+    def merge(self, payloads: Sequence[Payload]) -> Vector:
+        """Decode, add in the order given (rank order), divide by the speakers, restore.
+
+        The result is overwritten by the next merge.
+        """
+        self._total[...] = 0
+        for payload in payloads:
+            if payload.kind is Kind.SKIP:
+                continue
+            if payload.n != self._total.size:
+                raise DisagreementError(
+                    f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
+                    f"{self._total.size} were expected: the models differ"
+                )
+            accumulate_into(payload, self._total)
+        if self.speakers != 1:
+            np.divide(self._total, self.speakers, out=self._total)
+        return self.memory.restore(self.state, self._total)

@@ -1,0 +1,177 @@
+"""What a worker does between two meetings, and what it reports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from qsparse.errors import SettingError
+from qsparse.kernels import vector
+from qsparse.registry import register, spell
+from qsparse.schedules import Rate, check_rate, rate_at
+from qsparse.types import State, Vector
+
+
+class Oracle(Protocol):
+    """Gradients of the training loss."""
+
+    def __call__(self, x: Vector, batch: Any, out: Vector) -> float:
+        """Write the gradient at x on a batch into ``out``, (n,); returns the loss."""
+
+
+class Local(ABC):
+    """One worker's side of an algorithm: ``x`` is its model, ``anchor`` the last one it was sent.
+
+    Reports are in the units of the parameters (anchor − x, step sizes inside) unless the part says
+    otherwise, so that changing step sizes need no correction of an error memory.
+    """
+
+    kind: ClassVar[str] = "local"
+    registered_name: ClassVar[str]
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """The state at the common starting point.
+
+        Args:
+            x: the worker's own vector, (n,), which is moved in place.
+            gradient: where the oracle leaves gradients, (n,); made here unless given.
+        """
+        return {
+            "x": x,
+            "anchor": x.copy(),
+            "gradient": np.zeros_like(x) if gradient is None else gradient,
+        }
+
+    @abstractmethod
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """Step t = 1, 2, …; returns the loss."""
+
+    def report(self, state: State, out: Vector) -> Vector:
+        """What the coordinator should hear: anchor − x, into ``out``."""
+        np.subtract(state["anchor"], state["x"], out=out)
+        return out
+
+    def adopt(self, state: State, model: Vector) -> None:
+        """The coordinator has answered."""
+        np.copyto(state["x"], model)
+        np.copyto(state["anchor"], model)
+
+    @property
+    def scheduled(self) -> bool:
+        """Does the scale of the reports follow a schedule?"""
+        return not isinstance(getattr(self, "lr", 0.0), float | int)
+
+
+def _check_momentum(part: Local, momentum: float, nesterov: bool) -> None:
+    if not 0 <= momentum < 1:
+        raise SettingError(f"{spell(part)}: momentum must lie in [0, 1)")
+    if nesterov and momentum == 0:
+        raise SettingError(f"{spell(part)}: nesterov needs a momentum")
+
+
+@register("sgd")
+@dataclass(frozen=True)
+class SGD(Local):
+    """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
+
+    The momentum stays with the worker and is not exchanged.
+    """
+
+    lr: Rate
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_rate(self, "lr", self.lr)
+        _check_momentum(self, self.momentum, self.nesterov)
+        if not self.weight_decay >= 0:
+            raise SettingError(f"{spell(self)}: weight_decay must not be negative")
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """Momentum starts at zero."""
+        state = super().init(x, gradient)
+        if self.momentum:
+            state["momentum"] = np.zeros_like(x)
+        return state
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """One step."""
+        x, g = state["x"], state["gradient"]
+        loss = oracle(x, batch, g)
+        if self.weight_decay:
+            vector.add_scaled(g, self.weight_decay, x, g)
+        if self.momentum:
+            vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
+        vector.add_scaled(x, -rate_at(self.lr, t), g, x)
+        return loss
+
+
+@register("adamw")
+@dataclass(frozen=True)
+class AdamW(Local):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019). As torch.optim.AdamW."""
+
+    lr: Rate
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_rate(self, "lr", self.lr)
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0 and self.weight_decay >= 0):
+            raise SettingError(
+                f"{spell(self)}: beta1 and beta2 must lie in [0, 1), eps be positive, weight_decay not negative"
+            )
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """Both moments start at zero."""
+        return super().init(x, gradient) | {"first": np.zeros_like(x), "second": np.zeros_like(x)}
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """One step."""
+        loss = oracle(state["x"], batch, state["gradient"])
+        vector.adamw_step(
+            state["x"], state["gradient"], state["first"], state["second"],
+            t, rate_at(self.lr, t), self.beta1, self.beta2, self.eps, self.weight_decay,
+        )  # fmt: skip
+        return loss
+
+
+@register("gradient")
+@dataclass(frozen=True)
+class Gradient(Local):
+    """Reports the gradient, or its momentum m = μm + g, and leaves the step to the server rule.
+
+    With Nesterov it reports g + μm.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        _check_momentum(self, self.momentum, self.nesterov)
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """Momentum starts at zero."""
+        state = super().init(x, gradient)
+        if self.momentum:
+            state["momentum"] = np.zeros_like(x)
+        return state
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """The gradient at x, which stays where it is."""
+        loss = oracle(state["x"], batch, state["gradient"])
+        if self.momentum:
+            g = state["gradient"]
+            vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
+        return loss
+
+    def report(self, state: State, out: Vector) -> Vector:
+        """The gradient or its momentum."""
+        np.copyto(out, state["gradient"])
+        return out

@@ -1,0 +1,137 @@
+"""What is kept of what was not said.
+
+A link has one memory and both its ends keep a state of it. The sender asks `compensate` before it
+compresses and `commit` once a message was really sent; the receiver asks `restore` once per merge.
+Nothing else moves the state, so a message that was skipped or failed leaves no trace.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from qsparse.compressors.base import accumulate_into, subtract_from
+from qsparse.errors import SettingError
+from qsparse.kernels import vector
+from qsparse.payload import Payload
+from qsparse.registry import register, spell
+from qsparse.types import State, Vector
+
+
+class Draft(NamedTuple):
+    """A message that may be sent: what it spells is ``payload``, what it stands for ``target``."""
+
+    payload: Payload
+    target: Vector
+
+
+class Memory(ABC):
+    """What one end of a link remembers."""
+
+    kind: ClassVar[str] = "memory"
+    registered_name: ClassVar[str]
+
+    @abstractmethod
+    def init(self, start: Vector) -> State:
+        """The state before the first message; ``start`` is what both ends know, (n,)."""
+
+    @abstractmethod
+    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+        """What to compress when v is to be said; may write to ``out``; changes no state."""
+
+    @abstractmethod
+    def commit(self, state: State, draft: Draft) -> None:
+        """The draft was sent."""
+
+    @abstractmethod
+    def restore(self, state: State, total: Vector) -> Vector:
+        """What the receiver makes of the decoded total of one round."""
+
+
+@register("stateless")
+@dataclass(frozen=True)
+class Stateless(Memory):
+    """Remembers nothing."""
+
+    def init(self, start: Vector) -> State:
+        """No state."""
+        return {}
+
+    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+        """v itself."""
+        return v
+
+    def commit(self, state: State, draft: Draft) -> None:
+        """Nothing to do."""
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """The total itself."""
+        return total
+
+
+@register("errorfeedback")
+@dataclass(frozen=True)
+class ErrorFeedback(Memory):
+    """m ← (v + decay·m) − C(v + decay·m): what was not said is said later.
+
+    Seide et al., 2014; Stich et al., 2018; with net local updates Basu et al., 2019, Algorithm 1.
+
+    Args:
+        decay: 1 keeps everything, less forgets.
+    """
+
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise SettingError(f"{spell(self)}: decay must lie in (0, 1]")
+
+    def init(self, start: Vector) -> State:
+        """No error yet."""
+        return {"residual": np.zeros_like(start)}
+
+    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+        """v + decay·m."""
+        vector.add_scaled(v, self.decay, state["residual"], out)
+        return out
+
+    def commit(self, state: State, draft: Draft) -> None:
+        """m = target − sent."""
+        np.copyto(state["residual"], draft.target)
+        subtract_from(draft.payload, state["residual"])
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """The total itself."""
+        return total
+
+
+@register("innovation")
+@dataclass(frozen=True)
+class Innovation(Memory):
+    """Both ends keep what is known; only the news v − known is said, and added by both.
+
+    Going up it is LAQ's quantized gradient (Sun et al., 2019); going down, from the model on, it is
+    the server's error memory of dist-EF-SGD (Zheng et al., 2019).
+    """
+
+    def init(self, start: Vector) -> State:
+        """Both ends know ``start``."""
+        return {"known": start.copy()}
+
+    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+        """v − known."""
+        np.subtract(v, state["known"], out=out)
+        return out
+
+    def commit(self, state: State, draft: Draft) -> None:
+        """known += sent."""
+        accumulate_into(draft.payload, state["known"])
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """known += total."""
+        np.add(state["known"], total, out=state["known"])
+        known: Vector = state["known"]
+        return known

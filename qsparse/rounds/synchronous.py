@@ -1,0 +1,157 @@
+"""Synchronous rounds: everybody meets at the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm
+from qsparse.exchange.base import Exchange
+from qsparse.ledger import Ledger
+from qsparse.link import Receiver, Sender
+from qsparse.local import Oracle
+from qsparse.memory import Draft
+from qsparse.payload import Kind, Payload
+from qsparse.seeds import COORDINATOR, Seed
+from qsparse.types import Layout, Vector
+from qsparse.wire.base import Wire
+
+
+class Station:
+    """One rank's place in the meetings of an algorithm: links, server rule and exchange.
+
+    Args:
+        algorithm: the parts.
+        exchange, wire: how payloads travel.
+        start: the common starting point, (n,); equal on all ranks.
+        seed: of the run.
+        layout: the model's layers.
+        ledger: where messages and seconds are counted.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        exchange: Exchange,
+        wire: Wire,
+        start: Vector,
+        seed: Seed,
+        layout: Layout,
+        ledger: Ledger,
+    ) -> None:
+        workers = exchange.workers(wire.size)
+        self.works = wire.rank in workers
+        self.exchange = exchange
+        self.wire = wire
+        self.ledger = ledger
+        self.seed = seed.at(rank=wire.rank, use="up")
+        self.rule = algorithm.server
+        self.sender = Sender(algorithm.up, np.zeros_like(start), layout)
+        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=len(workers))
+        self.replier = Sender(algorithm.down, start, layout)
+        self.listener = Receiver(algorithm.down, start)
+        self.server = algorithm.server.init(start)
+        self.trigger = algorithm.trigger
+        self.trigger_state = algorithm.trigger.init(seed.at(rank=0, use="trigger"))
+
+    def due(self, t: int) -> bool:
+        """Do all ranks meet after step t?"""
+        return self.trigger.due(self.trigger_state, t)
+
+    def meet(self, v: Vector, t: int) -> Vector:
+        """One round: say v (ignored where this rank does not work), hear the new model.
+
+        The result is overwritten by the next meeting.
+        """
+        news = self._news(v, t) if self.works else None
+        with self.ledger.timed("exchange"):
+            payloads = self.exchange.gather(self.wire, news)
+        reply = None
+        if payloads is not None:
+            with self.ledger.timed("decode"):
+                self.rule.absorb(self.server, self.hearer.merge(payloads))
+            reply = self._reply(t)
+        with self.ledger.timed("exchange"):
+            reply = self.exchange.broadcast(self.wire, reply)
+        if self.works and self.exchange.answers:
+            self.ledger.spoke(reply)
+        with self.ledger.timed("decode"):
+            model = self.listener.merge([reply])
+        self.trigger.heard(self.trigger_state, model)
+        return model
+
+    def _news(self, v: Vector, t: int) -> Payload:
+        with self.ledger.timed("encode"):
+            draft = self.sender.draft(v, self.seed.at(step=t))
+            payload = draft.payload
+            if self.trigger.worth(self.trigger_state, draft):
+                self.sender.commit(draft)
+            else:
+                payload = skip(draft)
+        self.ledger.spoke(payload)
+        return payload
+
+    def _reply(self, t: int) -> Payload:
+        with self.ledger.timed("encode"):
+            seed = self.seed.at(rank=COORDINATOR, step=t, use="down")
+            draft = self.replier.draft(self.rule.model(self.server), seed)
+            self.replier.commit(draft)
+        return draft.payload
+
+
+def skip(draft: Draft) -> Payload:
+    """The message that stands for nothing new."""
+    silent = draft.payload
+    return Payload.build(kind=Kind.SKIP, origin=silent.origin, step=silent.step, n=silent.n)
+
+
+def averaging(algorithm: Algorithm) -> Algorithm:
+    """The algorithm that averages exactly what the given one does not train (batch statistics)."""
+    plain = Algorithm(local=algorithm.local)
+    return replace(plain, trigger=algorithm.trigger, meeting=algorithm.meeting)
+
+
+def rounds(
+    algorithm: Algorithm,
+    station: Station,
+    x: Vector,
+    steps: int,
+    oracle: Oracle,
+    batch: Callable[[int], Any],
+    gradient: Vector | None = None,
+    beside: Callable[[int], None] | None = None,
+    begin: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, float | None, bool]]:
+    """Train: yields (step, loss, whether the ranks met) after each step; the last step always meets.
+
+    Args:
+        algorithm: what to do; its local step moves x in place.
+        station: this rank's place in the meetings.
+        x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
+        steps: T.
+        oracle: gradients of the training loss.
+        batch: step t = 1, 2, … → this rank's batch.
+        gradient: where the oracle leaves gradients, (n,), if it has a place of its own.
+        beside: called with the step at every meeting, for what is exchanged beside the model.
+        begin: called with the step before each step.
+    """
+    local = algorithm.local
+    state = local.init(x, gradient)
+    report = np.empty_like(x)
+    for t in range(1, steps + 1):
+        if begin is not None:
+            begin(t)
+        loss = None
+        if station.works:
+            with station.ledger.timed("compute"):
+                loss = local.advance(state, oracle, batch(t), t)
+        # Asked at every step, so that the trigger's own count stays in step.
+        met = station.due(t) or t == steps
+        if met:
+            local.adopt(state, station.meet(local.report(state, report), t))
+            if beside is not None:
+                beside(t)
+        yield t, loss, met

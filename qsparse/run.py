@@ -1,0 +1,421 @@
+"""A whole run, from settings to history."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+import qsparse
+from qsparse.algorithm import Algorithm, check
+from qsparse.errors import DisagreementError, SettingError
+from qsparse.exchange import Exchange, ParameterServer
+from qsparse.exchange.base import receive_one
+from qsparse.ledger import Ledger, Snapshot, combine
+from qsparse.payload import Payload, Way
+from qsparse.registry import spell
+from qsparse.rounds.synchronous import Station, averaging, rounds
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+T = TypeVar("T")
+
+
+class Problem(Protocol):
+    """What is trained: one rank's model, its share of the data, and how good it is.
+
+    Attributes:
+        vector: the model's parameters as one vector, (n,); moved in place.
+        gradient_vector: where `gradient` leaves its result, (n,).
+        aside: what is not trained but averaged at meetings (batch statistics); may be empty.
+        layout: the parameters' layers.
+        description: what must be equal on all ranks, e.g. the shapes and checksums of the data.
+        steps_per_epoch: steps in which a worker sees its share once.
+    """
+
+    vector: Vector
+    gradient_vector: Vector
+    aside: Vector
+    layout: Layout
+    description: str
+    steps_per_epoch: int
+
+    def batch(self, t: int) -> Any:
+        """This rank's batch of step t = 1, 2, …"""
+
+    def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
+        """The oracle of `qsparse.local`."""
+
+    def evaluate(self) -> dict[str, float]:
+        """``test_accuracy`` and ``test_loss`` of the model in ``vector``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does, beside its problem.
+
+    Args:
+        algorithm: the parts.
+        exchange: the pattern of messages.
+        epochs: how often a worker sees its share of the data; or
+        steps: how many steps it takes.
+        seed: of everything random.
+        evaluations: how many evaluations an epoch, at the next meeting.
+    """
+
+    algorithm: Algorithm
+    exchange: Exchange = field(default_factory=ParameterServer)
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    evaluations: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise SettingError("give either epochs or steps")
+        for name in ("epochs", "steps", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{name} must be positive, not {value}")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """T."""
+        return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
+
+
+class Watcher:
+    """Sees a run on rank 0 as it goes; all methods do nothing here."""
+
+    def started(self, steps: int) -> None:
+        """Training begins."""
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        """A step was taken."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """A line of the history was written."""
+
+    def stopped(self) -> None:
+        """Training ended, well or not."""
+
+
+def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
+    """Make something on every rank, and go on only if all could and all made the same.
+
+    Args:
+        wire: between the ranks.
+        make: returns the thing and the settings that must be equal on all ranks.
+
+    Raises:
+        DisagreementError: on every rank, with both spellings.
+        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+    """
+    server = ParameterServer()
+    try:
+        thing, settings = make()
+        text = json.dumps(settings, sort_keys=True).encode()
+        greeting = Payload.build([text], way=Way.BESIDE, origin=wire.rank)
+        greetings = server.gather(wire, greeting)
+        verdict = None
+        if greetings is not None:
+            text = _difference([json.loads(one.text) for one in greetings]).encode()
+            verdict = Payload.build([text], way=Way.BESIDE)
+    except BaseException as error:
+        server.tell(wire, error, 0)
+        raise
+    difference = server.broadcast(wire, verdict).text
+    if difference:
+        raise DisagreementError(difference)
+    return thing
+
+
+def _difference(settings: list[dict[str, Any]]) -> str:
+    for rank, other in enumerate(settings):
+        for name in sorted(settings[0].keys() | other.keys()):
+            ours, theirs = settings[0].get(name), other.get(name)
+            if ours != theirs:
+                return (
+                    f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; "
+                    "start all ranks with the same command on the same data"
+                )
+    return ""
+
+
+def run(
+    make_settings: Callable[[], Settings],
+    make_problem: Callable[[Settings], Problem],
+    wire: Wire,
+    *,
+    out: Path | None = None,
+    files: Mapping[str, str] | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Train on this rank, together with all others; collective.
+
+    Args:
+        make_settings: called once, on every rank, for what to do; the same on all of them.
+        make_problem: called with the settings, once, on every rank.
+        wire: between the ranks.
+        out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing.
+        files: further files by name, e.g. the configuration that repeats the run.
+        watcher: is told of the progress on rank 0.
+
+    Returns:
+        The summary, on rank 0; an empty dictionary elsewhere.
+
+    Raises:
+        QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
+    """
+    recorder = _Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
+
+    def prepare() -> tuple[_Job, Mapping[str, Any]]:
+        settings = make_settings()
+        check(settings.algorithm, settings.exchange, wire.size)
+        recorder.check()
+        problem = make_problem(settings)
+        steps = settings.total_steps(problem.steps_per_epoch)
+        job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder)
+        if wire.rank == 0:
+            # Compile (or load) the kernels while the others wait, so that they find them cached.
+            _rehearse(job.algorithm, problem)
+        return job, job.fingerprint()
+
+    job = agree(wire, prepare)
+    try:
+        recorder.open(job.steps)
+        summary = job.train()
+        recorder.write(summary)
+        return summary
+    except BaseException as error:
+        job.settings.exchange.tell(wire, error, job.step)
+        raise
+    finally:
+        recorder.close()
+
+
+def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
+    def once(wire: Wire) -> None:
+        x = problem.vector.copy()
+        station = Station(algorithm, ParameterServer(), wire, x, Seed(0), problem.layout, Ledger())
+
+        def oracle(x: Vector, batch: Any, out: Vector) -> float:
+            out[...] = 1.0
+            return 0.0
+
+        for _ in rounds(algorithm, station, x, 1, oracle, lambda t: None):
+            pass
+
+    run_threads(1, once)
+
+
+class _Job:
+    """The training part of a run on one rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        algorithm: Algorithm,
+        problem: Problem,
+        wire: Wire,
+        steps: int,
+        recorder: _Recorder,
+    ) -> None:
+        self.settings, self.algorithm, self.problem = settings, algorithm, problem
+        self.wire, self.steps, self.recorder = wire, steps, recorder
+        self.step = 0
+        self._losses: list[float] = []
+        seed = Seed(settings.seed)
+        exchange = settings.exchange
+        self.station = Station(
+            algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger
+        )
+        self._aside = None
+        if problem.aside.size:
+            self._aside = Station(
+                averaging(algorithm), exchange, wire, problem.aside, seed, (), wire.ledger
+            )
+            self._aside_anchor = problem.aside.copy()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal on all ranks before the first message."""
+        problem = self.problem
+        return {
+            "qsparse": qsparse.__version__,
+            **self.algorithm.axes(),
+            "exchange": spell(self.settings.exchange),
+            "ranks": self.wire.size,
+            "steps": self.steps,
+            "evaluations": self.settings.evaluations,
+            "seed": self.settings.seed,
+            "layers": [[layer.name, layer.size] for layer in problem.layout],
+            "start": zlib.crc32(problem.vector) ^ zlib.crc32(problem.aside),
+            "data": problem.description,
+        }
+
+    def train(self) -> dict[str, Any]:
+        """All steps; the summary on rank 0."""
+        problem, begin = self.problem, time.perf_counter()
+        record: dict[str, Any] = {}
+        every = problem.steps_per_epoch / self.settings.evaluations
+        due = every
+        for t, loss, met in rounds(
+            self.algorithm,
+            self.station,
+            problem.vector,
+            self.steps,
+            problem.gradient,
+            problem.batch,
+            gradient=problem.gradient_vector,
+            beside=self._average_aside,
+            begin=self._begin,
+        ):
+            if loss is not None:
+                self._losses.append(loss)
+            self.recorder.watcher.stepped(t, loss)
+            if met and (t >= due or t == self.steps):
+                due = every * (t // every + 1)
+                record = self._report(t, time.perf_counter() - begin)
+        return self._summary(record) if self.wire.rank == 0 else {}
+
+    def _begin(self, t: int) -> None:
+        self.step = t
+
+    def _average_aside(self, t: int) -> None:
+        """Meet about what is not trained: report anchor − aside, adopt the mean."""
+        if self._aside is None:
+            return
+        model = self._aside.meet(self._aside_anchor - self.problem.aside, t)
+        np.copyto(self.problem.aside, model)
+        np.copyto(self._aside_anchor, model)
+
+    def _report(self, t: int, seconds: float) -> dict[str, Any]:
+        """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
+        mine = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses}
+        if self.wire.rank != 0:
+            body = json.dumps(mine).encode()
+            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
+            self._losses = []
+            return {}
+        reports = [mine]
+        for rank in range(1, self.wire.size):
+            reports.append(json.loads(receive_one(self.wire, rank)[1].text))
+        losses = [loss for report in reports for loss in report["losses"]]
+        counted: Snapshot = combine(report["ledger"] for report in reports)
+        counted["seconds"]["total"] = seconds
+        record = {
+            "step": t,
+            "epoch": t / self.problem.steps_per_epoch,
+            "train_loss": float(np.mean(losses)) if losses else None,
+            **self.problem.evaluate(),
+            **counted,
+        }
+        self._losses = []
+        self.recorder.add(record)
+        return record
+
+    def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
+        problem, settings = self.problem, self.settings
+        workers = len(settings.exchange.workers(self.wire.size))
+        dense = 32 * problem.vector.size * workers * self.steps
+        record = dict(record)
+        wire_bytes = record.pop("wire_bytes")
+        return {
+            "algorithm": self.algorithm.axes(),
+            "exchange": spell(settings.exchange),
+            "ranks": self.wire.size,
+            "workers": workers,
+            "parameters": problem.vector.size,
+            "steps": record.pop("step"),
+            "epochs": record.pop("epoch"),
+            "test_accuracy": record.pop("test_accuracy"),
+            "test_loss": record.pop("test_loss"),
+            "train_loss": record.pop("train_loss"),
+            "paper_bits": record.pop("paper_bits"),
+            "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
+            "wire_bytes_beside": wire_bytes["beside"],
+            "dense_bits": {"up": dense, "down": dense},
+            **record,
+            "seed": settings.seed,
+            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
+        }
+
+
+class _Recorder:
+    """Writes what a run leaves behind: whole files or whole lines, never half of one."""
+
+    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Watcher) -> None:
+        self.out, self.files, self.watcher = out, files, watcher
+        self._history: Any = None
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, before anything is trained."""
+        if self.out is None:
+            return
+        above = self.out
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            raise SettingError(f"cannot write to --out {self.out}: {above} is not a folder")
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
+
+    def open(self, steps: int) -> None:
+        """Make the folder; the summary of an older run there is removed."""
+        self.watcher.started(steps)
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "summary.json").unlink(missing_ok=True)
+        for name, text in self.files.items():
+            write_whole(self.out / name, text)
+        self._history = (self.out / "history.jsonl").open("w", encoding="utf-8")
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One line of the history."""
+        self.watcher.evaluated(record)
+        if self._history is not None:
+            self._history.write(json.dumps(record) + "\n")
+            self._history.flush()
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """The summary, last of all: where it stands, the run ended well."""
+        if self.out is not None:
+            write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the history."""
+        self.watcher.stopped()
+        if self._history is not None:
+            self._history.close()
+            self._history = None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise

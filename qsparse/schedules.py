@@ -1,0 +1,113 @@
+"""Numbers that change with the step: learning rates."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from qsparse.errors import SettingError
+from qsparse.registry import register, spell
+
+
+class Schedule(ABC):
+    """A positive number for each step t = 1, 2, …"""
+
+    kind: ClassVar[str] = "schedule"
+    registered_name: ClassVar[str]
+
+    @abstractmethod
+    def at(self, t: int) -> float:
+        """The number of step t."""
+
+    def over(self, steps: int) -> Schedule:
+        """The schedule for a run of so many steps, for those that were given no length."""
+        return self
+
+
+#: A fixed number or a schedule.
+Rate: TypeAlias = float | Schedule
+
+
+def rate_at(rate: Rate, t: int) -> float:
+    """The value of a rate at step t."""
+    return rate.at(t) if isinstance(rate, Schedule) else float(rate)
+
+
+def rate_over(rate: Rate, steps: int) -> Rate:
+    """The rate for a run of so many steps."""
+    return rate.over(steps) if isinstance(rate, Schedule) else rate
+
+
+def check_rate(part: object, name: str, rate: Rate) -> None:
+    """Refuse a rate that is no schedule and not positive."""
+    if not isinstance(rate, Schedule) and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        raise SettingError(f"{spell(part)}: {name} must be a positive number or a schedule")
+
+
+@register("cosine")
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear warm-up to ``peak``, then half a cosine down to ``floor`` at the last step.
+
+    Args:
+        peak: the largest value.
+        steps: how many steps the schedule lasts, the whole run unless given; it stays at ``floor``
+            afterwards.
+        warmup: how many of them are warm-up.
+        floor: the last value.
+    """
+
+    peak: float
+    steps: int | None = None
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        lasts = self.steps is None or self.steps > self.warmup
+        if not (self.peak > 0 and lasts and self.warmup >= 0 and self.floor >= 0):
+            raise SettingError(
+                f"{spell(self)}: peak must be positive, steps more than warmup, floor and warmup not negative"
+            )
+
+    def over(self, steps: int) -> Schedule:
+        """As long as the run."""
+        if self.steps is not None:
+            return self
+        return Cosine(self.peak, max(steps, self.warmup + 1), self.warmup, self.floor)
+
+    def at(self, t: int) -> float:
+        """Warm-up, then cosine."""
+        if self.steps is None:
+            raise SettingError(f"{spell(self)} does not know how long the run is: give steps")
+        if t <= self.warmup:
+            return self.peak * t / self.warmup
+        done = min(1.0, (t - self.warmup - 1) / max(1, self.steps - self.warmup))
+        return self.floor + (self.peak - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+@register("steps")
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """``start``, multiplied by ``factor`` after each of the given steps.
+
+    >>> [Steps(0.1, after=(2, 3)).at(t) for t in (1, 2, 3, 4)]
+    [0.1, 0.1, 0.010000000000000002, 0.0010000000000000002]
+    """
+
+    start: float
+    after: tuple[int, ...]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.factor > 0):
+            raise SettingError(f"{spell(self)}: start and factor must be positive")
+
+    def at(self, t: int) -> float:
+        """One factor for each boundary behind us."""
+        value = self.start
+        for boundary in self.after:
+            if t > boundary:
+                value *= self.factor
+        return value

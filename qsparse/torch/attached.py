@@ -1,0 +1,201 @@
+"""Compressed exchanges for a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+import qsparse
+from qsparse.algorithm import Algorithm, check, refuse_if_inhomogeneous
+from qsparse.errors import CompositionError, SettingError
+from qsparse.exchange import Exchange, ParameterServer
+from qsparse.local import SGD
+from qsparse.memory import ErrorFeedback
+from qsparse.payload import Payload, Way
+from qsparse.registry import build, spell
+from qsparse.rounds.synchronous import Station, averaging
+from qsparse.run import agree
+from qsparse.seeds import Seed
+from qsparse.torch.flat import FlatModel
+from qsparse.types import Vector
+from qsparse.wire.base import Wire
+
+#: The local step of presets whose step size nobody set.
+_UNSET = SGD(0.1)
+
+
+def attach(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm | str,
+    comm: Any = None,
+    *,
+    exchange: Exchange | str = "server",
+    seed: int = 0,
+) -> Attached:
+    """Make an ordinary training loop a distributed one; collective.
+
+    All ranks start from rank 0's model. After each ``optimizer.step()`` the algorithm's trigger
+    decides whether the ranks meet: the net update since the last meeting is compressed and
+    exchanged, and every rank goes on from the new common model. The optimizer takes the local
+    steps, with whatever learning rates and schedulers it has; batch statistics are averaged at
+    meetings. Call `Attached.finish` (or leave the ``with`` block) before you use the trained model.
+
+    Args:
+        model: parameters on the CPU, float32 or float64.
+        optimizer: over exactly the model's trained parameters.
+        algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``; its learning rate and
+            momentum stay unset, because the optimizer has them.
+        comm: an mpi4py communicator or a `Wire`; COMM_WORLD unless given.
+        exchange: the pattern of messages.
+        seed: of the random parts; the same on all ranks.
+
+    Raises:
+        CompositionError: an algorithm whose local step is not the optimizer's.
+        SettingError: an optimizer of other parameters, or a model that does not fit.
+        DisagreementError: the ranks have different models or settings.
+    """
+    return Attached(model, optimizer, algorithm, comm, exchange, seed)
+
+
+class Attached:
+    """A training loop's place in the exchange; made by `attach`.
+
+    Attributes:
+        ledger: what this rank said.
+        steps: how often the optimizer has stepped.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        algorithm: Algorithm | str,
+        comm: Any,
+        exchange: Exchange | str,
+        seed: int,
+    ) -> None:
+        if isinstance(comm, Wire):
+            self.wire = comm
+        else:
+            from qsparse.wire.mpi import MpiWire
+
+            self.wire = MpiWire(comm)
+        self.ledger = self.wire.ledger
+        self.steps = 0
+        self._met = 0
+        self._optimizer = optimizer
+        self._seed = Seed(seed)
+
+        def prepare() -> tuple[tuple[Algorithm, Exchange, FlatModel], Mapping[str, Any]]:
+            chosen = build(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm
+            pattern = build(exchange, "exchange") if isinstance(exchange, str) else exchange
+            if chosen.local != _UNSET:
+                raise CompositionError(
+                    f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
+                    "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
+                    "reports net updates"
+                )
+            check(chosen, pattern, self.wire.size)
+            if len(pattern.workers(self.wire.size)) < self.wire.size:
+                raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
+            flat = FlatModel(model)
+            if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
+                raise SettingError("the optimizer must have exactly the model's trained parameters")
+            for link in (chosen.up, chosen.down):
+                link.compressor.bind(flat.layout).check(flat.vector.size)
+            return (chosen, pattern, flat), {
+                "qsparse": qsparse.__version__,
+                **chosen.axes(),
+                "exchange": spell(pattern),
+                "layers": [[layer.name, layer.size] for layer in flat.layout],
+                "buffers": int(flat.aside.size),
+                "type": str(flat.vector.dtype),
+                "seed": seed,
+            }
+
+        self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
+        flat = self.flat
+        for vector in (flat.vector, flat.aside):
+            self._adopt_from_rank_0(vector)
+        self._station = Station(
+            self.algorithm, self.exchange, self.wire, flat.vector, self._seed, flat.layout, self.ledger
+        )
+        self._aside = None
+        if flat.aside.size:
+            self._aside = Station(
+                averaging(self.algorithm), self.exchange, self.wire, flat.aside, self._seed, (), self.ledger
+            )
+        self._anchor = flat.vector.copy()
+        self._aside_anchor = flat.aside.copy()
+        self._report = np.empty_like(flat.vector)
+        self._rates = self._learning_rates()
+        self._hook = optimizer.register_step_post_hook(self._stepped)
+        # The optimizer would drop the gradients' memory; this keeps them views of one vector.
+        optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
+
+    def finish(self) -> None:
+        """Meet once more if there were steps since the last meeting, and detach; collective."""
+        if self._hook is None:
+            return
+        if self._met < self.steps:
+            self._guarded_meet()
+        self._hook.remove()
+        self._hook = None
+        del self._optimizer.zero_grad
+        self.wire.flush()
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.exchange.tell(self.wire, error, self.steps)
+
+    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        if self._station.due(self.steps):
+            self._guarded_meet()
+
+    def _guarded_meet(self) -> None:
+        try:
+            self._check_rates()
+            self._meet()
+        except BaseException as error:
+            self.exchange.tell(self.wire, error, self.steps)
+            raise
+
+    def _meet(self) -> None:
+        flat = self.flat
+        np.subtract(self._anchor, flat.vector, out=self._report)
+        model = self._station.meet(self._report, self.steps)
+        np.copyto(flat.vector, model)
+        np.copyto(self._anchor, model)
+        if self._aside is not None:
+            model = self._aside.meet(self._aside_anchor - flat.aside, self.steps)
+            np.copyto(flat.aside, model)
+            np.copyto(self._aside_anchor, model)
+        self._met = self.steps
+
+    def _learning_rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group]
+
+    def _check_rates(self) -> None:
+        if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
+            refuse_if_inhomogeneous(self.algorithm.up)
+
+    def _adopt_from_rank_0(self, vector: Vector) -> None:
+        mine = None
+        if self.wire.rank == 0:
+            raw = memoryview(vector).cast("B") if vector.size else b""
+            mine = Payload.build([raw], way=Way.BESIDE, n=vector.size)
+        start = ParameterServer().broadcast(self.wire, mine)
+        np.copyto(vector, np.frombuffer(start.body, vector.dtype))

@@ -1,0 +1,94 @@
+"""A model as one flat vector: parameters and gradients are views of it, nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from qsparse.errors import SettingError
+from qsparse.types import Layer, Layout, Vector
+
+
+class FlatModel:
+    """Moves a model's parameters, gradients and batch statistics into flat vectors.
+
+    The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
+    ``vector`` and ``gradient``, floating-point buffers views of ``aside``. Parameters that need no
+    gradient stay where they are.
+
+    Args:
+        model: all trained parameters on the CPU and of one type, float32 or float64.
+
+    Attributes:
+        vector: the parameters in the order of ``model.named_parameters()``, (n,).
+        gradient: the gradients, alike.
+        aside: floating-point buffers, in the order of ``model.named_buffers()``.
+        layout: names and places of the parameters.
+
+    Raises:
+        SettingError: a parameter on another device or of another type, or no parameter at all.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise SettingError("the model has no parameters that need a gradient")
+        for name, p in named:
+            if p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64):
+                raise SettingError(
+                    f"parameter {name!r} is {p.dtype} on {p.device}: parameters must be float32 or "
+                    "float64 on the CPU"
+                )
+        kinds = {p.dtype for _, p in named}
+        if len(kinds) > 1:
+            raise SettingError(f"the parameters have several types ({kinds}): use one for all")
+        dtype = kinds.pop()
+        self._parameters = [p for _, p in named]
+        sizes = [p.numel() for p in self._parameters]
+        # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
+        # parameter, and so the same vector instructions and the same bits.
+        flat = torch.empty(sum(sizes), dtype=dtype)
+        slopes = torch.zeros(sum(sizes), dtype=dtype)
+        layers, start = [], 0
+        self._views = []
+        with torch.no_grad():
+            for (name, p), size in zip(named, sizes, strict=True):
+                stretch = slice(start, start + size)
+                flat[stretch].copy_(p.detach().reshape(-1))
+                p.data = flat[stretch].view(p.shape)
+                self._views.append(slopes[stretch].view(p.shape))
+                layers.append(Layer(name, start, start + size))
+                start += size
+            buffers = [b for _, b in model.named_buffers() if b.is_floating_point()]
+            beside = torch.empty(sum(b.numel() for b in buffers), dtype=dtype)
+            start = 0
+            for b in buffers:
+                stretch = slice(start, start + b.numel())
+                beside[stretch].copy_(b.reshape(-1))
+                b.data = beside[stretch].view(b.shape)
+                start += b.numel()
+        self.layout: Layout = tuple(layers)
+        self.vector: Vector = flat.numpy()
+        self.gradient: Vector = slopes.numpy()
+        self.aside: Vector = beside.numpy()
+        self._slopes = slopes
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients in one sweep, whatever ``set_to_none`` says: they stay views."""
+        self._slopes.zero_()
+        for p, view in zip(self._parameters, self._views, strict=True):
+            if p.grad is not view:
+                p.grad = view
+
+    def covers(self, parameters: list[Any]) -> bool:
+        """Are these exactly the model's trained parameters?"""
+        return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self._parameters}
+
+
+def as_batch(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Examples by index, in memory that torch has aligned."""
+    return torch.from_numpy(x)[torch.from_numpy(indices)], torch.from_numpy(y)[torch.from_numpy(indices)]

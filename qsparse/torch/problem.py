@@ -1,0 +1,85 @@
+"""A classifier and a data set as something that `qsparse.run` trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from qsparse.seeds import Seed
+from qsparse.torch.data import Batches, Dataset, shard
+from qsparse.torch.flat import FlatModel, as_batch
+from qsparse.torch.models import build_model
+from qsparse.types import Vector
+
+
+class Classification:
+    """Cross entropy of a model on one rank's share of a data set; a `qsparse.run.Problem`.
+
+    Args:
+        data: the whole data set.
+        model: a name for `build_model`.
+        batch_size: examples of one worker's step.
+        share: this rank's number among the workers; None where it does not work.
+        workers: number of workers.
+        sharding: ``contiguous``, ``random`` or ``dirichlet(ALPHA)``.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        model: str,
+        batch_size: int,
+        share: int | None,
+        workers: int,
+        sharding: str,
+        seed: Seed,
+    ) -> None:
+        self.data = data
+        self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
+        self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
+        self.aside, self.layout = self.flat.aside, self.flat.layout
+        shares = shard(data.train_y, workers, sharding, seed)
+        # Shares may differ by an example, or in size where labels are skewed; all ranks take the
+        # same number of steps, so an epoch is the smallest share's.
+        sizes = [len(indices) for indices in shares]
+        self.description = f"{data.describe()}, {sharding} shares, batches of {batch_size}"
+        streams = [
+            Batches(indices, batch_size, seed.at(rank=rank, use="batch"))
+            for rank, indices in enumerate(shares)
+            if rank == (share or 0) or len(indices) == min(sizes)
+        ]
+        self.steps_per_epoch = min(stream.steps_per_epoch for stream in streams)
+        self._batches = Batches(shares[share or 0], batch_size, seed.at(rank=share or 0, use="batch"))
+
+    def batch(self, t: int) -> Any:
+        """The examples of step t = 1, 2, …"""
+        return as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
+
+    def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
+        """The gradient at the model's own vector, which lands in ``gradient_vector``."""
+        assert x is self.vector and out is self.gradient_vector
+        model = self.flat.model
+        model.train()
+        self.flat.zero_grad()
+        examples, labels = batch
+        loss = functional.cross_entropy(model(examples), labels)
+        loss.backward()
+        return float(loss.detach())
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy and mean cross entropy on the test set."""
+        model = self.flat.model
+        model.eval()
+        right, loss, count = 0, 0.0, len(self.data.test_y)
+        with torch.no_grad():
+            for start in range(0, count, 1000):
+                indices = np.arange(start, min(start + 1000, count))
+                examples, labels = as_batch(self.data.test_x, self.data.test_y, indices)
+                logits = model(examples)
+                right += int((logits.argmax(1) == labels).sum())
+                loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        return {"test_accuracy": right / count, "test_loss": loss / count}
