@@ -235,7 +235,7 @@ class _Job:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
         self.step = 0
-        self._losses: list[float] = []
+        self._losses = np.zeros(2)  # sum and number since the last report
         seed = Seed(settings.seed)
         exchange = settings.exchange
         self.station = Station(
@@ -282,7 +282,7 @@ class _Job:
             begin=self._begin,
         ):
             if loss is not None:
-                self._losses.append(loss)
+                self._losses += (loss, 1)
             self.recorder.watcher.stepped(t, loss)
             if met and (t >= due or t == self.steps):
                 due = every * (t // every + 1)
@@ -302,26 +302,25 @@ class _Job:
 
     def _report(self, t: int, seconds: float) -> dict[str, Any]:
         """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
-        mine = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses}
+        mine = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
+        self._losses[:] = 0
         if self.wire.rank != 0:
             body = json.dumps(mine).encode()
             self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
-            self._losses = []
             return {}
         reports = [mine]
         for rank in range(1, self.wire.size):
             reports.append(json.loads(receive_one(self.wire, rank)[1].text))
-        losses = [loss for report in reports for loss in report["losses"]]
+        total, count = np.sum([report["losses"] for report in reports], axis=0)
         counted: Snapshot = combine(report["ledger"] for report in reports)
         counted["seconds"]["total"] = seconds
         record = {
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,
-            "train_loss": float(np.mean(losses)) if losses else None,
+            "train_loss": total / max(count, 1),
             **self.problem.evaluate(),
             **counted,
         }
-        self._losses = []
         self.recorder.add(record)
         return record
 
