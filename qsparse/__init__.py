@@ -1,3 +1,63 @@
-"""Training that sends little."""
+"""Training that sends little: compressed exchanges over MPI.
+
+An algorithm is one choice per axis::
+
+    local step   what does a worker do, and what does it report?      sgd, adamw, gradient
+    trigger      when does it speak?                                  every, randomgap
+    compressor   in which words?                                      topk >> sign, qsgd, …
+    memory       what is kept of what was not said?                   errorfeedback, innovation
+    exchange     over which pattern?                                  server, tree, allgather
+    server rule  what does the coordinator do with what it heard?     descend, majority
+    meeting      who waits for whom?                                  sync
+
+Importing the package loads neither torch nor mpi4py, and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsparse.algorithm import Algorithm
+    from qsparse.allreduce import CompressedAllreduce
+    from qsparse.link import Link
+    from qsparse.payload import Payload
+    from qsparse.registry import build, register, spell
+    from qsparse.seeds import Seed
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "CompressedAllreduce",
+    "Link",
+    "Payload",
+    "Seed",
+    "build",
+    "register",
+    "spell",
+]
+
+_HOMES = {
+    "Algorithm": "algorithm",
+    "CompressedAllreduce": "allreduce",
+    "Link": "link",
+    "Payload": "payload",
+    "Seed": "seeds",
+    "build": "registry",
+    "register": "registry",
+    "spell": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: compressors pull in numba, and not everybody who imports wants to wait.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qsparse' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"qsparse.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -47,11 +47,10 @@ class CompressedAllreduce:
         *,
         seed: int = 0,
     ) -> None:
-        if isinstance(compressor, str):
-            compressor = build(compressor, "compressor")
-        if isinstance(memory, str):
-            memory = build(memory, "memory")
-        self.link = Link(compressor, memory)
+        self.link = Link(
+            build(compressor, "compressor") if isinstance(compressor, str) else compressor,
+            build(memory, "memory") if isinstance(memory, str) else memory,
+        )
         if isinstance(comm, Wire):
             self.wire = comm
         else:

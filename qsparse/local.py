@@ -125,7 +125,7 @@ class AdamW(Local):
         check_rate(self, "lr", self.lr)
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0 and self.weight_decay >= 0):
             raise SettingError(
-                f"{spell(self)}: beta1 and beta2 must lie in [0, 1), eps be positive, weight_decay not negative"
+                f"{spell(self)}: beta1, beta2 must lie in [0, 1), eps be positive, weight_decay not below 0"
             )
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:

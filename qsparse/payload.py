@@ -26,7 +26,9 @@ import enum
 import struct
 import zlib
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final, cast
+
+import numpy.typing as npt
 
 from qsparse.errors import Corrupted, ForeignFrame, Truncated
 
@@ -38,6 +40,12 @@ _CHECKSUM: Final = slice(20, 24)
 
 #: Anything that exposes contiguous bytes.
 Bytes = bytes | bytearray | memoryview
+
+
+def raw(array: npt.NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array, where they lie."""
+    # A view of no elements cannot be cast.
+    return memoryview(cast(Any, array)).cast("B") if array.size else memoryview(b"")
 
 
 class Kind(enum.IntEnum):
@@ -163,7 +171,7 @@ class Payload:
     def _parse_first(cls, view: memoryview) -> tuple[Payload, memoryview]:
         if bytes(view[:4]) != MAGIC[: len(view)]:
             raise ForeignFrame(
-                f"a message starts with {bytes(view[:4])!r}, not with {MAGIC!r}: it was not sent by qsparse"
+                f"a message starts with {bytes(view[:4])!r}, not {MAGIC!r}: it was not sent by qsparse"
             )
         if len(view) < HEADER_BYTES:
             raise Truncated(f"a message has {len(view)} bytes, fewer than the {HEADER_BYTES} of a header")
@@ -181,9 +189,13 @@ class Payload:
             )
         frame = view[:end]
         if _checksum(frame) != int.from_bytes(frame[_CHECKSUM], "little"):
-            raise Corrupted(f"the checksum of a frame of {end} bytes does not match: it was altered on the way")
+            raise Corrupted(
+                f"the checksum of a frame of {end} bytes does not match: it was altered on the way"
+            )
         if kind not in Kind.__members__.values() or way not in Way.__members__.values():
-            raise ForeignFrame(f"a frame has kind {kind} and way {way}, which version {VERSION} does not know")
+            raise ForeignFrame(
+                f"a frame has kind {kind} and way {way}, which version {VERSION} does not know"
+            )
         payload = cls(
             frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits
         )

@@ -178,7 +178,11 @@ def _make(tree: ast.expr, kind: str, text: str) -> Any:
         raise SettingError(f"cannot read {text!r}: parts are joined by >>, & or |")
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         positional = [_value(argument, kind, text) for argument in tree.args]
-        settings = {str(word.arg): _value(word.value, kind, text) for word in tree.keywords}
+        settings: dict[str, Any] = {}
+        for word in tree.keywords:
+            if word.arg in settings or word.arg is None:
+                raise SettingError(f"{text!r} gives setting {word.arg} twice: keep one")
+            settings[word.arg] = _value(word.value, kind, text)
         return call(_name(tree.func.id, kind), kind, settings, positional)
     if isinstance(tree, ast.Name):
         return call(_name(tree.id, kind), kind, {})
@@ -200,7 +204,9 @@ def _value(tree: ast.expr, kind: str, text: str) -> Any:
     try:
         value = ast.literal_eval(tree)
     except ValueError:
-        raise SettingError(f"cannot read a setting in {text!r}: expected a number, a word or a part") from None
+        raise SettingError(
+            f"cannot read a setting in {text!r}: expected a number, a word or a part"
+        ) from None
     if isinstance(value, str) and kind == "algorithm":
         return build(value, "compressor")
     return value

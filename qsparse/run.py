@@ -22,7 +22,7 @@ from qsparse.errors import DisagreementError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
-from qsparse.payload import Payload, Way
+from qsparse.payload import Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.rounds.synchronous import Station, averaging, rounds
 from qsparse.seeds import Seed
@@ -238,14 +238,10 @@ class _Job:
         self._losses = np.zeros(2)  # sum and number since the last report
         seed = Seed(settings.seed)
         exchange = settings.exchange
-        self.station = Station(
-            algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger
-        )
+        self.station = Station(algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger)
         self._aside = None
         if problem.aside.size:
-            self._aside = Station(
-                averaging(algorithm), exchange, wire, problem.aside, seed, (), wire.ledger
-            )
+            self._aside = Station(averaging(algorithm), exchange, wire, problem.aside, seed, (), wire.ledger)
             self._aside_anchor = problem.aside.copy()
 
     def fingerprint(self) -> dict[str, Any]:
@@ -260,7 +256,7 @@ class _Job:
             "evaluations": self.settings.evaluations,
             "seed": self.settings.seed,
             "layers": [[layer.name, layer.size] for layer in problem.layout],
-            "start": zlib.crc32(problem.vector) ^ zlib.crc32(problem.aside),
+            "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.aside)),
             "data": problem.description,
         }
 
@@ -302,7 +298,7 @@ class _Job:
 
     def _report(self, t: int, seconds: float) -> dict[str, Any]:
         """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
-        mine = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
+        mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
         self._losses[:] = 0
         if self.wire.rank != 0:
             body = json.dumps(mine).encode()

@@ -19,7 +19,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.link import Link
-from qsparse.registry import build, call, parameters
+from qsparse.registry import build, parameters
 from qsparse.run import Settings, Watcher, run
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -60,13 +60,33 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 
 @click.command("train")
 @click.option(
-    "--config", type=click.Path(), is_eager=True, callback=_read_config,
+    "--config",
+    type=click.Path(),
+    is_eager=True,
+    callback=_read_config,
     help="Read options from a TOML file, such as the config.toml of another run.",
 )
-@click.option("--data", default="digits", show_default=True, help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.")
-@click.option("--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
-@click.option("--model", default="mlp", show_default=True, help="softmax, mlp, mlp(WIDTH, …), cnn, resnet20 or resnet18.")
-@click.option("--algorithm", default="qsparse-local-sgd", show_default=True, help="A preset, as NAME or NAME(SETTING=VALUE, …); see qsparse list algorithms.")
+@click.option(
+    "--data",
+    default="digits",
+    show_default=True,
+    help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.",
+)
+@click.option(
+    "--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download."
+)
+@click.option(
+    "--model",
+    default="mlp",
+    show_default=True,
+    help="softmax, mlp, mlp(WIDTH, …), cnn, resnet20 or resnet18.",
+)
+@click.option(
+    "--algorithm",
+    default="qsparse-local-sgd",
+    show_default=True,
+    help="A preset, as NAME or NAME(SETTING=VALUE, …); see qsparse list algorithms.",
+)
 @click.option("--compressor", help="Replace the up link's compressor, e.g. 'topk(ratio=0.01) >> sign'.")
 @click.option("--memory", help="Replace the up link's memory.")
 @click.option("--down", help="Compress the down link, e.g. 'blockwise(sign, size=4096)'.")
@@ -79,18 +99,39 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 @click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum.")
 @click.option("--weight-decay", type=float, help="Of the local steps.")
 @click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
-@click.option("--exchange", default="server", show_default=True, help="server, server(root=1, works=false), tree or allgather.")
-@click.option("--wire", type=click.Choice(["mpi", "threads"]), default="mpi", show_default=True, help="Ranks as processes or as threads.")
+@click.option(
+    "--exchange",
+    default="server",
+    show_default=True,
+    help="server, server(root=1, works=false), tree or allgather.",
+)
+@click.option(
+    "--wire",
+    type=click.Choice(["mpi", "threads"]),
+    default="mpi",
+    show_default=True,
+    help="Ranks as processes or as threads.",
+)
 @click.option("--ranks", type=int, help="Start this many ranks, unless mpirun did.")
-@click.option("--epochs", type=float, help="Passes over each worker's share.  [default: 60, or as --steps says]")
+@click.option(
+    "--epochs", type=float, help="Passes over each worker's share.  [default: 60, or as --steps says]"
+)
 @click.option("--steps", type=int, help="Local steps, instead of epochs.")
 @click.option("--batch", type=int, default=16, show_default=True, help="Examples of one worker's step.")
-@click.option("--sharding", default="random", show_default=True, help="contiguous, random or dirichlet(ALPHA).")
+@click.option(
+    "--sharding", default="random", show_default=True, help="contiguous, random or dirichlet(ALPHA)."
+)
 @click.option("--evaluations", type=int, default=1, show_default=True, help="Evaluations an epoch.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Of torch, in each rank.")
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
-@click.option("--import", "imports", multiple=True, metavar="MODULE", help="Import a module that registers parts of your own.")
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="MODULE",
+    help="Import a module that registers parts of your own.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar and no table.")
 def train(**options: Any) -> None:  # fmt: skip
     """Train a model on real data with compressed exchanges.
@@ -148,23 +189,19 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
 
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:
-    name, given = _preset_name(options), {}
-    taken = parameters(name, "algorithm")
+    name, taken = _preset_name(options), parameters(_preset_name(options), "algorithm")
+    given = []
     for option, setting in _PRESET.items():
         value = options[option]
         if value is None:
             continue
         if setting not in taken:
-            raise SettingError(f"--{option.replace('_', '-')} does not go with {name}, which has {', '.join(taken)}")
-        given[setting] = _rate(value) if option == "lr" else value
-    algorithm: Algorithm = build(options["algorithm"], "algorithm")
-    if given:
-        bracketed = "(" in options["algorithm"]
-        if bracketed:
-            raise SettingError(
-                f"settings of {name} are given both in --algorithm and as options ({', '.join(given)}): use one way"
-            )
-        algorithm = call(name, "algorithm", given)
+            flag = f"--{option.replace('_', '-')}"
+            raise SettingError(f"{flag} does not go with {name}, which has {', '.join(taken)}")
+        given.append(f"{setting}={str(value).lower() if isinstance(value, bool) else value}")
+    # Options are settings of the preset, beside those in its own brackets.
+    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
+    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *given]))})", "algorithm")
     for axis in ("local", "trigger", "server"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
@@ -174,7 +211,9 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     if options["memory"] is not None:
         up = replace(up, memory=build(options["memory"], "memory"))
     if options["down"] is not None:
-        down = Link(build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory"))
+        down = Link(
+            build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory")
+        )
     elif options["down_memory"] is not None:
         down = replace(down, memory=build(options["down_memory"], "memory"))
     return replace(algorithm, up=up, down=down)
@@ -183,13 +222,6 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
 def _preset_name(options: Mapping[str, Any]) -> str:
     name: str = options["algorithm"].partition("(")[0].strip()
     return name
-
-
-def _rate(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return build(text, "schedule")
 
 
 def _load(options: Mapping[str, Any]) -> Dataset:
@@ -201,7 +233,8 @@ def _load(options: Mapping[str, Any]) -> Dataset:
 
 def _shared(load: Callable[[], Dataset]) -> Callable[[], Dataset]:
     """Ranks that are threads load the data once and share it."""
-    lock, loaded = threading.Lock(), []
+    lock = threading.Lock()
+    loaded: list[Dataset] = []
 
     def once() -> Dataset:
         with lock:
@@ -263,7 +296,10 @@ def _table(summary: Mapping[str, Any], out: str) -> str:
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
         ("train loss", f"{summary['train_loss']:.4f}"),
-        ("steps", f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters"),
+        (
+            "steps",
+            f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
+        ),
     ]
     for way in ("up", "down"):
         paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]

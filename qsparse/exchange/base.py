@@ -123,7 +123,9 @@ def receive_any_kind(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
     """The next message, which holds one frame, an ERROR too."""
     rank, payloads = wire.receive(source)
     if len(payloads) != 1:
-        raise WireError(f"rank {wire.rank} got {len(payloads)} frames from rank {rank} where one was expected")
+        raise WireError(
+            f"rank {wire.rank} got {len(payloads)} frames from rank {rank} where one was expected"
+        )
     return rank, payloads[0]
 
 

@@ -15,7 +15,7 @@ from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback
-from qsparse.payload import Payload, Way
+from qsparse.payload import Payload, Way, raw
 from qsparse.registry import build, spell
 from qsparse.rounds.synchronous import Station, averaging
 from qsparse.run import agree
@@ -134,7 +134,7 @@ class Attached:
         self._aside_anchor = flat.aside.copy()
         self._report = np.empty_like(flat.vector)
         self._rates = self._learning_rates()
-        self._hook = optimizer.register_step_post_hook(self._stepped)
+        self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
@@ -195,7 +195,6 @@ class Attached:
     def _adopt_from_rank_0(self, vector: Vector) -> None:
         mine = None
         if self.wire.rank == 0:
-            raw = memoryview(vector).cast("B") if vector.size else b""
-            mine = Payload.build([raw], way=Way.BESIDE, n=vector.size)
+            mine = Payload.build([raw(vector)], way=Way.BESIDE, n=vector.size)
         start = ParameterServer().broadcast(self.wire, mine)
         np.copyto(vector, np.frombuffer(start.body, vector.dtype))

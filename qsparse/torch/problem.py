@@ -61,7 +61,8 @@ class Classification:
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
         """The gradient at the model's own vector, which lands in ``gradient_vector``."""
-        assert x is self.vector and out is self.gradient_vector
+        assert x is self.vector
+        assert out is self.gradient_vector
         model = self.flat.model
         model.train()
         self.flat.zero_grad()

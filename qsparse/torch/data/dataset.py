@@ -55,7 +55,7 @@ class Dataset:
                 )
             if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.classes:
                 raise DataError(
-                    f"{where} has labels from {y.min()} to {y.max()}: they must lie in 0 to {self.classes - 1}"
+                    f"{where} has labels from {y.min()} to {y.max()}: they must be 0 to {self.classes - 1}"
                 )
 
     def describe(self) -> str:

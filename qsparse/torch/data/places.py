@@ -222,7 +222,7 @@ def _fetch(url: str, checksum: str, part: Path, progress: bool) -> None:
         length = answer.headers.get("Content-Length", "")
         bar = None
         if progress:
-            from tqdm import tqdm  # type: ignore[import-untyped]
+            from tqdm import tqdm
 
             total = int(length) if length.isdigit() else None
             bar = stack.enter_context(
@@ -240,7 +240,7 @@ def _fetch(url: str, checksum: str, part: Path, progress: bool) -> None:
     if digest.hexdigest() != expected:
         raise DataError(
             f"{url} gave a file with {algorithm} {digest.hexdigest()} instead of {expected}: it was thrown "
-            "away. Try again, or get the file elsewhere and name its folder with --data-dir DIR or QSPARSE_DATA"
+            "away. Try again, or get the file elsewhere and name its folder: --data-dir DIR or QSPARSE_DATA"
         )
 
 

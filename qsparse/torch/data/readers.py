@@ -212,7 +212,7 @@ def read_libsvm(
     Raises:
         DataError: text of another format, values that are not finite, or an x above `DENSE_LIMIT`.
     """
-    from sklearn.datasets import load_svmlight_files  # type: ignore[import-untyped]
+    from sklearn.datasets import load_svmlight_files
 
     where = " with ".join(map(str, paths))
     texts = [io.BytesIO(read_bytes(path)) for path in paths]

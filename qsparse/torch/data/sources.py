@@ -65,7 +65,7 @@ def _standardised(raw: npt.NDArray[np.uint8], white: int, mean: float, std: floa
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     raw = bunch.images.astype(np.uint8)[:, np.newaxis]
@@ -156,7 +156,7 @@ def _libsvm(text: str, data_dir: Path | None) -> Dataset:
     if file is None:
         raise DataError(
             f"there is no LIBSVM file {text}: looked for {', '.join(map(str, candidates))}, plain or with "
-            f"{', '.join(readers.SUFFIXES[1:])}. Give its path, or its folder with --data-dir DIR or QSPARSE_DATA"
+            f"{', '.join(readers.SUFFIXES[1:])}. Give its path, or its folder: --data-dir DIR or QSPARSE_DATA"
         )
     stem = file.stem if file.suffix in readers.SUFFIXES[1:] else file.name
     beside = with_suffix(file.with_name(f"{stem}.t"))

@@ -1,0 +1,154 @@
+"""What the README and the examples show is run, or compared with what is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mpirun import mpi_run
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """The shell commands of the README, continued lines joined."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def test_first_command_names_what_exists(root: Path) -> None:
+    """The extras and the file that it names exist."""
+    first = commands()[0]
+    assert first.startswith('pip install -c constraints.txt ".[train,mpich]" && mpirun -n 4 qsparse train')
+    assert (root / "constraints.txt").is_file()
+    setup = (root / "setup.py").read_text()
+    assert '"train"' in setup
+    assert '"mpich"' in setup
+
+
+def test_ci_runs_the_second_command(root: Path) -> None:
+    """CI looks the command up in the README; it must find exactly the second."""
+    found = subprocess.run(
+        ["grep", "-m1", "-E", "^pip install .*&& pytest", "README.md"],
+        cwd=root, capture_output=True, text=True, check=True, timeout=10,
+    )  # fmt: skip
+    assert found.stdout.strip() == commands()[1]
+    assert "'^pip install .*&& pytest' README.md" in (root / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "qsparse train" in c and "pip" not in c])
+def test_options_of_the_training_commands_exist(command: str, tmp_path: Path) -> None:
+    """Each training command runs, shortened to a few steps of the embedded data on one rank."""
+    words = shlex.split(command)
+    words = words[words.index("qsparse") :]
+    changes = {"--data": "digits", "--out": str(tmp_path), "--epochs": "1"}
+    for option, value in changes.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+    if "--out" not in words:
+        words += ["--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_output_is_real(block: str, tmp_path: Path) -> None:
+    """A command shown with its output prints this output."""
+    prompt, _, expected = block.partition("\n")
+    words = shlex.split(prompt.removeprefix("$ "))
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected.splitlines()
+
+
+def test_mpi4py_block_runs_on_three_ranks() -> None:
+    """The few lines of mpi4py print what they promise."""
+    (program,) = [block for block in blocks("python") if "CompressedAllreduce" in block]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 12
+    lines = mpi_run(3, program, timeout=120).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 0", "step 1", "step 2"]
+    assert all("800,000 a dense array" in line for line in lines)
+
+
+def test_own_part_keeps_the_laws_and_trains(tmp_path: Path) -> None:
+    """The README's quantizer, saved as it says, passes the laws and trains."""
+    (program,) = [block for block in blocks("python") if "@register" in block]
+    (tmp_path / "mine.py").write_text(program)
+    laws = subprocess.run(
+        [sys.executable, "-m", "qsparse", "laws", "mine:Int8"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert laws.returncode == 0, laws.stdout + laws.stderr
+    assert "all passed" in laws.stdout
+    train = subprocess.run(
+        [
+            sys.executable, "-m", "qsparse", "train", "--import", "mine", "--steps", "20", "--out", "out",
+            "--compressor", "topk(ratio=0.01) >> int8",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert train.returncode == 0, train.stderr
+
+
+def test_diff_is_the_example(root: Path) -> None:
+    """The diff's lines stand in the example in this order, and the marked ones are the only change."""
+    example = (root / "examples/training_loop.py").read_text()
+    (diff,) = blocks("diff")
+    lines = [line[1:].rstrip() for line in diff.splitlines()]
+    position = 0
+    for line in filter(None, lines):
+        position = example.index(line + "\n", position)
+    added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    assert len(added) == 2
+    assert all(line in example for line in added)
+
+
+def test_training_loop_runs(root: Path) -> None:
+    """The example trains on two ranks; its accuracy is far from chance."""
+    done = mpi_run(2, [str(root / "examples/training_loop.py")], timeout=120)
+    match = re.search(r"accuracy (\d\.\d+)", done.stdout)
+    assert match, done
+    assert float(match[1]) > 0.8
+
+
+def test_allreduce_example_converges(root: Path) -> None:
+    """The error of the average falls below a tenth, and messages are small."""
+    done = mpi_run(3, [str(root / "examples/allreduce_in_your_code.py")], timeout=120)
+    rows = re.findall(r"round +(\d+): relative error ([\d.]+), ([\d,]+) bytes", done.stdout)
+    errors = [float(error) for _, error, _ in rows]
+    assert len(errors) == 8
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1
+    assert all(int(sent.replace(",", "")) < 400_000 / 80 for _, _, sent in rows)
+
+
+def test_table_names_every_part() -> None:
+    """The tables of the design space name every registered part and preset."""
+    from qsparse.registry import kinds, names
+
+    missing = [
+        f"{kind} {name}"
+        for kind in kinds()
+        if kind != "schedule"
+        for name in names(kind)
+        if f"`{name}" not in README and f" {name}" not in README and not _plural(name)
+    ]
+    assert not missing
+
+
+def _plural(name: str) -> bool:
+    return name == "policy" and "a policy per layer" in README
