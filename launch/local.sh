@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# N ranks on this machine:  launch/local.sh N command...
+#   launch/local.sh 4 qsparse train --model mlp
+set -euo pipefail
+if [ $# -lt 2 ] || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 N command..." >&2
+    exit 2
+fi
+ranks=$1
+shift
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ -z "${OMP_NUM_THREADS:-}" ]; then
+    # The cores are shared among the ranks.
+    threads=$(($(nproc) / ranks))
+    export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+fi
+# shellcheck source=env.sh
+. "$here/env.sh"
+exec "${MPIEXEC:-mpiexec}" -n "$ranks" "$@"

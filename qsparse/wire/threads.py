@@ -1,0 +1,278 @@
+"""Ranks as threads of one process: for tests, notebooks and more workers than cores.
+
+Frames are copied and parsed again by who receives them, so every check of `qsparse.payload` is as
+real here as between processes.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+from qsparse.errors import RankError, WireError
+from qsparse.ledger import Ledger
+from qsparse.payload import Payload
+from qsparse.wire.base import ANY, Wire
+
+T = TypeVar("T")
+
+
+class _Stranded(WireError):
+    """A wait that cannot end because of what other ranks did: a consequence, never a cause."""
+
+
+@dataclass(frozen=True)
+class _Departure:
+    how: str
+    failed: bool
+
+
+class _Hub:
+    """What the ranks share; everything is guarded by one lock.
+
+    Each rank has one queue per sender: `receive` can then go round the senders, and a sender of
+    many messages does not delay the others.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.lock = threading.Lock()
+        self.news = [threading.Condition(self.lock) for _ in range(size)]
+        self.queues: list[list[deque[bytearray]]] = [[deque() for _ in range(size)] for _ in range(size)]
+        self.departed: dict[int, _Departure] = {}
+        self.waiting: dict[int, int] = {}
+        self.verdict = ""
+
+    def pending(self, rank: int, source: int) -> bool:
+        queues = self.queues[rank]
+        return any(queues) if source == ANY else bool(queues[source])
+
+    def depart(self, rank: int, how: str, *, failed: bool) -> None:
+        with self.lock:
+            if failed or rank not in self.departed:
+                self.departed[rank] = _Departure(how, failed)
+            self.wake()
+
+    def end(self, verdict: str) -> None:
+        """Let every wait end with this verdict."""
+        with self.lock:
+            self.verdict = self.verdict or verdict
+            self.wake()
+
+    def wake(self) -> None:
+        for condition in self.news:
+            condition.notify_all()
+
+    def hopeless(self, rank: int, source: int) -> str:
+        """Why a rank with nothing to receive would wait for ever, or nothing."""
+        if self.verdict:
+            return self.verdict
+        if source == ANY:
+            gone = {r: d for r, d in self.departed.items() if r != rank}
+            for other, departure in sorted(gone.items()):
+                if departure.failed:
+                    return f"rank {rank} waits for a message of any rank, and rank {other} {departure.how}"
+            if len(gone) == self.size - 1:
+                return f"rank {rank} waits for a message of any rank, and no other rank is left"
+        elif source == rank:
+            return f"rank {rank} waits for a message of its own that it has not sent"
+        elif source in self.departed:
+            return f"rank {rank} waits for a message of rank {source}, which {self.departed[source].how}"
+        return ""
+
+    def deadlocked(self) -> str:
+        """That every rank that is left waits for another, or nothing."""
+        if len(self.waiting) < self.size - len(self.departed):
+            return ""
+        if any(self.pending(rank, source) for rank, source in self.waiting.items()):
+            return ""
+        waits = ", ".join(
+            f"rank {rank} for {'any rank' if source == ANY else f'rank {source}'}"
+            for rank, source in sorted(self.waiting.items())
+        )
+        return f"all ranks wait and no message is under way: {waits}"
+
+
+class ThreadWire(Wire):
+    """The wire of one rank that is a thread; `run_threads` and `group` make them.
+
+    Frames are copied when they are sent, so their memory may be reused at once.
+    """
+
+    def __init__(self, hub: _Hub, rank: int, ledger: Ledger | None = None) -> None:
+        self.rank = rank
+        self.size = hub.size
+        self.ledger = Ledger() if ledger is None else ledger
+        self._hub = hub
+        self._next = 0
+        self._closed = False
+
+    @classmethod
+    def group(cls, size: int) -> list[ThreadWire]:
+        """The wires of ``size`` ranks, for who starts the threads himself or needs only one rank.
+
+        >>> (alone,) = ThreadWire.group(1)
+        >>> alone.send([Payload.build([b"hello"])], 0)
+        >>> source, (payload,) = alone.receive()
+        >>> source, payload.text
+        (0, 'hello')
+        """
+        if size < 1:
+            raise WireError(f"a wire has at least one rank, not {size}")
+        hub = _Hub(size)
+        return [cls(hub, rank) for rank in range(size)]
+
+    def send(self, payloads: Sequence[Payload], dest: int) -> None:
+        self._check(dest)
+        if not payloads:
+            raise WireError(f"rank {self.rank} sends rank {dest} a message without frames")
+        message = bytearray().join(payload.frame for payload in payloads)
+        with self._hub.lock:
+            self._hub.queues[dest][self.rank].append(message)
+            self._hub.news[dest].notify_all()
+        self._count(payloads)
+
+    def receive(self, source: int = ANY) -> tuple[int, list[Payload]]:
+        if source != ANY:
+            self._check(source)
+        self._check(self.rank)
+        hub = self._hub
+        with hub.lock:
+            while not hub.pending(self.rank, source):
+                reason = hub.hopeless(self.rank, source)
+                if not reason:
+                    hub.waiting[self.rank] = source
+                    reason = hub.verdict = hub.deadlocked()
+                if reason:
+                    hub.waiting.pop(self.rank, None)
+                    hub.wake()
+                    raise _Stranded(reason)
+                hub.news[self.rank].wait()
+                hub.waiting.pop(self.rank, None)
+            queues = hub.queues[self.rank]
+            if source == ANY:
+                # Start after the sender served last: who sends much must not keep the others waiting.
+                order = (rank % self.size for rank in range(self._next, self._next + self.size))
+                source = next(rank for rank in order if queues[rank])
+                self._next = source + 1
+            message = queues[source].popleft()
+        try:
+            return source, Payload.split(message)
+        except WireError as error:
+            raise type(error)(f"rank {self.rank} refuses a message of rank {source}: {error}") from None
+
+    def flush(self) -> None:
+        """Nothing to wait for: frames are copied when they are sent."""
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._hub.depart(self.rank, "has closed its wire", failed=False)
+
+    def abort(self, status: int = 1) -> NoReturn:
+        """End the run: raises `WireError` here, and in every rank that waits or will wait."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        message = f"rank {self.rank} has aborted the run with status {status}"
+        self._hub.end(message)
+        raise WireError(message)
+
+    def _check(self, rank: int) -> None:
+        if self._closed:
+            raise WireError(f"rank {self.rank} has closed its wire")
+        if not 0 <= rank < self.size:
+            raise WireError(f"there is no rank {rank} on a wire of {self.size} ranks")
+
+
+def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None = None) -> list[T]:
+    """Run ``body(wire)`` on ``size`` ranks, each a thread; the results in the order of the ranks.
+
+    If a rank fails, ranks that wait for it are woken, and the exception of the lowest rank that
+    failed by itself is raised after all threads have ended. Ranks that wait for each other in a
+    circle, or for a rank that has ended, are found out at once.
+
+    Args:
+        size: number of ranks.
+        body: what each rank does.
+        timeout: seconds for the whole run; None waits for ever.
+
+    Raises:
+        WireError: the time is over (with the stack of every thread that still runs), or every rank
+            that is left waits for a message that nobody sends.
+
+    >>> def hello(wire: Wire) -> str:
+    ...     wire.send([Payload.build([b"from rank %d" % wire.rank])], (wire.rank + 1) % wire.size)
+    ...     return wire.receive()[1][0].text
+    >>> run_threads(3, hello)
+    ['from rank 2', 'from rank 0', 'from rank 1']
+    """
+    wires = ThreadWire.group(size)
+    hub = wires[0]._hub
+    results: dict[int, T] = {}
+    failures: dict[int, BaseException] = {}
+
+    def live(wire: ThreadWire) -> None:
+        try:
+            results[wire.rank] = body(wire)
+        except BaseException as error:
+            error.add_note(f"raised by rank {wire.rank} of {size}")
+            failures[wire.rank] = error
+            hub.depart(wire.rank, f"failed with {type(error).__name__}: {error}", failed=True)
+        else:
+            hub.depart(wire.rank, "has ended", failed=False)
+
+    # Daemons: a rank that never returns must not keep the interpreter from ending.
+    threads = [
+        threading.Thread(target=live, args=(wire,), name=f"rank {wire.rank}", daemon=True) for wire in wires
+    ]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                _give_up(hub, threads, timeout)
+    except BaseException as error:
+        hub.end(f"the run was ended by {type(error).__name__}")
+        raise
+    if failures:
+        raise _first_cause(failures)
+    unread = sum(len(queue) for queues in hub.queues for queue in queues)
+    if unread:
+        warnings.warn(f"{unread} messages were sent and never received", RuntimeWarning, stacklevel=2)
+    return [results[rank] for rank in range(size)]
+
+
+def _give_up(hub: _Hub, threads: Sequence[threading.Thread], timeout: float | None) -> NoReturn:
+    frames = sys._current_frames()
+    stacks = "".join(
+        f"\n{thread.name} is at\n{''.join(traceback.format_stack(frames[thread.ident]))}"
+        for thread in threads
+        if thread.ident in frames and thread.is_alive()
+    )
+    hub.end(f"the run has not ended within {timeout} s")
+    for thread in threads:
+        thread.join(0.2)
+    raise WireError(f"the ranks have not ended within {timeout} s:{stacks}")
+
+
+def _first_cause(failures: dict[int, BaseException]) -> BaseException:
+    """The exception of the lowest rank that did not fail because another one had."""
+
+    def distance(error: BaseException) -> int:
+        link: BaseException | None = error
+        while link is not None:
+            if isinstance(link, _Stranded):
+                return 2
+            link = link.__cause__ or link.__context__
+        return 1 if isinstance(error, RankError) else 0
+
+    return failures[min(failures, key=lambda rank: (distance(failures[rank]), rank))]

@@ -1,0 +1,162 @@
+"""What starts jobs: the scripts of ``launch/`` and `qsparse.cli.launch`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mpirun import ROOT, clean_environment, finish, mpi_run, start
+
+from qsparse.cli import launch
+from qsparse.errors import LaunchError, SettingError
+
+SCRIPTS = sorted(path for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound_bash(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True, timeout=10)
+
+
+def test_scripts_are_all_there_and_told_of() -> None:
+    names = [path.name for path in SCRIPTS]
+    assert names == ["env.sh", "local.sh", "slurm_mpiexec.sbatch", "slurm_srun.sbatch"]
+    readme = (ROOT / "launch" / "README.md").read_text()
+    assert all(name in readme for name in [*names, "hostfile.example"])
+    assert "--kill-on-bad-exit=1" in (ROOT / "launch" / "slurm_srun.sbatch").read_text()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"OMP_NUM_THREADS": "3"},
+        {"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "2", "OMPI_MCA_osc": "rdma"},
+        {"HYDRA_LAUNCHER": "ssh", "MPIR_CVAR_POLLS_BEFORE_YIELD": ""},
+        *({name: "x"} for name in launch.SEVERAL_MACHINES),
+    ],
+    ids=lambda given: " ".join(given) or "nothing",
+)
+def test_env_sh_and_environment_are_the_same(given: dict[str, str]) -> None:
+    path = {"PATH": os.environ["PATH"]}
+    sourced = subprocess.run(
+        ["bash", "--norc", "-euc", f'. "{ROOT}/launch/env.sh"; env -0'],
+        env={**path, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    found = dict(line.split("=", 1) for line in sourced.stdout.split("\0") if line)
+    for name in ("PATH", "PWD", "SHLVL", "_", "OLDPWD"):
+        found.pop(name, None)
+    assert found == launch.environment(given)
+    assert ("HYDRA_LAUNCHER" in found) == (not set(given) & set(launch.SEVERAL_MACHINES))
+
+
+def test_what_is_set_stays() -> None:
+    given = {"I_MPI_SPIN_COUNT": "9", "HOME": "/somewhere"}
+    result = launch.environment(given)
+    assert result["I_MPI_SPIN_COUNT"] == "9"
+    assert result["HOME"] == "/somewhere"
+    assert given == {"I_MPI_SPIN_COUNT": "9", "HOME": "/somewhere"}
+
+
+def test_local_sh_starts_ranks() -> None:
+    program = "from mpi4py import MPI; w = MPI.COMM_WORLD; "
+    program += "print(f'{w.rank} {w.size}\\n', end='', flush=True)"
+    environ = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "",
+    }
+    script = str(ROOT / "launch" / "local.sh")
+    finished = finish(start([script, "3", sys.executable, "-c", program], env=environ), 30)
+    assert finished.returncode == 0, finished
+    lines = sorted(line.split() for line in finished.stdout.splitlines())
+    assert lines == [["0", "3"], ["1", "3"], ["2", "3"]], finished
+    for wrong in ([], ["3"], ["0", "true"], ["many", "true"]):
+        finished = finish(start([script, *wrong]), 10)
+        assert finished.returncode == 2, finished
+        assert "usage: " in finished.stderr
+
+
+def test_mpiexec_beside_python_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("venv", "path"):
+        tmp_path.joinpath(name).mkdir()
+        tool = tmp_path / name / "mpiexec"
+        tool.write_text("#!/bin/sh\n")
+        tool.chmod(0o755)
+    monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "venv" / "python"))
+    monkeypatch.setattr(launch, "clashing_runtimes", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    assert launch.mpiexec_command(4) == [str(tmp_path / "venv" / "mpiexec"), "-n", "4"]
+    tmp_path.joinpath("venv", "mpiexec").unlink()
+    assert launch.mpiexec_command(1) == [str(tmp_path / "path" / "mpiexec"), "-n", "1"]
+    tmp_path.joinpath("path", "mpiexec").unlink()
+    with pytest.raises(LaunchError, match=r"pip install \"qsparse\[mpich\]\""):
+        launch.mpiexec_command(2)
+    with pytest.raises(SettingError, match="at least one rank"):
+        launch.mpiexec_command(0)
+
+
+def test_relaunch_becomes_mpiexec(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    monkeypatch.setattr(launch.os, "execvpe", lambda *call: seen.append(call))
+    monkeypatch.setattr(launch, "mpiexec_command", lambda ranks: ["/opt/mpiexec", "-n", str(ranks)])
+    monkeypatch.setattr(launch, "shared_memory_shortage", lambda ranks: "too little")
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(9)), raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    launch.relaunch(4, ["train", "--lr", "0.1"])
+    ((file, command, environ),) = seen
+    assert file == "/opt/mpiexec"
+    assert command == ["/opt/mpiexec", "-n", "4", sys.executable, "-m", "qsparse", "train", "--lr", "0.1"]
+    assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "2"
+    assert "too little" in capsys.readouterr().err
+
+
+def test_shared_memory_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.os, "statvfs", lambda folder: SimpleNamespace(f_bavail=64 << 8, f_frsize=4096))
+    assert launch.shared_memory_shortage(10) is None
+    assert "12 ranks may need 72 MB" in (launch.shared_memory_shortage(12) or "")
+    monkeypatch.undo()
+    assert launch.shared_memory_shortage(10**9, "/nowhere") is None
+
+
+def test_mpi_run_shows_stacks_and_outputs() -> None:
+    """The helper of the other tests: a job that hangs ends and says where."""
+    program = """
+        import sys, time
+        print("said by", sys.argv[1], flush=True)
+
+        def stuck():
+            time.sleep(60)
+
+        stuck()
+    """
+    with pytest.raises(AssertionError) as caught:
+        mpi_run(2, program, "me", timeout=4)
+    text = str(caught.value)
+    assert "said by me" in text
+    assert "in stuck" in text
+    assert "2 ranks" in text
+    finished = mpi_run(2, ["-m", "timeit", "-n", "1", "-r", "1", "pass"], timeout=20)
+    assert finished.stdout.count("1 loop") == 2
+    assert finished.returncode == 0
+    assert mpi_run(1, "raise SystemExit(5)", check=False, timeout=20).returncode == 5
+
+
+def test_clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/site/libmpi.so")
+    environ = clean_environment({"EXTRA": "1"})
+    assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE"} & set(environ)
+    assert environ["MPI4PY_LIBMPI"] == "/site/libmpi.so"
+    assert environ["EXTRA"] == "1"
