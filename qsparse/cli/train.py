@@ -148,12 +148,9 @@ def train(**options: Any) -> None:  # fmt: skip
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
-    import torch
+    from qsparse.torch.problem import Classification, use_threads
 
-    from qsparse.torch.problem import Classification
-
-    # Also in ranks that are threads: torch keeps the number for each thread.
-    torch.set_num_threads(options["threads"])
+    use_threads(options["threads"])
 
     def problem(settings: Settings) -> Classification:
         workers = settings.exchange.workers(wire.size)

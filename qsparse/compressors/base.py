@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from qsparse.errors import CompositionError, Corrupted, NotFinite, SettingError
 from qsparse.kernels import accumulate, vector
-from qsparse.payload import Bytes, Payload, Way
+from qsparse.payload import Bytes, Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -90,7 +90,7 @@ class Writer:
     def array(self, values: npt.NDArray[Any]) -> None:
         """The bytes of a contiguous array, little endian."""
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        self.sections.append(memoryview(little).cast("B") if little.size else b"")
+        self.sections.append(raw(little))
 
 
 class Reader:
@@ -98,6 +98,8 @@ class Reader:
 
     def __init__(self, body: memoryview) -> None:
         self.rest = body
+        #: How deep the part that is being read lies within pieces of pieces.
+        self.depth = 0
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""
@@ -133,8 +135,13 @@ class Reader:
     def array(self, count: int, dtype: str) -> npt.NDArray[Any]:
         """The next ``count`` values of a dtype."""
         kind = np.dtype(dtype).newbyteorder("<")
-        return np.frombuffer(self.take(count * kind.itemsize), kind)
+        array = np.frombuffer(self.take(count * kind.itemsize), kind)
+        # Read-only whatever the frame lies in, so that kernels are compiled for one type of array.
+        array.flags.writeable = False
+        return array
 
+
+_WAYS: Final = {"up": Way.UP, "down": Way.DOWN}
 
 #: How a body of a codec is read: (reader, n, start of the piece, dtype of the values) → pieces.
 BodyReader = Callable[[Reader, int, int, np.dtype[Any]], Iterator[Piece]]
@@ -191,7 +198,8 @@ class Compressor(ABC):
 
         Args:
             x: (n,) float32 or float64, contiguous.
-            seed: names the stream of random numbers; its rank and step go into the header.
+            seed: names the stream of random numbers; its rank, step and use (``up`` or ``down``) go
+                into the header.
 
         Raises:
             NotFinite: x holds NaN, infinity or what float32 cannot hold.
@@ -206,7 +214,7 @@ class Compressor(ABC):
         nbits = self.write(x, seed, out)
         return Payload.build(
             out.sections,
-            way=Way.DOWN if seed.use == "down" else Way.UP,
+            way=_WAYS.get(seed.use, Way.BESIDE),
             codec=self.codec,
             origin=seed.rank,
             step=seed.step,

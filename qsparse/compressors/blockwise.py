@@ -4,7 +4,8 @@ All of them cut the vector into stretches and give each stretch a compressor of 
 ("piecewise" in Basu et al., 2019; blocks in Zheng et al., 2019). γ is the smallest of the parts.
 
 Body: the number of runs of stretches (varint), for each run its length (varint), how often it
-comes (varint) and the codec of its bodies (u8); then the bodies in order.
+comes (varint) and the codec of its bodies (u8); then the bodies in order. Stretches without
+coordinates are left out, and stretches within stretches nest at most eight deep.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 
 PIECES: Final = 2
+#: How deep stretches may nest in a frame; a forged one must not exhaust the stack.
+_DEEPEST: Final = 8
 
 
 class Piecewise(Compressor):
@@ -51,7 +54,7 @@ class Piecewise(Compressor):
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the table of stretches and their bodies."""
-        parts = self.parts(x.size)
+        parts = [(size, part) for size, part in self.parts(x.size) if size]
         runs = [
             (size, codec, len(list(same)))
             for (size, codec), same in itertools.groupby(parts, lambda part: (part[0], part[1].codec))
@@ -100,6 +103,19 @@ class Piecewise(Compressor):
         )
 
 
+def _are_sizes(layers: object) -> bool:
+    return isinstance(layers, tuple) and all(isinstance(size, int) and size >= 0 for size in layers)
+
+
+def _check_inner(outer: Piecewise, *parts: object) -> None:
+    for part in parts:
+        if not isinstance(part, Compressor):
+            raise refuse(outer, f"{part!r} is no compressor")
+        # A policy is spelled with colons, which cannot stand inside another part's text.
+        if isinstance(part, Policy):
+            raise CompositionError(f"{spell(outer)}: a policy stands alone; write one policy with all rules")
+
+
 @register("blockwise")
 @dataclass(frozen=True)
 class Blockwise(Piecewise):
@@ -121,6 +137,9 @@ class Blockwise(Piecewise):
             raise refuse(self, "give either size or layers")
         if self.size is not None and (not isinstance(self.size, int) or self.size < 1):
             raise refuse(self, "size must be a whole number of at least 1")
+        if not isinstance(self.layers, bool) and not _are_sizes(self.layers):
+            raise refuse(self, "layers must be true or a list of sizes")
+        _check_inner(self, self.inner)
 
     def bind(self, layout: Layout) -> Compressor:
         """Look the layers' sizes up."""
@@ -159,6 +178,9 @@ class BySize(Piecewise):
     def __post_init__(self) -> None:
         if not isinstance(self.limit, int) or self.limit < 0:
             raise refuse(self, "limit must be a whole number of at least 0")
+        if self.layers is not None and not _are_sizes(self.layers):
+            raise refuse(self, "layers must be a list of sizes")
+        _check_inner(self, self.small, self.large)
 
     def bind(self, layout: Layout) -> Compressor:
         """Look the layers' sizes up."""
@@ -171,9 +193,7 @@ class BySize(Piecewise):
         sizes = self.layers or (n,)
         if sum(sizes) != n:
             raise refuse(self, f"the layers have {sum(sizes)} coordinates together, the vector {n}")
-        return [
-            (size, (self.small if size <= self.limit else self.large).limited(size)) for size in sizes
-        ]
+        return [(size, (self.small if size <= self.limit else self.large).limited(size)) for size in sizes]
 
 
 @register("policy")
@@ -194,6 +214,7 @@ class Policy(Piecewise):
     def __post_init__(self) -> None:
         if not self.rules:
             raise refuse(self, "a policy needs at least one rule, PATTERN: COMPRESSOR")
+        _check_inner(self, *(part for _, part in self.rules))
 
     def spelling(self) -> str:
         """``pattern: compressor; …``; the layers are the model's and are not spelled."""
@@ -227,9 +248,15 @@ class Policy(Piecewise):
 @body_reader(PIECES)
 def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
     runs = [(reader.varint(), reader.varint(), reader.u8()) for _ in range(reader.varint())]
+    if any(size * count == 0 for size, count, _ in runs):
+        raise Corrupted("a frame has stretches without coordinates")
     if sum(size * count for size, count, _ in runs) != n:
         raise Corrupted(f"the stretches of a frame do not add up to its {n} coordinates")
+    reader.depth += 1
+    if reader.depth > _DEEPEST:
+        raise Corrupted(f"a frame nests stretches more than {_DEEPEST} deep")
     for size, count, codec in runs:
         for _ in range(count):
             yield from read_body(reader, codec, size, start, dtype)
             start += size
+    reader.depth -= 1

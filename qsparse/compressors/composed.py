@@ -37,12 +37,14 @@ from qsparse.compressors.base import (
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import indices as gaps
 from qsparse.kernels import pack, random
-from qsparse.payload import Bytes
+from qsparse.payload import Bytes, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
 COMPOSED: Final = 1
+#: A length beyond every k.
+_LONG: Final = 1 << 48
 _ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
 
 
@@ -231,7 +233,7 @@ class Float32(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """The bytes of the values."""
-        return Section([memoryview(values.astype("<f4", copy=False)).cast("B")], 32 * values.size)
+        return Section([raw(values.astype("<f4", copy=False))], 32 * values.size)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
@@ -275,7 +277,8 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
 
     q = quantizer.promise(1)
     return Claims(
-        unbiased=selector.promise(1).unbiased and q.unbiased,
+        # Asked for a vector that no k keeps whole: what keeps everything is unbiased.
+        unbiased=selector.promise(_LONG).unbiased and q.unbiased,
         homogeneous=q.homogeneous,
         gamma=gamma,
         omega=omega,

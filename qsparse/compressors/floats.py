@@ -9,6 +9,7 @@ import numpy as np
 
 from qsparse.compressors.base import Reader
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
+from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -28,7 +29,7 @@ class Float16(Quantizer):
         """16 bits a value."""
         most = np.finfo(np.float16).max
         halves = np.clip(values, -most, most).astype("<f2")
-        return Section([memoryview(halves).cast("B")], 16 * values.size)
+        return Section([raw(halves)], 16 * values.size)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
@@ -58,7 +59,7 @@ class BFloat16(Quantizer):
         upper = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
         # Rounding up the largest floats would give infinity.
         saturated = np.where((upper & 0x7FFF) >= 0x7F80, (upper & 0x8000) | 0x7F7F, upper)
-        return Section([memoryview(saturated.astype("<u2")).cast("B")], 16 * values.size)
+        return Section([raw(saturated.astype("<u2"))], 16 * values.size)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:

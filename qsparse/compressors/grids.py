@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from qsparse.compressors.base import Reader
+from qsparse.errors import Corrupted
 from qsparse.kernels import pack, quantize
-from qsparse.payload import Bytes
+from qsparse.payload import Bytes, raw
 from qsparse.types import Vector
+
+#: Bits of the widest code that a quantizer writes.
+WIDEST: Final = 16
 
 
 def code_width(levels: int) -> int:
@@ -18,11 +23,19 @@ def code_width(levels: int) -> int:
     return levels.bit_length()
 
 
+def read_width(section: Reader) -> int:
+    """The width of codes (u8) as a section states it; Corrupted where no quantizer writes such codes."""
+    bits = section.u8()
+    if not 1 <= bits <= WIDEST:
+        raise Corrupted(f"a frame has codes of {bits} bits, which no quantizer writes")
+    return bits
+
+
 def packed(codes: npt.NDArray[np.int32], low: int, bits: int) -> Bytes:
     """Codes − low in b bits each."""
     out = np.empty((codes.size * bits + 7) // 8, np.uint8)
     pack.pack(codes, low, bits, out)
-    return memoryview(out).cast("B")
+    return raw(out)
 
 
 def unpacked(section: Reader, count: int, low: int, bits: int) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qsparse.compressors.base import LARGEST, Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import contraction, on_grid, packed, unpacked
+from qsparse.compressors.grids import contraction, on_grid, packed, read_width, unpacked
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -62,7 +62,7 @@ class LowPrecision(Quantizer):
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """δ·code."""
-        bits, end = section.u8(), section.f32()
+        bits, end = read_width(section), section.f32()
         half = 1 << max(bits - 1, 1)
         return on_grid(unpacked(section, out.size, -half, bits), 0.0, end / (half - 1), out)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qsparse.compressors.base import LARGEST, Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, unpacked
+from qsparse.compressors.grids import code_width, contraction, on_grid, packed, read_width, unpacked
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -51,9 +51,7 @@ class QSGD(Quantizer):
             raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", 0)
         codes = np.zeros(values.size, np.int32)
         if norm > 0:
-            quantize.levels_random(
-                values, norm / self.levels, self.levels, *random.halves(seed.key), codes
-            )
+            quantize.levels_random(values, norm / self.levels, self.levels, *random.halves(seed.key), codes)
         step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)
         width = 1 + code_width(self.levels)
         parts = [struct.pack("<Bf", width, step), packed(codes, -(1 << (width - 1)), width)]
@@ -62,7 +60,7 @@ class QSGD(Quantizer):
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """step·level."""
-        width, step = section.u8(), section.f32()
+        width, step = read_width(section), section.f32()
         return on_grid(unpacked(section, out.size, -(1 << (width - 1)), width), 0.0, step, out)
 
     def promise(self, k: int) -> QuantizerClaims:

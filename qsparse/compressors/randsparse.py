@@ -32,8 +32,8 @@ class RandSparse(Selector):
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        if self.budget is not None and not self.budget > 0:
-            raise refuse(self, "budget must be positive")
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise refuse(self, "budget must be positive and finite")
 
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Draw which coordinates speak, and scale them."""

@@ -12,6 +12,7 @@ from qsparse.compressors.base import LARGEST, Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
 from qsparse.errors import NotFinite
 from qsparse.kernels import pack, vector
+from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -48,8 +49,7 @@ class Sign(Quantizer):
             scale = vector.squared_norm(values) ** 0.5 / k
         if scale > LARGEST:
             raise NotFinite(f"{self}: the scale {scale:.3g} is beyond float32", 0)
-        parts = [struct.pack("<f", scale), memoryview(bits).cast("B")]
-        return Section(parts, k + (32 if self.norm else 0))
+        return Section([struct.pack("<f", scale), raw(bits)], k + (32 if self.norm else 0))
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:

@@ -13,6 +13,7 @@ from qsparse.compressors.base import Reader
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import contraction, flat_variance, on_grid
 from qsparse.kernels import pack, quantize, random, vector
+from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -37,7 +38,7 @@ class Ternary(Quantizer):
             quantize.levels_random(values, scale, 1, *random.halves(seed.key), codes)
         out = np.empty((values.size + 4) // 5, np.uint8)
         pack.pack_trits(codes, out)
-        return Section([struct.pack("<f", scale), memoryview(out).cast("B")], self._bits(values.size))
+        return Section([struct.pack("<f", scale), raw(out)], self._bits(values.size))
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:

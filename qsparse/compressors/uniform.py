@@ -10,7 +10,7 @@ import numpy as np
 
 from qsparse.compressors.base import Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import on_grid, packed, unpacked
+from qsparse.compressors.grids import on_grid, packed, read_width, unpacked
 from qsparse.kernels import quantize, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -49,7 +49,7 @@ class Uniform(Quantizer):
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """2τR·q − R."""
-        bits, radius = section.u8(), section.f32()
+        bits, radius = read_width(section), section.f32()
         codes = unpacked(section, out.size, 0, bits)
         return on_grid(codes, -radius, 2 * radius / max((1 << bits) - 1, 1), out)
 

@@ -55,9 +55,10 @@ def rice_decode(data, r, n, out):
             gap += 1
             bit += 1
         bit += 1
-        gap <<= r
-        if bit + r > bits:
+        # Checked before the shift, which could overflow into a negative index.
+        if bit + r > bits or gap > n >> r:
             return -1
+        gap <<= r
         read = 0
         while read < r:
             step = min(8 - (bit & 7), r - read)

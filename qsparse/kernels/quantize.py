@@ -1,8 +1,11 @@
-"""Rounding to grids: codes from values, values from codes. All arithmetic in float64."""
+"""Rounding to grids: codes from values, values from codes. All arithmetic in float64.
+
+Codes are clipped as floats: a value far outside a fixed grid does not fit an integer before that.
+"""
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 from qsparse.kernels.jit import kernel
 from qsparse.kernels.random import four_uniforms
@@ -12,7 +15,7 @@ from qsparse.kernels.random import four_uniforms
 def grid_nearest(x, origin, step, low, high, out):
     """out = clip(⌊(x − origin)/step + 1/2⌋, low, high), int32."""
     for i in range(x.size):
-        code = math.floor((float(x[i]) - origin) / step + 0.5)
+        code = np.floor((float(x[i]) - origin) / step + 0.5)
         out[i] = min(max(code, low), high)
 
 
@@ -24,7 +27,7 @@ def grid_random(x, origin, step, low, high, k0, k1, out):
         u = four_uniforms(k0, k1, block)
         for j in range(min(4, n - 4 * block)):
             i = 4 * block + j
-            code = math.floor((float(x[i]) - origin) / step + u[j])
+            code = np.floor((float(x[i]) - origin) / step + u[j])
             out[i] = min(max(code, low), high)
 
 
@@ -37,7 +40,7 @@ def levels_random(x, step, high, k0, k1, out):
         for j in range(min(4, n - 4 * block)):
             i = 4 * block + j
             value = float(x[i])
-            level = min(math.floor(abs(value) / step + u[j]), high)
+            level = min(np.floor(abs(value) / step + u[j]), high)
             out[i] = -level if value < 0.0 else level
 
 

@@ -47,10 +47,11 @@ def squared_norm(x):
     whole = x.size - x.size % 8
     for i in range(0, whole, 8):
         for j in range(8):
-            value = float(x[i + j])
+            # float() of a float32 stays one under the JIT, and its square would leave the range.
+            value = np.float64(x[i + j])
             sums[j] += value * value
     for i in range(whole, x.size):
-        value = float(x[i])
+        value = np.float64(x[i])
         sums[i - whole] += value * value
     return _tail_sum(sums)
 

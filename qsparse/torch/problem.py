@@ -15,6 +15,11 @@ from qsparse.torch.models import build_model
 from qsparse.types import Vector
 
 
+def use_threads(count: int) -> None:
+    """Let torch compute with so many threads in this rank; called in each rank that is a thread too."""
+    torch.set_num_threads(count)
+
+
 class Classification:
     """Cross entropy of a model on one rank's share of a data set; a `qsparse.run.Problem`.
 

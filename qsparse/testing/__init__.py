@@ -1,0 +1,1 @@
+"""What others can test their parts with: hostile vectors, conformance laws."""

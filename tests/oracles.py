@@ -1,0 +1,144 @@
+"""Naive twins of the kernels: plain Python and NumPy, written from the definitions, without qsparse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+WORD = 0xFFFF_FFFF
+
+
+def top_k(x, k):
+    """Indices of the k largest magnitudes, ascending; among equals the lowest index."""
+    order = sorted(range(len(x)), key=lambda i: (-abs(float(x[i])), i))
+    return sorted(order[:k])
+
+
+def top_k_by_argsort(x, k):
+    """The same for long vectors."""
+    return np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
+
+
+def as_bytes(bits):
+    """Bits, lowest first, as bytes; the last byte is filled with zeros."""
+    bits = list(bits) + [0] * (-len(bits) % 8)
+    return bytes(sum(bit << j for j, bit in enumerate(bits[i : i + 8])) for i in range(0, len(bits), 8))
+
+
+def low_bits(number, width):
+    """The lowest ``width`` bits of a number, lowest first."""
+    return [(number >> j) & 1 for j in range(width)]
+
+
+def rice(indices, r):
+    """The bits of the Golomb-Rice code of ascending indices."""
+    bits, before = [], -1
+    for index in indices:
+        gap = int(index) - before - 1
+        bits += [1] * (gap >> r) + [0] + low_bits(gap, r)
+        before = int(index)
+    return bits
+
+
+def bitmap(indices, n):
+    """One bit a position."""
+    chosen = set(map(int, indices))
+    return [int(i in chosen) for i in range(n)]
+
+
+def packed(codes, low, width):
+    """Codes − low, ``width`` bits each."""
+    return [bit for code in codes for bit in low_bits(int(code) - low, width)]
+
+
+def signs(x):
+    """1 where negative."""
+    return [int(value < 0) for value in x]
+
+
+def trits(codes):
+    """Five base-3 digits a byte, the first one lowest."""
+    digits = [int(code) + 1 for code in codes]
+    return bytes(
+        sum(digit * 3**j for j, digit in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5)
+    )
+
+
+def philox(key, counter):
+    """Philox4x32-10 (Salmon et al., SC 2011): four words of a 64-bit key and a 128-bit counter."""
+    x = [(counter >> 32 * j) & WORD for j in range(4)]
+    k = [key & WORD, key >> 32]
+    for _ in range(10):
+        p, q = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [(q >> 32) ^ x[1] ^ k[0], q & WORD, (p >> 32) ^ x[3] ^ k[1], p & WORD]
+        k = [(k[0] + 0x9E3779B9) & WORD, (k[1] + 0xBB67AE85) & WORD]
+    return x
+
+
+def uniforms(key, n):
+    """The first n uniforms of a stream: the upper 24 bits of each word."""
+    words = [word for block in range((n + 3) // 4) for word in philox(key, block)]
+    return [(word >> 8) / 2**24 for word in words[:n]]
+
+
+def sample(key, n, k):
+    """k distinct indices below n, drawn until there are enough; the complement where that is smaller."""
+    wanted, chosen, block = min(k, n - k), set(), 0
+    while len(chosen) < wanted:
+        u = [(word >> 8) / 2**24 for word in philox(key, block)]
+        block += 1
+        for j in (0, 2):
+            if len(chosen) < wanted:
+                chosen.add(int((u[j] + u[j + 1] / 2**24) * n))
+    return sorted(chosen) if wanted == k else [i for i in range(n) if i not in chosen]
+
+
+def clip(code, low, high):
+    """Code within low … high."""
+    return min(max(code, low), high)
+
+
+def grid_nearest(x, origin, step, low, high):
+    """⌊(x − origin)/step + 1/2⌋, clipped."""
+    return [clip(math.floor((float(v) - origin) / step + 0.5), low, high) for v in x]
+
+
+def grid_random(x, origin, step, low, high, key):
+    """⌊(x − origin)/step + u⌋, clipped."""
+    u = uniforms(key, len(x))
+    return [clip(math.floor((float(v) - origin) / step + u[i]), low, high) for i, v in enumerate(x)]
+
+
+def levels_random(x, step, high, key):
+    """sign(x)·min(⌊|x|/step + u⌋, high)."""
+    u = uniforms(key, len(x))
+    return [
+        int(math.copysign(1, v)) * min(math.floor(abs(float(v)) / step + u[i]), high) for i, v in enumerate(x)
+    ]
+
+
+def norm1(x):
+    """Σ|x_i|, rounded once."""
+    return math.fsum(abs(float(v)) for v in x)
+
+
+def squared_norm(x):
+    """Σx_i², rounded once after the squares."""
+    return math.fsum(float(v) * float(v) for v in x)
+
+
+def momentum(g, m, beta, nesterov):
+    """m' = βm + g; g + βm' or m'."""
+    after = beta * m.astype(np.float64) + g
+    return (g + beta * after if nesterov else after), after
+
+
+def adamw(x, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """Loshchilov & Hutter (2019), Algorithm 2, lines 6–12, in float64."""
+    x, g, m, v = (a.astype(np.float64) for a in (x, g, m, v))
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g**2
+    hat_m = m / (1 - beta1**t)
+    hat_v = v / (1 - beta2**t)
+    return x - lr * (hat_m / (np.sqrt(hat_v) + eps) + decay * x), m, v

@@ -1,0 +1,40 @@
+"""Without the JIT the kernels are plain Python, and give the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jit_bytes
+
+HERE = Path(__file__).parent
+
+
+def without_jit(*command):
+    paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_every_part_gives_the_same_bytes_and_values():
+    plain = without_jit(str(HERE / "jit_bytes.py"))
+    assert plain.returncode == 0, plain.stderr
+    got, wanted = json.loads(plain.stdout), jit_bytes.spelled()
+    assert len(wanted) > 1000
+    assert got.keys() == wanted.keys()
+    different = [key for key in wanted if got[key] != wanted[key]]
+    assert not different
+
+
+def test_the_kernels_agree_with_their_twins():
+    plain = without_jit("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_kernels.py"))
+    assert plain.returncode == 0, plain.stdout + plain.stderr

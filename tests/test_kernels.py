@@ -1,0 +1,336 @@
+"""Every kernel against its naive twin; run again with the JIT off by test_jit_off."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsparse.kernels import accumulate, indices, pack, quantize, random, select, vector
+
+JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+LARGE = 50_000 if JIT else 300
+
+held = settings(derandomize=True, deadline=None, max_examples=60 if JIT else 20, database=None)
+keys = st.integers(0, 2**64 - 1)
+floats32 = st.floats(-(2.0**100), 2.0**100, width=32)
+magnitudes = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-45, -1e-45, 3e38, -3e38, 0.1])
+subsets = st.integers(1, 300).flatmap(
+    lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=n).map(sorted))
+)
+
+
+def floats(values, kind=np.float32):
+    return np.array(values, kind)
+
+
+def top(x, k):
+    out = np.empty(k, np.intp)
+    if x.dtype == np.float32:
+        select.top_k(x.view(np.int32), 0x7FFF_FFFF, 20, out)
+    else:
+        select.top_k(x.view(np.int64), 0x7FFF_FFFF_FFFF_FFFF, 52, out)
+    return out
+
+
+# --- select --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@held
+@given(data=st.data())
+def test_top_k_is_exact_and_prefers_low_indices(kind, data):
+    x = floats(data.draw(st.lists(st.one_of(floats32, magnitudes), min_size=1, max_size=80)), kind)
+    k = data.draw(st.integers(0, x.size))
+    assert top(x, k).tolist() == oracles.top_k(x, k)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_top_k_of_a_long_vector(kind):
+    x = np.random.default_rng(1).standard_normal(LARGE).astype(kind)
+    x[::7] = x[3]
+    for k in (1, 17, LARGE // 100, LARGE // 5, LARGE - 1, LARGE):
+        assert np.array_equal(top(x, k), oracles.top_k_by_argsort(x, k))
+
+
+def test_top_k_tells_neighbouring_float64_apart():
+    x = np.nextafter(np.full(9, 1.0), np.arange(9) % 2 * 2.0)
+    assert top(x, 4).tolist() == [1, 3, 5, 7]
+
+
+# --- positions -----------------------------------------------------------------------------------
+
+
+@held
+@given(subset=subsets, r=st.integers(0, 12))
+def test_rice_codes(subset, r):
+    n, chosen = subset
+    chosen = np.array(chosen, np.intp)
+    expected = oracles.rice(chosen, r)
+    assert indices.rice_bits(chosen, r) == len(expected)
+    out = np.zeros((len(expected) + 7) // 8, np.uint8)
+    indices.rice_encode(chosen, r, out)
+    assert out.tobytes() == oracles.as_bytes(expected)
+    again = np.empty(chosen.size, np.intp)
+    assert indices.rice_decode(out, r, n, again) == 0
+    assert np.array_equal(again, chosen)
+
+
+@held
+@given(data=st.binary(max_size=40), r=st.integers(0, 62), n=st.integers(1, 200), k=st.integers(0, 40))
+def test_rice_decode_of_any_bytes_stays_in_range(data, r, n, k):
+    out = np.empty(min(k, n), np.intp)
+    if indices.rice_decode(np.frombuffer(data, np.uint8), r, n, out) == 0 and out.size:
+        assert out[0] >= 0
+        assert out[-1] < n
+        assert np.all(np.diff(out) > 0)
+
+
+def test_rice_decode_refuses_a_gap_that_overflows():
+    # Two ones, a zero and 62 low bits: gap 2·2^62, which is negative in 64 bits.
+    data = np.frombuffer(oracles.as_bytes([1, 1, 0] + [0] * 62), np.uint8)
+    assert indices.rice_decode(data, 62, 100, np.empty(1, np.intp)) == -1
+
+
+@held
+@given(subset=subsets)
+def test_bitmaps(subset):
+    n, chosen = subset
+    chosen = np.array(chosen, np.intp)
+    out = np.zeros((n + 7) // 8, np.uint8)
+    indices.bitmap_encode(chosen, out)
+    assert out.tobytes() == oracles.as_bytes(oracles.bitmap(chosen, n))
+    again = np.empty(chosen.size, np.intp)
+    assert indices.bitmap_decode(out, n, again) == 0
+    assert np.array_equal(again, chosen)
+    assert indices.bitmap_decode(out, n, np.empty(chosen.size + 1, np.intp)) == -1
+    if chosen.size:
+        assert indices.bitmap_decode(out, n, np.empty(chosen.size - 1, np.intp)) == -1
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.intp])
+@held
+@given(data=st.data())
+def test_packed_codes(kind, data):
+    width = data.draw(st.integers(1, 16 if kind is np.int32 else 40))
+    low = data.draw(st.sampled_from([0, -(1 << (width - 1))]))
+    codes = data.draw(st.lists(st.integers(low, low + (1 << width) - 1), max_size=60))
+    out = np.empty((len(codes) * width + 7) // 8, np.uint8)
+    pack.pack(np.array(codes, kind), low, width, out)
+    assert out.tobytes() == oracles.as_bytes(oracles.packed(codes, low, width))
+    again = np.empty(len(codes), kind)
+    pack.unpack(out, low, width, again)
+    assert again.tolist() == codes
+
+
+@held
+@given(values=st.lists(st.one_of(floats32, magnitudes), max_size=50))
+def test_packed_signs(values):
+    x = floats(values)
+    out = np.empty((x.size + 7) // 8, np.uint8)
+    pack.pack_signs(x, out)
+    assert out.tobytes() == oracles.as_bytes(oracles.signs(x))
+    again = np.empty(x.size, np.float32)
+    pack.unpack_signs(out, 0.5, again)
+    assert np.array_equal(again, np.where(x < 0, np.float32(-0.5), np.float32(0.5)))
+
+
+@held
+@given(codes=st.lists(st.integers(-1, 1), max_size=40))
+def test_packed_trits(codes):
+    out = np.empty((len(codes) + 4) // 5, np.uint8)
+    pack.pack_trits(np.array(codes, np.int32), out)
+    assert out.tobytes() == oracles.trits(codes)
+    again = np.empty(len(codes), np.int32)
+    pack.unpack_trits(out, again)
+    assert again.tolist() == codes
+
+
+# --- random --------------------------------------------------------------------------------------
+
+
+def test_the_twin_of_philox_gives_the_published_answers():
+    # Random123, kat_vectors: philox4x32, 10 rounds.
+    assert oracles.philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = oracles.philox(2**64 - 1, 2**128 - 1)
+    assert ones == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+def test_philox_gives_the_published_answer():
+    zero = np.uint64(0)
+    words = [int(w) for w in random.philox(zero, zero, zero, zero)]
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@held
+@given(key=keys, counter=keys)
+def test_philox(key, counter):
+    words = random.philox(*random.halves(key), *random.halves(counter))
+    assert [int(w) for w in words] == oracles.philox(key, counter)
+
+
+@held
+@given(key=keys, n=st.integers(0, 40))
+def test_uniforms(key, n):
+    out = np.empty(n)
+    random.uniforms(*random.halves(key), out)
+    assert out.tolist() == oracles.uniforms(key, n)
+
+
+@held
+@given(key=keys, data=st.data())
+def test_samples(key, data):
+    n = data.draw(st.integers(1, 120))
+    k = data.draw(st.integers(0, n))
+    out = np.empty(k, np.intp)
+    random.sample(*random.halves(key), n, out)
+    assert out.tolist() == oracles.sample(key, n, k)
+
+
+def test_every_subset_is_drawn_equally_often():
+    draws = 6000 if JIT else 600
+    counts = {}
+    out = np.empty(2, np.intp)
+    for key in range(draws):
+        random.sample(*random.halves(key * 0x9E3779B97F4A7C15 % 2**64), 5, out)
+        counts[tuple(out.tolist())] = counts.get(tuple(out.tolist()), 0) + 1
+    assert len(counts) == 10
+    # χ² with 9 degrees of freedom exceeds 40 with probability 1e-5.
+    assert sum((c - draws / 10) ** 2 / (draws / 10) for c in counts.values()) < 40
+
+
+# --- quantize ------------------------------------------------------------------------------------
+
+steps = st.floats(1e-3, 1e3)
+
+
+@held
+@given(values=st.lists(floats32, max_size=30), origin=st.floats(-10, 10), step=steps)
+def test_rounding_to_the_nearest_point(values, origin, step):
+    x, out = floats(values), np.empty(len(values), np.int32)
+    quantize.grid_nearest(x, origin, step, -8, 7, out)
+    assert out.tolist() == oracles.grid_nearest(x, origin, step, -8, 7)
+
+
+@held
+@given(values=st.lists(floats32, max_size=30), origin=st.floats(-10, 10), step=steps, key=keys)
+def test_rounding_at_random(values, origin, step, key):
+    x, out = floats(values), np.empty(len(values), np.int32)
+    quantize.grid_random(x, origin, step, -8, 7, *random.halves(key), out)
+    assert out.tolist() == oracles.grid_random(x, origin, step, -8, 7, key)
+
+
+@held
+@given(values=st.lists(floats32, max_size=30), step=steps, key=keys)
+def test_rounding_magnitudes_at_random(values, step, key):
+    x, out = floats(values), np.empty(len(values), np.int32)
+    quantize.levels_random(x, step, 15, *random.halves(key), out)
+    assert out.tolist() == oracles.levels_random(x, step, 15, key)
+
+
+def test_values_far_outside_a_grid_are_clipped_to_its_near_end():
+    x, out = floats([1e30, -1e30]), np.empty(2, np.int32)
+    quantize.grid_random(x, 0.0, 1e-3, -8, 7, *random.halves(1), out)
+    assert out.tolist() == [7, -8]
+
+
+@held
+@given(codes=st.lists(st.integers(-(2**15), 2**15), max_size=30), origin=st.floats(-10, 10), step=steps)
+def test_values_of_codes(codes, origin, step):
+    for kind in (np.float32, np.float64):
+        out = np.empty(len(codes), kind)
+        quantize.grid_values(np.array(codes, np.int32), origin, step, out)
+        assert out.tolist() == floats([origin + step * code for code in codes], kind).tolist()
+
+
+# --- whole vectors -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 100, LARGE])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_norms(kind, n, scale):
+    x = (np.random.default_rng(n).standard_normal(n) * scale).astype(kind)
+    assert vector.norm1(x) == pytest.approx(oracles.norm1(x), rel=1e-13, abs=0)
+    assert vector.squared_norm(x) == pytest.approx(oracles.squared_norm(x), rel=1e-13, abs=0)
+    if n:
+        assert vector.extremes(x) == (x.min(), x.max())
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_first_value_beyond_a_limit(kind):
+    for bad in (np.nan, np.inf, -np.inf, 4.0, -4.0):
+        x = np.ones(9, kind)
+        x[3] = x[6] = bad
+        assert vector.first_beyond(x, 3.0) == 3
+    assert vector.first_beyond(np.full(9, 3, kind), 3.0) == -1
+    assert vector.first_beyond(np.empty(0, kind), 3.0) == -1
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_sums_and_steps(kind):
+    draw = np.random.default_rng(5)
+    x, y = (draw.standard_normal(33).astype(kind) for _ in range(2))
+    out = np.empty(33, kind)
+    vector.add_scaled(x, 0.3, y, out)
+    assert np.array_equal(out, (x.astype(np.float64) + 0.3 * y.astype(np.float64)).astype(kind))
+    y[::5] = 0
+    stepped = x.copy()
+    vector.sign_step(stepped, 0.1, y)
+    assert np.array_equal(stepped, (x.astype(np.float64) - 0.1 * np.sign(y.astype(np.float64))).astype(kind))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum(kind, nesterov):
+    draw = np.random.default_rng(6)
+    g, m = (draw.standard_normal(21).astype(kind) for _ in range(2))
+    direction, velocity = oracles.momentum(g.astype(np.float64), m, 0.9, nesterov)
+    vector.momentum(g, m, 0.9, nesterov, g)
+    assert np.array_equal(m, velocity.astype(kind))
+    assert np.array_equal(g, direction.astype(kind))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_adamw(kind):
+    draw = np.random.default_rng(7)
+    x, g = (draw.standard_normal(21).astype(kind) for _ in range(2))
+    m, v = np.zeros(21, kind), np.zeros(21, kind)
+    for t in range(1, 6):
+        rates = (t, 1e-2, 0.9, 0.999, 1e-8, 0.1)
+        expected = oracles.adamw(x, g, m, v, *rates)
+        vector.adamw_step(x, g, m, v, *rates)
+        for got, wanted in zip((x, m, v), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-6 if kind is np.float32 else 1e-14, atol=1e-300)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_sparse_into_dense(kind):
+    draw = np.random.default_rng(8)
+    dense = draw.standard_normal(50).astype(kind)
+    where = np.sort(draw.choice(50, 20, replace=False))
+    values = draw.standard_normal(20).astype(kind)
+    out = np.empty(20, kind)
+    accumulate.gather(dense, where, out)
+    assert np.array_equal(out, dense[where])
+    for kernel, sign in ((accumulate.add_at, 1), (accumulate.subtract_at, -1)):
+        expected, got = dense.copy(), dense.copy()
+        expected[where] += sign * values
+        kernel(where, values, got)
+        assert np.array_equal(got, expected)
+
+
+def test_kernels_take_nan_without_warnings():
+    x = floats([np.nan, 1, -np.inf])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert vector.first_beyond(x, 1.0) == 0
+        pack.pack_signs(x, np.empty(1, np.uint8))
