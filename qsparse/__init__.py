@@ -8,7 +8,7 @@ An algorithm is one choice per axis::
     memory       what is kept of what was not said?                   errorfeedback, innovation
     exchange     over which pattern?                                  server, tree, allgather
     server rule  what does the coordinator do with what it heard?     descend, majority
-    meeting      who waits for whom?                                  sync
+    meeting      who waits for whom?                                  synchronous, asynchronous
 
 Importing the package loads neither torch nor mpi4py, and compiles nothing.
 """

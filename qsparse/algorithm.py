@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from qsparse.compressors import Float32
-from qsparse.errors import CompositionError
+from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange.base import Exchange
 from qsparse.link import Link
 from qsparse.local import Gradient, Local
@@ -17,13 +17,37 @@ from qsparse.server import Descend, ServerRule
 from qsparse.triggers import Every, Trigger
 
 
-@register("sync")
-@dataclass(frozen=True)
-class Sync:
-    """All workers meet at the same steps, and everybody waits for everybody."""
+class Meeting:
+    """Who waits for whom; the loops of `qsparse.rounds` know what each means."""
 
     kind: ClassVar[str] = "meeting"
     registered_name: ClassVar[str]
+
+
+@register("synchronous")
+@dataclass(frozen=True)
+class Sync(Meeting):
+    """All workers meet at the same steps, and everybody waits for everybody."""
+
+
+# "async" would be a keyword of the grammar that spells parts.
+@register("asynchronous")
+@dataclass(frozen=True)
+class Async(Meeting):
+    """Each worker meets the coordinator at steps of its own and waits for nobody else.
+
+    Basu et al., 2019, Algorithm 2. The coordinator, rank 0, only serves.
+
+    Args:
+        ahead: a worker this many meetings ahead of the slowest is answered only when that one has
+            caught up by one; None: never wait.
+    """
+
+    ahead: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.ahead is not None and (not isinstance(self.ahead, int) or self.ahead < 0):
+            raise SettingError(f"{spell(self)}: ahead must be a whole number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -44,7 +68,7 @@ class Algorithm:
     up: Link = Link()
     server: ServerRule = Descend()
     down: Link = Link()
-    meeting: Sync = Sync()
+    meeting: Meeting = Sync()
 
     def axes(self) -> dict[str, str]:
         """The choice on each axis as text."""
@@ -86,6 +110,11 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
         raise CompositionError(
             f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
             f"{spell(algorithm.trigger)}: use sgd, which reports the net update of several steps"
+        )
+    if isinstance(algorithm.meeting, Async) and exchange.workers(size) != list(range(1, size)):
+        raise CompositionError(
+            f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
+            "use exchange server(works=false)"
         )
     if isinstance(up.memory, ErrorFeedback) and local.scheduled:
         refuse_if_inhomogeneous(up)

@@ -80,7 +80,7 @@ class CompressedAllreduce:
         try:
             out = x if out is None else out
             self._check(x, out, op)
-            sender, receiver = self._links(x)
+            sender, receiver = ends = self._links(x)
             with self.ledger.timed("encode"):
                 draft = sender.draft(x.reshape(-1), self._seed.at(step=self.calls))
         except Exception as error:
@@ -95,14 +95,13 @@ class CompressedAllreduce:
         sizes = {payload.origin: payload.n for payload in payloads}
         if len(set(sizes.values())) > 1:
             raise DisagreementError(f"the ranks' arrays have different sizes (rank: elements) {sizes}")
+        self._ends = ends
         with self.ledger.timed("decode"):
             # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.
             sender.commit(draft)
             self.ledger.spoke(draft.payload)
-            result = receiver.merge(payloads)
-            np.copyto(out.reshape(-1), result)
-        if op == "sum":
-            out *= self.wire.size
+            total = receiver.merge(payloads)
+            np.divide(total, self.wire.size if op == "mean" else 1, out=out.reshape(-1))
         return out
 
     def state_dict(self) -> State:
@@ -121,7 +120,7 @@ class CompressedAllreduce:
             return
         if state["n"] != like.size:
             raise SettingError(f"the saved memory has {state['n']} elements and the array {like.size}")
-        sender, receiver = self._links(like)
+        sender, receiver = self._ends = self._links(like)
         for end, prefix in ((sender, "sender."), (receiver, "receiver.")):
             for name, array in end.state.items():
                 np.copyto(array, state[prefix + name])
@@ -131,10 +130,11 @@ class CompressedAllreduce:
         self.wire.close()
 
     def _links(self, x: Vector) -> tuple[Sender, Receiver]:
-        if self._ends is None:
-            start = np.zeros(x.size, x.dtype)
-            self._ends = Sender(self.link, start), Receiver(self.link, start, self.wire.size)
-        return self._ends
+        if self._ends is not None:
+            return self._ends
+        start = np.zeros(x.size, x.dtype)
+        # The receiving end keeps sums, so that a sum has not been divided and multiplied again.
+        return Sender(self.link, start), Receiver(self.link, start)
 
     def _check(self, x: np.ndarray, out: np.ndarray, op: str) -> None:
         if op not in ("mean", "sum"):

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,13 +17,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 import qsparse
-from qsparse.algorithm import Algorithm, check
+from qsparse.algorithm import Algorithm, Async, check
+from qsparse.compressors import decompress
 from qsparse.errors import DisagreementError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import spell
+from qsparse.rounds.asynchronous import leave, serve
 from qsparse.rounds.synchronous import Station, averaging, rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -235,7 +237,10 @@ class _Job:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
         self.step = 0
+        self._begun = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report
+        self._staleness: list[int] = []
+        self._every = problem.steps_per_epoch / settings.evaluations
         seed = Seed(settings.seed)
         exchange = settings.exchange
         self.station = Station(algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger)
@@ -262,10 +267,20 @@ class _Job:
 
     def train(self) -> dict[str, Any]:
         """All steps; the summary on rank 0."""
-        problem, begin = self.problem, time.perf_counter()
+        self._begun = time.perf_counter()
+        meeting = self.algorithm.meeting
+        if isinstance(meeting, Async) and not self.station.works:
+            self._serve(meeting)
+            record = self._report(self.steps)
+        else:
+            record = self._work(isinstance(meeting, Async))
+        return self._summary(record) if self.wire.rank == 0 else {}
+
+    def _work(self, asynchronous: bool) -> dict[str, Any]:
+        """A worker's steps; the last report."""
+        problem = self.problem
         record: dict[str, Any] = {}
-        every = problem.steps_per_epoch / self.settings.evaluations
-        due = every
+        due = self._every
         for t, loss, met in rounds(
             self.algorithm,
             self.station,
@@ -280,10 +295,51 @@ class _Job:
             if loss is not None:
                 self._losses += (loss, 1)
             self.recorder.watcher.stepped(t, loss)
-            if met and (t >= due or t == self.steps):
-                due = every * (t // every + 1)
-                record = self._report(t, time.perf_counter() - begin)
-        return self._summary(record) if self.wire.rank == 0 else {}
+            if asynchronous:
+                if t % problem.steps_per_epoch == 0 and t < self.steps:
+                    self._losses[:] = 0  # the loss that is reported is the last epoch's
+            elif met and (t >= due or t == self.steps):
+                due = self._every * (t // self._every + 1)
+                record = self._report(t)
+        if asynchronous:
+            finals = leave(self.wire, 0, self.steps)
+            for vector, payload in zip((problem.vector, problem.aside), finals, strict=False):
+                decompress(payload, vector)
+            record = self._report(self.steps)
+        return record
+
+    def _serve(self, meeting: Async) -> None:
+        """The coordinator's part where nobody waits: serve, and evaluate now and then."""
+        problem, workers = self.problem, self.settings.exchange.workers(self.wire.size)
+        stations = [station for station in (self.station, self._aside) if station is not None]
+        steps = dict.fromkeys(workers, 0)
+        paper, sent = {"up": 0, "down": 0}, {"up": 0, "down": 0}
+        due = self._every
+        for arrival in serve(stations, meeting, self.wire, workers):
+            steps[arrival.rank] = arrival.report.step
+            for way, payload in (("up", arrival.report), ("down", arrival.reply)):
+                paper[way] += payload.nbits
+                sent[way] += len(payload)
+            self._staleness.append(arrival.staleness)
+            self.step = mean = sum(steps.values()) // len(workers)
+            if mean >= due:
+                due = self._every * (mean // self._every + 1)
+                self._adopt(stations)
+                self.recorder.add(
+                    {
+                        "step": mean,
+                        "epoch": mean / problem.steps_per_epoch,
+                        **problem.evaluate(),
+                        "paper_bits": dict(paper),
+                        "wire_bytes": dict(sent),
+                        "staleness": float(np.mean(self._staleness)),
+                    }
+                )
+        self._adopt(stations)
+
+    def _adopt(self, stations: Sequence[Station]) -> None:
+        for vector, station in zip((self.problem.vector, self.problem.aside), stations, strict=False):
+            np.copyto(vector, station.model)
 
     def _begin(self, t: int) -> None:
         self.step = t
@@ -296,7 +352,7 @@ class _Job:
         np.copyto(self.problem.aside, model)
         np.copyto(self._aside_anchor, model)
 
-    def _report(self, t: int, seconds: float) -> dict[str, Any]:
+    def _report(self, t: int) -> dict[str, Any]:
         """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
         mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
         self._losses[:] = 0
@@ -309,7 +365,12 @@ class _Job:
             reports.append(json.loads(receive_one(self.wire, rank)[1].text))
         total, count = np.sum([report["losses"] for report in reports], axis=0)
         counted: Snapshot = combine(report["ledger"] for report in reports)
-        counted["seconds"]["total"] = seconds
+        counted["seconds"]["total"] = time.perf_counter() - self._begun
+        if self._staleness:
+            counted["staleness"] = {
+                "mean": float(np.mean(self._staleness)),
+                "max": max(self._staleness),
+            }
         record = {
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,

@@ -74,6 +74,8 @@ def message(error: BaseException, rank: int | None = None) -> str:
         # A RankError names the rank that failed; the others only report it.
         kind = "" if isinstance(error, RankError) else f"{type(error).__name__}: "
         return f"{prefix}error: {kind}{error}\n"
+    if isinstance(error, KeyboardInterrupt):
+        return f"{prefix}interrupted\n"
     import traceback
 
     text = "".join(traceback.format_exception(error))

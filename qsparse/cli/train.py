@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from tabulate import tabulate
 
 from qsparse.algorithm import Algorithm
@@ -94,6 +95,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 @click.option("--local", help="Replace the local step, e.g. 'adamw(lr=0.001)'.")
 @click.option("--trigger", help="Replace the trigger, e.g. 'randomgap(H=8)'.")
 @click.option("--server", help="Replace the server rule.")
+@click.option("--meeting", help="Replace the meeting, e.g. 'asynchronous(ahead=4)'.")
 @click.option("--lr", help="Learning rate: a number or a schedule, e.g. 'cosine(0.1)'.")
 @click.option("--momentum", type=float, help="Of the local steps.")
 @click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum.")
@@ -123,7 +125,9 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 )
 @click.option("--evaluations", type=int, default=1, show_default=True, help="Evaluations an epoch.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-@click.option("--threads", type=int, default=1, show_default=True, help="Of torch, in each rank.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch, in each rank."
+)
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
     "--import",
@@ -140,15 +144,24 @@ def train(**options: Any) -> None:  # fmt: skip
     qsparse train --ranks 4
     mpirun -n 4 qsparse train --data mnist --algorithm "qsparse-local-sgd(H=8)"
     """
+    _choose_length(options)
     sys.path.insert(0, "")
     for module in options["imports"]:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingError(
+                f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
+            ) from None
     load = _shared(lambda: _load(options))
     on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
-    from qsparse.torch.problem import Classification, use_threads
+    try:
+        from qsparse.torch.problem import Classification, use_threads
+    except ModuleNotFoundError as error:
+        raise SettingError(f'train needs more than is installed ({error}): pip install "qsparse[train]"') from None
 
     use_threads(options["threads"])
 
@@ -168,6 +181,14 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     )  # fmt: skip
     if summary and not options["quiet"]:
         click.echo(_table(summary, out))
+
+
+def _choose_length(options: dict[str, Any]) -> None:
+    """Of --epochs and --steps, the one on the command line wins over the other from a file."""
+    source = click.get_current_context().get_parameter_source
+    typed = [name for name in ("epochs", "steps") if source(name) is ParameterSource.COMMANDLINE]
+    if len(typed) == 1:
+        options["steps" if typed == ["epochs"] else "epochs"] = None
 
 
 def make_settings(options: Mapping[str, Any]) -> Settings:
@@ -199,7 +220,7 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     # Options are settings of the preset, beside those in its own brackets.
     inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
     algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *given]))})", "algorithm")
-    for axis in ("local", "trigger", "server"):
+    for axis in ("local", "trigger", "server", "meeting"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
     up, down = algorithm.up, algorithm.down
@@ -254,7 +275,7 @@ def _config(options: Mapping[str, Any], wire: Wire) -> str:
 
 
 class _Progress(Watcher):
-    """A progress bar on a terminal, a line at each evaluation elsewhere."""
+    """A progress bar on a terminal, nothing elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -279,7 +300,7 @@ class _Progress(Watcher):
         self._bar.update()
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Accuracy and bits so far."""
+        """Show accuracy and bits so far."""
         up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
         self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
 

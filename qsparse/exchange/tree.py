@@ -37,11 +37,28 @@ class TreeBroadcast(Rooted):
     root: int = 0
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
-        """Receive from the parent (or an ERROR from the root), pass on to the children."""
-        position = (wire.rank - self.root) % wire.size
+        """Receive from the parent and from nobody else, pass on to the children."""
         if reply is None:
-            reply = receive_one(wire)[1]
-        for child in children(position, wire.size):
-            wire.send([reply], (child + self.root) % wire.size)
+            position = (wire.rank - self.root) % wire.size
+            parent = position & (position - 1)
+            reply = receive_one(wire, (parent + self.root) % wire.size)[1]
+        for child in self._children(wire):
+            wire.send([reply], child)
         wire.flush()
         return reply
+
+    def relays(self, rank: int) -> bool:
+        """Every rank does: its children wait for it alone."""
+        return True
+
+    def fail(self, wire: Wire, error: Payload) -> None:
+        """Tell the children in place of the answer, and the root in place of the payload."""
+        told = self._children(wire)
+        if wire.rank != self.root:
+            told.append(self.root)
+        for rank in told:
+            wire.send([error], rank)
+
+    def _children(self, wire: Wire) -> list[int]:
+        position = (wire.rank - self.root) % wire.size
+        return [(child + self.root) % wire.size for child in children(position, wire.size)]

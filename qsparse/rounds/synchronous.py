@@ -1,14 +1,18 @@
-"""Synchronous rounds: everybody meets at the same steps."""
+"""Meetings as workers see them, and the loop around them.
+
+In synchronous rounds everybody meets at the same steps, and this file is all there is; where workers
+do not wait for each other, the coordinator's side is in `asynchronous.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm
+from qsparse.algorithm import Algorithm, Sync
 from qsparse.exchange.base import Exchange
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
@@ -44,21 +48,25 @@ class Station:
     ) -> None:
         workers = exchange.workers(wire.size)
         self.works = wire.rank in workers
+        self.algorithm = algorithm
+        self.start = start.copy()
+        self.layout = layout
         self.exchange = exchange
         self.wire = wire
         self.ledger = ledger
         self.seed = seed.at(rank=wire.rank, use="up")
-        self.rule = algorithm.server
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout)
         self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=len(workers))
-        self.replier = Sender(algorithm.down, start, layout)
+        self.replier = self.new_replier()
         self.listener = Receiver(algorithm.down, start)
         self.server = algorithm.server.init(start)
         self.trigger = algorithm.trigger
-        self.trigger_state = algorithm.trigger.init(seed.at(rank=0, use="trigger"))
+        # Who waits for the others must meet at the same steps as they do.
+        caller = 0 if isinstance(algorithm.meeting, Sync) else wire.rank
+        self.trigger_state = algorithm.trigger.init(seed.at(rank=caller, use="trigger"))
 
     def due(self, t: int) -> bool:
-        """Do all ranks meet after step t?"""
+        """Does this rank meet the coordinator after step t?"""
         return self.trigger.due(self.trigger_state, t)
 
     def meet(self, v: Vector, t: int) -> Vector:
@@ -71,9 +79,8 @@ class Station:
             payloads = self.exchange.gather(self.wire, news)
         reply = None
         if payloads is not None:
-            with self.ledger.timed("decode"):
-                self.rule.absorb(self.server, self.hearer.merge(payloads))
-            reply = self._reply(t)
+            self.take(payloads)
+            reply = self.reply(t, self.replier)
         with self.ledger.timed("exchange"):
             reply = self.exchange.broadcast(self.wire, reply)
         if self.works and self.exchange.answers:
@@ -82,6 +89,28 @@ class Station:
             model = self.listener.merge([reply])
         self.trigger.heard(self.trigger_state, model)
         return model
+
+    def take(self, payloads: Sequence[Payload]) -> None:
+        """The coordinator absorbs the mean of reports, silent workers included."""
+        with self.ledger.timed("decode"):
+            self.algorithm.server.absorb(self.server, self.hearer.merge(payloads))
+
+    def reply(self, t: int, replier: Sender) -> Payload:
+        """The coordinator's answer to who stands at step t."""
+        with self.ledger.timed("encode"):
+            seed = self.seed.at(rank=COORDINATOR, step=t, use="down")
+            draft = replier.draft(self.model, seed)
+            replier.commit(draft)
+        return draft.payload
+
+    @property
+    def model(self) -> Vector:
+        """The coordinator's model."""
+        return self.algorithm.server.model(self.server)
+
+    def new_replier(self) -> Sender:
+        """The speaking end of a down link on which nothing was said yet."""
+        return Sender(self.algorithm.down, self.start, self.layout)
 
     def _news(self, v: Vector, t: int) -> Payload:
         with self.ledger.timed("encode"):
@@ -93,13 +122,6 @@ class Station:
                 payload = skip(draft)
         self.ledger.spoke(payload)
         return payload
-
-    def _reply(self, t: int) -> Payload:
-        with self.ledger.timed("encode"):
-            seed = self.seed.at(rank=COORDINATOR, step=t, use="down")
-            draft = self.replier.draft(self.rule.model(self.server), seed)
-            self.replier.commit(draft)
-        return draft.payload
 
 
 def skip(draft: Draft) -> Payload:
@@ -125,7 +147,7 @@ def rounds(
     beside: Callable[[int], None] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, float | None, bool]]:
-    """Train: yields (step, loss, whether the ranks met) after each step; the last step always meets.
+    """Train: yields (step, loss, whether this rank met) after each step; the last step always meets.
 
     Args:
         algorithm: what to do; its local step moves x in place.
