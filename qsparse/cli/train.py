@@ -145,7 +145,8 @@ def train(**options: Any) -> None:  # fmt: skip
     mpirun -n 4 qsparse train --data mnist --algorithm "qsparse-local-sgd(H=8)"
     """
     _choose_length(options)
-    sys.path.insert(0, "")
+    if options["imports"]:
+        sys.path.insert(0, "")  # modules of this folder, as with python -m
     for module in options["imports"]:
         try:
             importlib.import_module(module)
