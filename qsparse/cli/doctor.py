@@ -18,6 +18,7 @@ import qsparse
 from qsparse.cli.launch import shared_memory_shortage
 from qsparse.cli.ranks import on_ranks
 from qsparse.compressors import Float32
+from qsparse.launchers import clashing_runtimes
 from qsparse.payload import Payload, Way
 from qsparse.registry import build
 from qsparse.seeds import Seed
@@ -55,7 +56,7 @@ def _examine(wire: Wire) -> None:
         ("kernel cache", _kernels()),
         *link,
     ]  # fmt: skip
-    if (clash := mpi.clashing_runtimes()) is not None:
+    if (clash := clashing_runtimes()) is not None:
         rows.append(("WARNING", clash))
     click.echo(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 90]))
 

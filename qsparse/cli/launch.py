@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from qsparse.errors import LaunchError, SettingError
-from qsparse.wire.mpi import clashing_runtimes
+from qsparse.launchers import clashing_runtimes
 
 #: Settings for every place; `launch/env.sh` gives the reason of each.
 SETTINGS: Final = {

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from qsparse.cli.launch import relaunch
 from qsparse.errors import QsparseError, RankError, SettingError
+from qsparse.launchers import announced_size
 from qsparse.wire.base import Wire
-from qsparse.wire.mpi import MpiWire, announced_size
+from qsparse.wire.mpi import MpiWire
 from qsparse.wire.threads import run_threads
 
 

@@ -162,7 +162,9 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     try:
         from qsparse.torch.problem import Classification, use_threads
     except ModuleNotFoundError as error:
-        raise SettingError(f'train needs more than is installed ({error}): pip install "qsparse[train]"') from None
+        raise SettingError(
+            f'train needs more than is installed ({error}): pip install "qsparse[train]"'
+        ) from None
 
     use_threads(options["threads"])
 

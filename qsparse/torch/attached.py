@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -143,7 +143,8 @@ class Attached:
         if self._hook is None:
             return
         if self._met < self.steps:
-            self._guarded_meet()
+            self._guarded(self._meet)
+        self._guarded(self._part)
         self._hook.remove()
         self._hook = None
         del self._optimizer.zero_grad
@@ -163,17 +164,23 @@ class Attached:
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
         if self._station.due(self.steps):
-            self._guarded_meet()
+            self._guarded(self._meet)
 
-    def _guarded_meet(self) -> None:
+    def _guarded(self, act: Callable[[], None]) -> None:
         try:
-            self._check_rates()
-            self._meet()
+            act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
             raise
 
+    def _part(self) -> None:
+        """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
+        note = Payload.build(way=Way.BESIDE, origin=self.wire.rank, step=self.steps)
+        heard = self.exchange.gather(self.wire, note)
+        self.exchange.broadcast(self.wire, None if heard is None else note)
+
     def _meet(self) -> None:
+        self._check_rates()
         flat = self.flat
         np.subtract(self._anchor, flat.vector, out=self._report)
         model = self._station.meet(self._report, self.steps)

@@ -15,8 +15,8 @@ class FlatModel:
     """Moves a model's parameters, gradients and batch statistics into flat vectors.
 
     The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
-    ``vector`` and ``gradient``, floating-point buffers views of ``aside``. Parameters that need no
-    gradient stay where they are.
+    ``vector`` and ``gradient``, buffers of the parameters' type views of ``aside``. Parameters that
+    need no gradient and other buffers stay where they are.
 
     Args:
         model: all trained parameters on the CPU and of one type, float32 or float64.
@@ -24,7 +24,7 @@ class FlatModel:
     Attributes:
         vector: the parameters in the order of ``model.named_parameters()``, (n,).
         gradient: the gradients, alike.
-        aside: floating-point buffers, in the order of ``model.named_buffers()``.
+        aside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names and places of the parameters.
 
     Raises:
@@ -62,7 +62,7 @@ class FlatModel:
                 self._views.append(slopes[stretch].view(p.shape))
                 layers.append(Layer(name, start, start + size))
                 start += size
-            buffers = [b for _, b in model.named_buffers() if b.is_floating_point()]
+            buffers = [b for _, b in model.named_buffers() if b.dtype == dtype]
             beside = torch.empty(sum(b.numel() for b in buffers), dtype=dtype)
             start = 0
             for b in buffers:
