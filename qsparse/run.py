@@ -322,7 +322,8 @@ class _Job:
                 sent[way] += len(payload)
             self._staleness.append(arrival.staleness)
             mean = sum(steps.values()) // len(workers)
-            for self.step in range(self.step + 1, mean + 1):
+            while self.step < mean:
+                self.step += 1
                 self.recorder.watcher.stepped(self.step, None)
             if mean >= due:
                 due = self._every * (mean // self._every + 1)
