@@ -1,0 +1,285 @@
+"""`CompressedAllreduce` as bodies for any wire; over threads here, over processes below."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from mpirun import clean_environment, mpi_run
+
+from qsparse.allreduce import CompressedAllreduce
+from qsparse.compressors import QSGD, Float32, Sign, TopK
+from qsparse.errors import DisagreementError, NotFinite, RankError, SettingError
+from qsparse.memory import ErrorFeedback, Innovation, Stateless
+from qsparse.seeds import Seed
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+SIZES = (1, 2, 3, 4)
+
+
+def share(rank: int, step: int = 0, shape: tuple[int, ...] = (23,), dtype: Any = np.float32) -> np.ndarray:
+    """What a rank brings: values that float32 holds exactly."""
+    return np.random.default_rng((rank, step)).normal(size=shape).astype(np.float32).astype(dtype)
+
+
+def sum_in_order(arrays: list[np.ndarray]) -> np.ndarray:
+    total = np.zeros_like(arrays[0])
+    for array in arrays:
+        total += array
+    return total
+
+
+def mean_in_order(arrays: list[np.ndarray]) -> np.ndarray:
+    return sum_in_order(arrays) / arrays[0].dtype.type(len(arrays))
+
+
+# --- laws: bodies for any wire -------------------------------------------------------------------
+
+
+def identity_is_the_exact_mean(wire: Wire) -> None:
+    """To the bit, in rank order; in place, into ``out``, of any shape and both types; the sum, too."""
+    for dtype in (np.float32, np.float64):
+        for shape in ((23,), (4, 5), (2, 3, 4), (1,), (), (0,), (3, 0)):
+            allreduce = CompressedAllreduce(wire, "float32", "stateless")
+            for step in range(3):
+                arrays = [share(rank, step, shape, dtype) for rank in range(wire.size)]
+                expected = mean_in_order(arrays)
+
+                x = arrays[wire.rank].copy()
+                assert allreduce(x) is x
+                assert x.dtype == dtype
+                assert np.array_equal(x, expected)
+                assert x.shape == shape
+
+                x, out = arrays[wire.rank].copy(), np.full(shape, np.nan, dtype)
+                x.flags.writeable = False
+                assert allreduce(x, out) is out
+                assert np.array_equal(out, expected)
+                assert np.array_equal(x, arrays[wire.rank]), "x stays as it is where out is given"
+
+                assert np.array_equal(allreduce(x, out, op="sum"), sum_in_order(arrays))
+                assert np.array_equal(x, arrays[wire.rank])
+
+
+def every_rank_gets_the_same_bits(wire: Wire) -> None:
+    """With random operators and memories; seen by a second, exact, allreduce of the difference."""
+    exact = CompressedAllreduce(wire, "float32", "stateless")
+    for compressor in ("topk(k=5) >> qsgd(levels=3)", "randk(k=5) >> sign", "blockwise(ternary, size=7)"):
+        for memory in ("stateless", "errorfeedback", "innovation"):
+            allreduce = CompressedAllreduce(wire, compressor, memory, seed=5)
+            for step in range(5):
+                mine = allreduce(share(wire.rank, step))
+                zero = mine if wire.rank == 0 else np.zeros_like(mine)
+                assert mine.tobytes() == exact(zero.copy(), op="sum").tobytes()
+
+
+def it_is_the_mean_of_what_compressors_make(wire: Wire) -> None:
+    """Against the compressor itself and a memory by hand."""
+    compressor = TopK(k=5) >> QSGD(7)
+    allreduce = CompressedAllreduce(wire, compressor, ErrorFeedback(), seed=9)
+    residuals = [np.zeros(23) for _ in range(wire.size)]
+    for step in range(1, 8):
+        said = []
+        for rank in range(wire.size):
+            target = residuals[rank] + share(rank, step, dtype=np.float64)
+            payload = compressor.compress(target, Seed(9, rank=rank, step=step, use="up"))
+            said.append(compressor.decompress(payload, np.empty(23)))
+            residuals[rank] = target - said[-1]
+        result = allreduce(share(wire.rank, step, dtype=np.float64))
+        assert np.array_equal(result, mean_in_order(said))
+
+
+def error_feedback_reaches_the_mean(wire: Wire) -> None:
+    """On a standing vector the mean of T results is off by O(1/T); without a memory it stays off."""
+    dense = np.mean([share(rank, dtype=np.float64) for rank in range(wire.size)], axis=0)
+    errors = {}
+    for memory in ("errorfeedback", "stateless"):
+        allreduce = CompressedAllreduce(wire, "topk(k=3)", memory)
+        total, seen = np.zeros(23), []
+        for _ in range(200):
+            total += allreduce(share(wire.rank, dtype=np.float64))
+            seen.append(total.copy())
+        errors[memory] = [float(np.abs(seen[T - 1] / T - dense).max()) for T in (20, 200)]
+    assert errors["errorfeedback"][1] < 0.15 * errors["errorfeedback"][0]
+    assert errors["errorfeedback"][1] < 0.05
+    assert errors["stateless"][1] > 0.1
+
+
+def _told(
+    wire: Wire, allreduce: CompressedAllreduce, guilty: int, call: Callable[[], Any], error: Any
+) -> None:
+    """The guilty rank's call raises the error there, and RankError with its words everywhere else."""
+    name = error.__name__
+    step = allreduce.calls + 1
+    if wire.rank == guilty:
+        with pytest.raises(error):
+            call()
+    else:
+        with pytest.raises(RankError, match=f"rank {guilty}, step {step}: {name}: .") as caught:
+            allreduce(share(wire.rank))
+        assert (caught.value.rank, caught.value.step) == (guilty, step)
+
+
+def a_failed_call_leaves_no_trace(wire: Wire) -> None:
+    """What is wrong is raised on every rank, nobody waits, and the next call finds the memory unharmed."""
+    frozen = share(wire.rank)
+    frozen.flags.writeable = False
+    poison = share(wire.rank)
+    poison[7] = np.nan
+    for guilty in range(wire.size):
+        for memory in ("errorfeedback", "innovation"):
+            allreduce, twin = (CompressedAllreduce(wire, "topk(k=3) >> sign", memory) for _ in range(2))
+            for step in range(3):
+                assert np.array_equal(allreduce(share(wire.rank, step)), twin(share(wire.rank, step)))
+            calls: list[tuple[Callable[[], Any], Any]] = [
+                (lambda a=allreduce: a(poison), NotFinite),  # type: ignore[misc]
+                (lambda a=allreduce: a(np.zeros(23, np.int64)), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a([1.0] * 23), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(np.zeros(46, np.float32)[::2]), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(frozen), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(share(0), np.zeros(22, np.float32)), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(share(0), op="max"), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(np.zeros(22, np.float32)), SettingError),  # type: ignore[misc]
+                (lambda a=allreduce: a(np.zeros(23)), SettingError),  # type: ignore[misc]
+            ]
+            for call, error in calls:
+                _told(wire, allreduce, guilty, call, error)
+            # The number of a call names its random numbers; these parts have none.
+            for step in range(3, 6):
+                assert np.array_equal(allreduce(share(wire.rank, step)), twin(share(wire.rank, step)))
+
+
+def ranks_of_different_sizes_disagree(wire: Wire) -> None:
+    """On every rank alike; and the objects go on with arrays that agree."""
+    if wire.size == 1:
+        return
+    allreduce = CompressedAllreduce(wire, "topk(ratio=0.2)")
+    n = 23 if wire.rank else 22
+    with pytest.raises(DisagreementError, match=r"different sizes \(rank: elements\) \{0: 22, 1: 23"):
+        allreduce(np.ones(n, np.float32))
+    one, four = np.eye(5, dtype=np.float32)[[0, 4]]
+    assert np.array_equal(allreduce(one + 4 * four), 4 * four)
+
+
+def a_saved_memory_goes_on(wire: Wire) -> None:
+    """Saved after three of six calls and loaded into a new object: the bits of an uninterrupted run."""
+    for memory in (Stateless(), ErrorFeedback(0.9), Innovation()):
+        make = lambda memory=memory: CompressedAllreduce(wire, TopK(k=4) >> QSGD(3), memory, seed=2)  # noqa: E731
+        whole, first, second = make(), make(), make()
+        for step in range(3):
+            assert np.array_equal(whole(share(wire.rank, step)), first(share(wire.rank, step)))
+        state = first.state_dict()
+        kept = {name: np.copy(value) for name, value in state.items()}
+        first(share(wire.rank, 77))
+        assert all(np.array_equal(state[name], kept[name]) for name in kept), "a saved state is a copy"
+        second.load_state_dict(state, like=share(wire.rank))
+        for step in range(3, 6):
+            assert np.array_equal(whole(share(wire.rank, step)), second(share(wire.rank, step)))
+        assert all(np.array_equal(state[name], kept[name]) for name in kept), "and stays one"
+
+        fresh = make()
+        fresh.load_state_dict(make().state_dict(), like=share(wire.rank))
+        assert fresh.calls == 0
+        with pytest.raises(SettingError, match="23 elements and the array 5"):
+            make().load_state_dict(state, like=np.zeros(5, np.float32))
+
+
+LAWS = (
+    identity_is_the_exact_mean,
+    every_rank_gets_the_same_bits,
+    it_is_the_mean_of_what_compressors_make,
+    error_feedback_reaches_the_mean,
+    a_failed_call_leaves_no_trace,
+    ranks_of_different_sizes_disagree,
+    a_saved_memory_goes_on,
+)
+
+
+# --- over threads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("size", SIZES)
+def test_threads_obey(law: Callable[[Wire], None], size: int) -> None:
+    run_threads(size, law, timeout=30)
+
+
+def test_parts_are_given_as_parts_or_as_text() -> None:
+    def body(wire: Wire) -> None:
+        text = CompressedAllreduce(wire, "topk(k=2) >> sign", "errorfeedback(decay=0.5)")
+        assert text.link == CompressedAllreduce(wire, TopK(k=2) >> Sign(), ErrorFeedback(0.5)).link
+        default = CompressedAllreduce(wire)
+        assert default.link.compressor == TopK(ratio=0.01) >> Sign()
+        assert default.link.memory == ErrorFeedback()
+
+    run_threads(1, body)
+
+
+def test_the_ledger_counts() -> None:
+    """Paper bits of one message a call; wire bytes of the copies that were sent."""
+
+    def body(wire: Wire) -> dict[str, Any]:
+        allreduce = CompressedAllreduce(wire, Float32(), "stateless")
+        for _ in range(4):
+            allreduce(share(wire.rank))
+        return allreduce.ledger.snapshot()
+
+    for counted in run_threads(3, body, timeout=30):
+        assert counted["messages"] == {"up": 4, "down": 0}
+        assert counted["paper_bits"] == {"up": 4 * 32 * 23, "down": 0}
+        frame = 48 + 2 + 4 * 23  # header, coding of the indices and of the values, values
+        assert counted["wire_bytes"]["up"] == 4 * 2 * frame
+
+
+# --- over processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_processes_obey(size: int) -> None:
+    """On COMM_WORLD, and on both halves of it at the same time."""
+    pytest.importorskip("mpi4py")
+    program = """
+        from mpi4py import MPI
+        import numpy as np
+        import qsparse.allreduce
+        from test_allreduce import LAWS, identity_is_the_exact_mean
+        from qsparse.wire.mpi import MpiWire
+
+        world = MPI.COMM_WORLD
+        for law in LAWS:
+            wire = MpiWire(world)
+            law(wire)
+            wire.close()
+        half = world.Split(world.rank % 2, key=-world.rank)
+        wire = MpiWire(half)
+        for law in LAWS:
+            law(wire)
+        wire.close()
+        for comm in (world, half, MPI.COMM_SELF):
+            allreduce = qsparse.allreduce.CompressedAllreduce(comm, "float32", "stateless")
+            x = np.full((2, 2), 1.0 + comm.rank, np.float32)
+            assert allreduce(x, op="sum")[1, 1] == comm.size * (comm.size + 1) / 2
+            allreduce.close()
+        half.Free()
+        if world.rank == 0:
+            print("obeyed")
+    """
+    assert mpi_run(size, program, timeout=60, env={"PYTHONWARNINGS": "error"}).stdout.strip() == "obeyed"
+
+
+def test_torch_is_not_needed() -> None:
+    pytest.importorskip("mpi4py")
+    program = (
+        "import sys, numpy\n"
+        "from mpi4py import MPI\n"
+        "from qsparse.allreduce import CompressedAllreduce\n"
+        "x = CompressedAllreduce(MPI.COMM_SELF, 'topk(k=1) >> sign')(numpy.array([1.0, -2.0]))\n"
+        "assert x.tolist() == [0, -2], x\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=clean_environment())

@@ -1,0 +1,201 @@
+"""Each preset is its paper's algorithm: compared, step by step, with `transcriptions`.
+
+Everything runs in float64 from a float32 start, so that selections and signs, which a rounding could
+tip, are the same on both sides; what travels is float32 on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import transcriptions as paper
+from mpirun import mpi_run
+
+from qsparse.algorithm import Algorithm, check
+from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.kernels import random
+from qsparse.registry import build, names
+from qsparse.rounds.synchronous import Station, rounds
+from qsparse.schedules import rate_at
+from qsparse.seeds import Seed
+from qsparse.types import Layer
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+WORKERS, STEPS, RUN = 3, 160, 11
+SIZES = (24, 6, 1, 25, 4)
+BOUNDS = np.cumsum((0, *SIZES))
+LAYOUT = tuple(Layer(f"layer{i}", int(a), int(b)) for i, (a, b) in enumerate(pairwise(BOUNDS)))
+LAYERS = [slice(layer.start, layer.stop) for layer in LAYOUT]
+N = int(BOUNDS[-1])
+
+
+def _least_squares() -> tuple[np.ndarray, np.ndarray]:
+    """Different data on each worker; columns of different lengths, so that magnitudes spread."""
+    rng = np.random.default_rng(3)
+    A = rng.normal(size=(WORKERS, 40, N)) * np.geomspace(0.2, 1.0, N)[rng.permutation(N)]
+    b = A @ rng.normal(size=N) + 0.1 * rng.normal(size=(WORKERS, 40))
+    return A, b
+
+
+A, B = _least_squares()
+START = np.random.default_rng(4).normal(size=N).astype(np.float32).astype(np.float64)
+
+
+def gradient(r: int, x: np.ndarray, t: int) -> np.ndarray:
+    """Of worker r's mean squared error over the ten examples of step t."""
+    rows = np.random.default_rng((5, r, t)).choice(40, 10, replace=False)
+    slope: np.ndarray = A[r, rows].T @ (A[r, rows] @ x - B[r, rows]) / 10
+    return slope
+
+
+def uniforms(r: int, t: int, path: tuple[int, ...], n: int) -> np.ndarray:
+    """What worker r draws at step t, from the stream that qsparse has for it."""
+    out = np.empty(n)
+    random.uniforms(*random.halves(Seed(RUN, rank=r, step=t, use="up", path=path).key), out)
+    return out
+
+
+class Case(NamedTuple):
+    """A preset as text, and the settings of its transcription."""
+
+    text: str
+    settings: dict[str, Any]
+    eta: str | float = 0.05
+
+    @property
+    def name(self) -> str:
+        return self.text.partition("(")[0]
+
+
+def _set(H: int) -> set[int]:
+    return {t for t in range(1, STEPS + 1) if t % H == 0} | {STEPS}
+
+
+def _sign_top(k: int) -> Callable[..., np.ndarray]:
+    return lambda v, r, t: paper.sign_top_k(v, k)
+
+
+def _qsgd_top(k: int, s: int, scaled: bool) -> Callable[..., np.ndarray]:
+    return lambda v, r, t: paper.q_s_top_k(v, k, s, uniforms(r, t, (1,), k), scaled)
+
+
+NESTEROV = {"momentum": 0.6, "nesterov": True, "weight_decay": 0.01}
+COSINE = "cosine(0.08, warmup=20, floor=0.01)"
+CASES = [
+    Case("sgd(lr=0.05)", {}),
+    Case("sgd(lr=0.05, momentum=0.6, nesterov=true, weight_decay=0.01)", NESTEROV),
+    Case("local-sgd(lr=0.05)", {"H": 4}),
+    Case("local-sgd(lr=0.05, H=7, momentum=0.6)", {"H": 7, "momentum": 0.6}),
+    Case("topk-sgd(lr=0.05)", {"k": 1}),
+    Case("topk-sgd(lr=0.05, k=7, momentum=0.6, nesterov=true, weight_decay=0.01)", {"k": 7, **NESTEROV}),
+    Case(f"topk-sgd(lr={COSINE}, ratio=0.1)", {"k": 6}, COSINE),
+    Case("ef-signsgd(lr=0.02)", {}, 0.02),
+    Case(f"ef-signsgd(lr={COSINE}, momentum=0.5)", {"momentum": 0.5}, COSINE),
+    Case("signtopk-sgd(lr=0.03, k=9)", {"k": 9}, 0.03),
+    Case("signtopk-sgd(lr=0.03, k=9, norm=2)", {"k": 9, "norm": 2}, 0.03),
+    Case("qsgd(lr=0.02)", {"levels": 15}, 0.02),
+    Case("qsgd(lr=0.02, levels=3, weight_decay=0.1)", {"levels": 3, "weight_decay": 0.1}, 0.02),
+    Case("terngrad(lr=0.01)", {}, 0.01),
+    Case("terngrad(lr=0.01, momentum=0.5)", {"momentum": 0.5}, 0.01),
+    Case("signum-majority(lr=0.01)", {}, 0.01),
+    Case("signum-majority(lr=0.01, momentum=0.0)", {"momentum": 0.0}, 0.01),
+    Case("qsparse-local-sgd(lr=0.05)", {"meetings": _set(8), "C": _sign_top(1)}),
+    Case("qsparse-local-sgd(lr=0.05, H=3, compressor=topk(k=9) >> sign, momentum=0.5)",
+         {"meetings": _set(3), "C": _sign_top(9), "momentum": 0.5}),
+    Case("qsparse-local-sgd(lr=0.04, H=4, compressor=topk(k=9) >> qsgd(levels=7, scaled=true))",
+         {"meetings": _set(4), "C": _qsgd_top(9, 7, True)}, 0.04),
+    Case("qsparse-local-sgd(lr=0.04, H=4, compressor=topk(k=9) >> qsgd(levels=7), random_gaps=true)",
+         {"meetings": None, "C": _qsgd_top(9, 7, False)}, 0.04),
+]  # fmt: skip
+
+
+def made(case: Case) -> Algorithm:
+    algorithm: Algorithm = build(case.text, "algorithm")
+    return algorithm.over(STEPS)
+
+
+def trained(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> dict[int, np.ndarray]:
+    """{t: this rank's model after the meeting of step t}."""
+    check(algorithm, exchange, wire.size)
+    x = START.copy()
+    station = Station(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, wire.ledger)
+
+    def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
+        out[...] = gradient(wire.rank, x, t)
+        return 0.0
+
+    models = {}
+    for t, _, met in rounds(algorithm, station, x, STEPS, oracle, lambda t: t):
+        if met:
+            models[t] = x.copy()
+    return models
+
+
+def expected(case: Case, meetings: set[int]) -> dict[int, np.ndarray]:
+    eta = build(case.eta, "schedule").over(STEPS) if isinstance(case.eta, str) else case.eta
+    settings = dict(case.settings)
+    if "meetings" in settings and settings["meetings"] is None:
+        # The set is drawn; that it is a legal one is another test's business.
+        assert set(np.diff(sorted({0, *meetings}))) == {1, 2, 3, 4}
+        settings["meetings"] = meetings
+    transcription = paper.TRANSCRIPTIONS[case.name]
+    models: dict[int, np.ndarray] = transcription(
+        START, gradient, STEPS, WORKERS, LAYERS, uniforms, lambda t: rate_at(eta, t), **settings
+    )
+    return models
+
+
+def compare(case: Case, models: dict[int, np.ndarray]) -> None:
+    wanted = expected(case, set(models))
+    assert models.keys() == wanted.keys()
+    for t, model in models.items():
+        assert np.max(np.abs(model - wanted[t])) < 2e-6, f"{case.text}: apart from step {t} on"
+    moved = np.max(np.abs(models[STEPS] - START))
+    assert moved > 0.1, "a run that stands still proves nothing"
+
+
+def test_every_preset_has_a_transcription() -> None:
+    assert set(names("algorithm")) == set(paper.TRANSCRIPTIONS)
+    assert {case.name for case in CASES} == set(paper.TRANSCRIPTIONS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
+def test_preset_is_its_paper(case: Case) -> None:
+    algorithm = made(case)
+    star = ParameterServer()
+    models, *others = run_threads(WORKERS, lambda wire: trained(wire, algorithm, star), timeout=60)
+    for other in others:
+        assert all(np.array_equal(models[t], other[t]) for t in models)
+    compare(case, models)
+
+
+@pytest.mark.parametrize("exchange", [TreeBroadcast(root=2), AllGather(), ParameterServer(root=1)], ids=repr)
+def test_exchange_does_not_matter(exchange: Exchange) -> None:
+    """Random operators included: the same bits, whoever coordinates."""
+    algorithm = made(CASES[-1])
+    star = run_threads(WORKERS, lambda wire: trained(wire, algorithm, ParameterServer()), timeout=60)[0]
+    for models in run_threads(WORKERS, lambda wire: trained(wire, algorithm, exchange), timeout=60):
+        assert models.keys() == star.keys()
+        assert all(np.array_equal(models[t], star[t]) for t in star)
+
+
+def test_presets_over_mpi() -> None:
+    """All of them, in one job of real processes."""
+    pytest.importorskip("mpi4py")
+    program = """
+        from qsparse.exchange import TreeBroadcast
+        from qsparse.wire.mpi import MpiWire
+        from test_presets import CASES, compare, made, trained
+
+        wire = MpiWire()
+        for case in CASES:
+            compare(case, trained(wire, made(case), TreeBroadcast(root=1)))
+        if wire.rank == 0:
+            print("compared", len(CASES))
+    """
+    assert mpi_run(WORKERS, program, timeout=60).stdout.strip() == f"compared {len(CASES)}"
