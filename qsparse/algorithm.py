@@ -12,7 +12,7 @@ from qsparse.link import Link
 from qsparse.local import Gradient, Local
 from qsparse.memory import ErrorFeedback
 from qsparse.registry import register, spell
-from qsparse.schedules import rate_over
+from qsparse.schedules import Schedule, rate_over
 from qsparse.server import Descend, ServerRule
 from qsparse.triggers import Every, Trigger
 
@@ -105,7 +105,7 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
         SettingError: the exchange does not fit the number of ranks.
     """
     exchange.check(size)
-    up, local = algorithm.up, algorithm.local
+    up, local, server = algorithm.up, algorithm.local, algorithm.server
     if isinstance(local, Gradient) and algorithm.trigger != Every(1):
         raise CompositionError(
             f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
@@ -116,9 +116,16 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
             f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
             "use exchange server(works=false)"
         )
-    if isinstance(up.memory, ErrorFeedback) and local.scheduled:
+    remembers = isinstance(up.memory, ErrorFeedback)
+    if remembers and isinstance(local, Gradient) and isinstance(getattr(server, "lr", None), Schedule):
+        raise CompositionError(
+            f"error feedback on gradients needs a constant server step, not {spell(server)}: what is kept "
+            "of a gradient would be applied with the step size of a later round; use local step sgd, whose "
+            "reports have the step size inside"
+        )
+    if remembers and local.scheduled:
         refuse_if_inhomogeneous(up)
-    if isinstance(up.compressor, Float32) and isinstance(up.memory, ErrorFeedback):
+    if isinstance(up.compressor, Float32) and remembers:
         raise CompositionError(
             "error feedback around float32 remembers nothing but rounding: use memory stateless"
         )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from qsparse.agreement import agree
 from qsparse.compressors.base import Compressor
-from qsparse.errors import DisagreementError, RankError, SettingError
+from qsparse.errors import SettingError
 from qsparse.exchange import AllGather
-from qsparse.exchange.base import error_payload
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
-from qsparse.memory import ErrorFeedback, Memory
+from qsparse.memory import Draft, ErrorFeedback, Memory
+from qsparse.payload import Payload
 from qsparse.registry import build
 from qsparse.seeds import Seed
-from qsparse.types import State, Vector
+from qsparse.types import State
 from qsparse.wire.base import Wire
 
 
@@ -60,7 +61,6 @@ class CompressedAllreduce:
         self.ledger: Ledger = self.wire.ledger
         self.calls = 0
         self._seed = Seed(seed, rank=self.wire.rank, use="up")
-        self._exchange = AllGather()
         self._ends: tuple[Sender, Receiver] | None = None
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None, *, op: str = "mean") -> np.ndarray:
@@ -74,32 +74,27 @@ class CompressedAllreduce:
         Raises:
             SettingError: an array that does not fit; RankError on the other ranks.
             NotFinite: NaN or infinity in x; RankError on the other ranks.
-            DisagreementError: the ranks' arrays have different sizes.
+            DisagreementError: the ranks have different arrays, compressors, memories or seeds.
         """
+        out = x if out is None else out
+        if self._ends is None:
+            self._ends = agree(self.wire, lambda: self._open(x, out, op))
+        sender, receiver = self._ends
+        drafts: list[Draft] = []
         self.calls += 1
-        try:
-            out = x if out is None else out
+
+        def speak() -> Payload:
             self._check(x, out, op)
-            sender, receiver = ends = self._links(x)
             with self.ledger.timed("encode"):
-                draft = sender.draft(x.reshape(-1), self._seed.at(step=self.calls))
-        except Exception as error:
-            # Meet the others all the same, so that they learn of it and the next call starts clean.
-            reason = f"{type(error).__name__}: {error}"
-            with suppress(RankError):
-                self._exchange.gather(self.wire, error_payload(self.wire.rank, self.calls, reason))
-            raise
+                drafts.append(sender.draft(x.reshape(-1), self._seed.at(step=self.calls)))
+            return drafts[0].payload
+
         with self.ledger.timed("exchange"):
-            payloads = self._exchange.gather(self.wire, draft.payload)
-        assert payloads is not None
-        sizes = {payload.origin: payload.n for payload in payloads}
-        if len(set(sizes.values())) > 1:
-            raise DisagreementError(f"the ranks' arrays have different sizes (rank: elements) {sizes}")
-        self._ends = ends
+            payloads = AllGather().say(self.wire, speak, self.calls)
         with self.ledger.timed("decode"):
             # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.
-            sender.commit(draft)
-            self.ledger.spoke(draft.payload)
+            sender.commit(drafts[0])
+            self.ledger.spoke(drafts[0].payload)
             total = receiver.merge(payloads)
             np.divide(total, self.wire.size if op == "mean" else 1, out=out.reshape(-1))
         return out
@@ -129,9 +124,19 @@ class CompressedAllreduce:
         """Free the communicator; collective."""
         self.wire.close()
 
-    def _links(self, x: Vector) -> tuple[Sender, Receiver]:
-        if self._ends is not None:
-            return self._ends
+    def _open(
+        self, x: np.ndarray, out: np.ndarray, op: str
+    ) -> tuple[tuple[Sender, Receiver], Mapping[str, Any]]:
+        self._check(x, out, op)
+        self.link.compressor.check(x.size)
+        return self._links(x), {
+            "link": self.link.spelling(),
+            "elements": x.size,
+            "type": str(x.dtype),
+            "seed": self._seed.run,
+        }
+
+    def _links(self, x: np.ndarray) -> tuple[Sender, Receiver]:
         start = np.zeros(x.size, x.dtype)
         # The receiving end keeps sums, so that a sum has not been divided and multiplied again.
         return Sender(self.link, start), Receiver(self.link, start)

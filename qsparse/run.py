@@ -12,14 +12,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
 import qsparse
+from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, check
 from qsparse.compressors import decompress
-from qsparse.errors import DisagreementError, SettingError
+from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
@@ -31,8 +32,6 @@ from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
-
-T = TypeVar("T")
 
 
 class Problem(Protocol):
@@ -111,48 +110,6 @@ class Watcher:
 
     def stopped(self) -> None:
         """Training ended, well or not."""
-
-
-def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
-    """Make something on every rank, and go on only if all could and all made the same.
-
-    Args:
-        wire: between the ranks.
-        make: returns the thing and the settings that must be equal on all ranks.
-
-    Raises:
-        DisagreementError: on every rank, with both spellings.
-        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
-    """
-    server = ParameterServer()
-    try:
-        thing, settings = make()
-        text = json.dumps(settings, sort_keys=True).encode()
-        greeting = Payload.build([text], way=Way.BESIDE, origin=wire.rank)
-        greetings = server.gather(wire, greeting)
-        verdict = None
-        if greetings is not None:
-            text = _difference([json.loads(one.text) for one in greetings]).encode()
-            verdict = Payload.build([text], way=Way.BESIDE)
-    except BaseException as error:
-        server.tell(wire, error, 0)
-        raise
-    difference = server.broadcast(wire, verdict).text
-    if difference:
-        raise DisagreementError(difference)
-    return thing
-
-
-def _difference(settings: list[dict[str, Any]]) -> str:
-    for rank, other in enumerate(settings):
-        for name in sorted(settings[0].keys() | other.keys()):
-            ours, theirs = settings[0].get(name), other.get(name)
-            if ours != theirs:
-                return (
-                    f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; "
-                    "start all ranks with the same command on the same data"
-                )
-    return ""
 
 
 def run(

@@ -154,14 +154,20 @@ def a_failed_call_leaves_no_trace(wire: Wire) -> None:
                 assert np.array_equal(allreduce(share(wire.rank, step)), twin(share(wire.rank, step)))
 
 
-def ranks_of_different_sizes_disagree(wire: Wire) -> None:
-    """On every rank alike; and the objects go on with arrays that agree."""
+def ranks_with_different_arrays_or_settings_disagree(wire: Wire) -> None:
+    """On every rank alike, before anything is exchanged; and the objects go on once they agree."""
     if wire.size == 1:
         return
+    last = wire.rank == wire.size - 1
     allreduce = CompressedAllreduce(wire, "topk(ratio=0.2)")
-    n = 23 if wire.rank else 22
-    with pytest.raises(DisagreementError, match=r"different sizes \(rank: elements\) \{0: 22, 1: 23"):
-        allreduce(np.ones(n, np.float32))
+    with pytest.raises(DisagreementError, match=rf"elements: rank 0 has 22 and rank {wire.size - 1} has 23"):
+        allreduce(np.ones(23 if last else 22, np.float32))
+    with pytest.raises(DisagreementError, match=r"type: rank 0 has 'float32' and rank . has 'float64'"):
+        allreduce(np.ones(5, np.float64 if last else np.float32))
+    for name, ours, theirs in (("link", {}, {"compressor": "sign"}), ("seed", {"seed": 1}, {"seed": 2})):
+        other = CompressedAllreduce(wire, **{"compressor": "topk(k=1)", **(theirs if last else ours)})
+        with pytest.raises(DisagreementError, match=f"disagree about {name}"):
+            other(np.ones(5, np.float32))
     one, four = np.eye(5, dtype=np.float32)[[0, 4]]
     assert np.array_equal(allreduce(one + 4 * four), 4 * four)
 
@@ -195,7 +201,7 @@ LAWS = (
     it_is_the_mean_of_what_compressors_make,
     error_feedback_reaches_the_mean,
     a_failed_call_leaves_no_trace,
-    ranks_of_different_sizes_disagree,
+    ranks_with_different_arrays_or_settings_disagree,
     a_saved_memory_goes_on,
 )
 

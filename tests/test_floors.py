@@ -17,7 +17,7 @@ FLOORS = (
     ("registry", "ledger", "launchers"),
     ("compressors", "memory", "triggers", "schedules", "local", "server", "wire"),
     ("link", "exchange"),
-    ("algorithm",),
+    ("algorithm", "agreement"),
     ("rounds",),
     ("presets", "allreduce"),
     ("run", "checkpoint"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qsparse.exchange.base import Exchange, raise_error, receive_any_kind, same_step
+from qsparse.errors import RankError
+from qsparse.exchange.base import Exchange, error_payload, raise_error, receive_any_kind, same_step
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
@@ -18,7 +21,7 @@ class AllGather(Exchange):
 
     answers: ClassVar[bool] = False
 
-    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+    def gather(self, wire: Wire, news: Payload | None) -> list[Payload]:
         """Send to the ranks behind this one in turn, so that no rank is everybody's first.
 
         An error is raised only when all have spoken, so that the next round finds nothing left over.
@@ -33,6 +36,21 @@ class AllGather(Exchange):
         for payload in payloads:
             raise_error(payload)
         return same_step(payloads)
+
+    def say(self, wire: Wire, make: Callable[[], Payload], step: int = 0) -> list[Payload]:
+        """Gather what ``make`` returns on each rank; where it raises, an ERROR is said in its place.
+
+        That rank raises what it raised, the others RankError, and the next round finds nothing left
+        over.
+        """
+        try:
+            news = make()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(RankError):
+                self.gather(wire, error_payload(wire.rank, step, reason))
+            raise
+        return self.gather(wire, news)
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
         """Nothing travels: every rank has made the same answer."""

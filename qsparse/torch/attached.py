@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import qsparse
+from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, check, refuse_if_inhomogeneous
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
@@ -18,7 +19,6 @@ from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import build, spell
 from qsparse.rounds.synchronous import Station, averaging
-from qsparse.run import agree
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
 from qsparse.types import Vector
@@ -145,9 +145,7 @@ class Attached:
         if self._met < self.steps:
             self._guarded(self._meet)
         self._guarded(self._part)
-        self._hook.remove()
-        self._hook = None
-        del self._optimizer.zero_grad
+        self._detach()
         self.wire.flush()
 
     def __enter__(self) -> Attached:
@@ -158,8 +156,10 @@ class Attached:
     ) -> None:
         if error is None:
             self.finish()
-        else:
+        elif self._hook is not None:
+            # What was raised by a meeting has been told and detached already.
             self.exchange.tell(self.wire, error, self.steps)
+            self._detach()
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
@@ -171,7 +171,13 @@ class Attached:
             act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
+            self._detach()
             raise
+
+    def _detach(self) -> None:
+        self._hook.remove()
+        self._hook = None
+        del self._optimizer.zero_grad
 
     def _part(self) -> None:
         """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
