@@ -219,6 +219,8 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         if setting not in taken:
             flag = f"--{option.replace('_', '-')}"
             raise SettingError(f"{flag} does not go with {name}, which has {', '.join(taken)}")
+        if option == "lr":
+            _check_rate(value)
         given.append(f"{setting}={str(value).lower() if isinstance(value, bool) else value}")
     # Options are settings of the preset, beside those in its own brackets.
     inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
@@ -238,6 +240,14 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     elif options["down_memory"] is not None:
         down = replace(down, memory=build(options["down_memory"], "memory"))
     return replace(algorithm, up=up, down=down)
+
+
+def _check_rate(text: str) -> None:
+    """Refuse a misspelled schedule as a schedule: among a preset's settings it could be any part."""
+    try:
+        float(text)
+    except ValueError:
+        build(text, "schedule")
 
 
 def _preset_name(options: Mapping[str, Any]) -> str:

@@ -1,0 +1,368 @@
+"""``qsparse train``: the same model over threads and processes, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+import termios
+import threading
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from mpirun import Finished, clean_environment, finish, mpi_run, start
+
+from qsparse.cli.commands import qsparse
+from qsparse.compressors import Blockwise, Sign
+from qsparse.payload import HEADER_BYTES
+from qsparse.registry import build, names
+
+SMALL = ("--quiet", "--model", "mlp(16)", "--steps", "20", "--sync-every", "4")
+PARAMETERS = 64 * 16 + 16 + 16 * 10 + 10
+
+#: What a summary has for sure.
+FLAT = ("ranks", "steps", "epochs", "test_accuracy", "train_loss", "skips", "model_sha256")
+WAYS = ("paper_bits", "wire_bytes", "dense_bits", "messages")
+SECONDS = {"total", "compute", "encode", "exchange", "decode"}
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(qsparse, ["train", *map(str, args)])
+
+
+def threads(ranks: int, *args: object, out: Path) -> dict[str, Any]:
+    """Train on ranks that are threads of this process."""
+    result = invoke(*SMALL, "--wire", "threads", "--ranks", ranks, "--out", out, *args)
+    assert result.exit_code == 0, result.output
+    return summary(out)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return found
+
+
+#: Several runs in one job, because most of a short one is loading torch.
+SERIES = """
+    import json, sys
+    from qsparse.cli.commands import qsparse
+
+    for args in json.loads(sys.argv[1]):
+        qsparse.main(["train", *args], standalone_mode=False)
+"""
+
+
+def processes(ranks: int, runs: dict[Path, Sequence[object]]) -> dict[Path, dict[str, Any]]:
+    """Train on real ranks, once for each folder."""
+    lines = [[*SMALL, "--out", str(out), *map(str, args)] for out, args in runs.items()]
+    mpi_run(ranks, SERIES, json.dumps(lines), timeout=60)
+    return {out: summary(out) for out in runs}
+
+
+# --- the same model everywhere ------------------------------------------------------------------
+
+#: Arguments of a run, and the fewest ranks that it needs.
+RUNS = {
+    "server": ([], 1),
+    "root": (["--exchange", "server(root=2)"], 3),
+    "apart": (["--exchange", "server(works=false)"], 2),
+    "tree": (["--exchange", "tree"], 1),
+    "tree root": (["--exchange", "tree(root=1)"], 2),
+    "allgather": (["--exchange", "allgather"], 1),
+    "seed": (["--seed", "1"], 1),
+    "down": (["--down", "blockwise(sign, size=4096)"], 2),
+    "random": (["--compressor", "randk(ratio=0.1) >> qsgd(levels=7, scaled=true)"], 2),
+    "resnet": (["--model", "resnet20", "--steps", "3", "--sync-every", "2", "--batch", "4"], 2),
+}
+ALIKE = ("server", "root", "tree", "tree root", "allgather")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """Summaries by wire, ranks and name of the run."""
+    found = {}
+    for ranks in (1, 2, 3, 4):
+        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        runs = {name: args for name, (args, least) in RUNS.items() if ranks >= least}
+        by_folder = {folder / name: args for name, args in runs.items()}
+        for out, one in processes(ranks, by_folder).items():
+            found["mpi", ranks, out.name] = one
+        for name, args in runs.items():
+            found["threads", ranks, name] = threads(ranks, *args, out=folder / f"{name} in threads")
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_one_model_over_threads_processes_and_exchanges(results: Any, ranks: int) -> None:
+    sha = {key[::2]: one["model_sha256"] for key, one in results.items() if key[1] == ranks}
+    for name, (_, least) in RUNS.items():
+        if ranks >= least:
+            assert sha["mpi", name] == sha["threads", name], name
+    assert len({sha["mpi", name] for name in ALIKE if ("mpi", name) in sha}) == 1
+    assert sha["mpi", "seed"] != sha["mpi", "server"]
+    others = {sha["mpi", name] for name in RUNS if ("mpi", name) in sha and name not in ALIKE}
+    assert len(others | {sha["mpi", "server"]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("model", ["mlp(16)", "resnet20"])
+def test_a_coordinator_apart_changes_nothing(results: Any, tmp_path: Path, model: str) -> None:
+    """Three ranks of which two work make the model of two ranks, batch statistics included."""
+    if model == "mlp(16)":
+        assert results["mpi", 3, "apart"]["model_sha256"] == results["mpi", 2, "server"]["model_sha256"]
+        return
+    args = RUNS["resnet"][0]
+    apart = threads(3, *args, "--exchange", "server(works=false)", out=tmp_path / "apart")
+    assert apart["model_sha256"] == results["mpi", 2, "resnet"]["model_sha256"]
+    assert apart["test_accuracy"] == results["mpi", 2, "resnet"]["test_accuracy"]
+
+
+@pytest.mark.parametrize("wire", ["mpi", "threads"])
+def test_the_summary_has_what_is_promised(results: Any, wire: str) -> None:
+    for (found_wire, ranks, name), one in results.items():
+        if found_wire != wire or name in ("resnet", "random"):
+            continue
+        workers = ranks - (name == "apart")
+        meetings = 5
+        assert set(FLAT) | set(WAYS) | {"algorithm", "seconds"} <= set(one)
+        assert (one["ranks"], one["steps"], one["skips"]) == (ranks, 20, 0)
+        assert one["epochs"] == pytest.approx(20 / (1437 // workers // 16))
+        assert 0 < one["test_accuracy"] <= 1
+        assert 0 < one["train_loss"] < 10
+        assert set(one["seconds"]) == SECONDS
+        assert all(seconds >= 0 for seconds in one["seconds"].values())
+        for field in WAYS:
+            assert set(one[field]) == {"up", "down"}
+        up = build("topk(ratio=0.01) >> sign", "compressor").claims.bits(PARAMETERS)
+        assert up == 32 + 12 * (1 + math.ceil(math.log2(PARAMETERS)))
+        assert one["messages"]["up"] == workers * meetings
+        assert one["paper_bits"]["up"] == one["messages"]["up"] * up
+        dense = 32 * PARAMETERS * workers * one["steps"]
+        assert one["dense_bits"] == {"up": dense, "down": dense}
+        # What the coordinator says to itself is no traffic; in an allgather each message travels
+        # to all others.
+        if name == "allgather":
+            sent = ranks * (ranks - 1) * meetings
+            assert one["messages"]["down"] == one["paper_bits"]["down"] == one["wire_bytes"]["down"] == 0
+        else:
+            sent = (workers - (name != "apart")) * meetings
+            assert one["messages"]["down"] == workers * meetings
+        if name not in ("allgather", "down"):
+            assert one["paper_bits"]["down"] == 32 * PARAMETERS * workers * meetings
+            frame = HEADER_BYTES + 4 * PARAMETERS
+            assert (
+                frame <= one["wire_bytes"]["down"] / max(1, (ranks - 1) * meetings) <= frame + 20
+                or ranks == 1
+            )
+        wire_up = one["wire_bytes"]["up"]
+        assert sent * HEADER_BYTES <= wire_up <= sent * (HEADER_BYTES + 1.1 * up / 8)
+        assert (wire_up > 0) == (sent > 0)
+
+
+def test_the_down_link_can_be_compressed(results: Any) -> None:
+    """Signs of blocks of 4096 are a bit each, and 32 bits for the scale of the only block."""
+    dense, coded = (results["mpi", 4, name] for name in ("server", "down"))
+    assert build(coded["algorithm"]["down"], "compressor") == Blockwise(Sign(), size=4096)
+    assert coded["algorithm"]["down_memory"] == "innovation"
+    assert coded["paper_bits"]["down"] == coded["messages"]["down"] * (PARAMETERS + 32)
+    assert dense["paper_bits"]["down"] > 30 * coded["paper_bits"]["down"]
+    assert dense["wire_bytes"]["down"] > 20 * coded["wire_bytes"]["down"]
+
+
+# --- what a run leaves behind, and how it is repeated --------------------------------------------
+
+
+def test_the_history_grows(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(
+        *SMALL[:3], "--wire", "threads", "--ranks", 2, "--epochs", 3, "--evaluations", 2, "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    end = summary(out)
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    # 44 steps an epoch, meetings at every eighth: due are 22, 44, 66, 88, 110 and 132.
+    assert [line["step"] for line in lines] == [24, 48, 72, 88, 112, 132]
+    for before, after in itertools.pairwise(lines):
+        for field in ("paper_bits", "wire_bytes", "messages"):
+            assert before[field]["up"] < after[field]["up"]
+            assert before[field]["down"] < after[field]["down"]
+        assert before["epoch"] < after["epoch"]
+        assert before["seconds"]["total"] < after["seconds"]["total"]
+    last = lines[-1]
+    for field in ("test_accuracy", "test_loss", "train_loss", "paper_bits", "messages", "seconds"):
+        assert last[field] == end[field]
+    assert end["epochs"] == last["epoch"] == 3
+    assert sorted(path.name for path in out.iterdir()) == ["config.toml", "history.jsonl", "summary.json"]
+
+
+def test_the_configuration_repeats_the_run(tmp_path: Path) -> None:
+    first = threads(
+        3, "--seed", 5, "--lr", "cosine(0.2)", "--nesterov", "--momentum", 0.5, out=tmp_path / "1"
+    )
+    config = tmp_path / "1" / "config.toml"
+    outcomes = {}
+    for number, more in enumerate([[], ["--seed", 6], ["--epochs", 0.5]], 2):
+        out = tmp_path / str(number)
+        result = invoke("--config", config, "--quiet", "--out", out, *more)
+        assert result.exit_code == 0, result.output
+        outcomes[number] = summary(out)
+    assert outcomes[2]["model_sha256"] == first["model_sha256"]
+    assert outcomes[2]["algorithm"] == first["algorithm"]
+    assert tomllib.loads((tmp_path / "2" / "config.toml").read_text()) == tomllib.loads(config.read_text())
+    assert outcomes[3]["seed"] == 6
+    assert outcomes[3]["model_sha256"] != first["model_sha256"]
+    # A length on the command line wins over the other kind of length in the file.
+    assert outcomes[4]["steps"] == round(0.5 * (1437 // 3 // 16))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'batch',"),
+        ("steps = ", "is no TOML: "),
+        ("config = 'other.toml'", "has 'config', which is no option of train"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    config = tmp_path / "wrong.toml"
+    config.write_text(text)
+    result = invoke("--config", config, "--wire", "threads", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"error: SettingError: --config {config} {reason}" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_old_summary_does_not_outlive_a_failed_run(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    threads(2, out=out)
+    result = invoke(*SMALL, "--wire", "threads", "--ranks", 2, "--lr", "1e30", "--out", out)
+    assert result.exit_code == 1
+    assert "NotFinite: at rank 0, step " in result.stderr
+    assert not (out / "summary.json").exists()
+
+
+# --- starting ranks -----------------------------------------------------------------------------
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "qsparse", "train", *map(str, args)]
+
+
+def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+    """Nothing but defaults, and ``--ranks`` starts mpirun by itself."""
+    finished = finish(start(command("--ranks", 4, "--out", tmp_path / "out")), 90)
+    assert finished.returncode == 0, finished
+    one = summary(tmp_path / "out")
+    assert (one["ranks"], one["workers"], one["epochs"]) == (4, 4, 60)
+    assert one["test_accuracy"] >= 0.97
+    assert one["dense_bits"]["up"] / one["paper_bits"]["up"] >= 500
+    assert f"test accuracy    {one['test_accuracy']:.4f}\n" in finished.stdout
+    assert f"paper bits up    {one['paper_bits']['up']:,}, 1,584 times fewer than dense\n" in finished.stdout
+    assert f"written to       {tmp_path / 'out'}\n" in finished.stdout
+    # No bar where there is no terminal.
+    assert finished.stderr == "", finished
+
+
+def test_ranks_are_those_of_mpirun(results: Any, tmp_path: Path) -> None:
+    """``--ranks 3`` alone, ``mpirun -n 3`` and the configuration of the latter are the same run."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert quiet(finish(start(command(*SMALL, "--ranks", 3, "--out", out)), 60))
+    assert summary(out)["model_sha256"] == results["mpi", 3, "server"]["model_sha256"]
+    mpi_run(3, command("--quiet", "--config", out / "config.toml", "--out", again)[1:], timeout=60)
+    assert summary(again)["model_sha256"] == summary(out)["model_sha256"]
+    assert summary(again)["paper_bits"] == summary(out)["paper_bits"]
+
+
+def quiet(finished: Finished) -> bool:
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", ""), finished
+    return True
+
+
+@pytest.mark.parametrize("mute", [False, True], ids=["loud", "quiet"])
+def test_a_bar_on_a_terminal(tmp_path: Path, mute: bool) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    line = command("--wire", "threads", "--ranks", 2, "--steps", 50, "--out", tmp_path, *["--quiet"] * mute)
+    seen = bytearray()
+
+    def watch() -> None:
+        while True:
+            try:
+                seen.extend(os.read(ours, 4096))
+            except OSError:  # the other end is closed
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        done = subprocess.run(
+            line, env=clean_environment({"TERM": "xterm"}), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=theirs, timeout=60, check=True, text=True,
+        )  # fmt: skip
+    finally:
+        os.close(theirs)
+        watcher.join(5)
+        os.close(ours)
+    if mute:
+        assert (done.stdout, bytes(seen)) == ("", b"")
+        return
+    shown = seen.decode()
+    assert "\r" in shown
+    assert "50/50" in shown
+    assert "loss " in shown
+    assert "accuracy 0." in shown
+    assert "step " not in done.stdout
+    assert "test accuracy" in done.stdout
+
+
+# --- algorithms and data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", names("algorithm"))
+def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
+    result = invoke(
+        "--quiet", "--wire", "threads", "--ranks", 2, "--epochs", 1, "--model", "mlp(16)",
+        "--algorithm", preset, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    one = summary(tmp_path / "out")
+    assert one["steps"] == 44
+    # Below ln 10 is better than guessing.
+    assert 0 < one["test_loss"] < math.log(10)
+    assert one["test_accuracy"] > 0.2
+    assert one["paper_bits"]["up"] <= one["dense_bits"]["up"]
+
+
+def test_libsvm_files(tmp_path: Path) -> None:
+    rows = []
+    for i in range(400):
+        label = 1 if (7 * i) % 10 < 5 else -1
+        rows.append(f"{label:+d} 1:{label * (1 + i % 3)} 2:{(i % 5) - 2} {3 + i % 4}:1")
+    data = tmp_path / "rows.txt"
+    data.write_text("\n".join(rows) + "\n")
+    result = invoke(
+        "--quiet", "--wire", "threads", "--ranks", 2, "--epochs", 5, "--model", "softmax",
+        "--data", f"libsvm:{data}", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    one = summary(tmp_path / "out")
+    assert one["parameters"] == 6 * 2 + 2
+    assert one["test_accuracy"] > 0.9
+
+
+def test_mnist(data_dir: Path, tmp_path: Path) -> None:
+    result = invoke(
+        "--quiet", "--wire", "threads", "--ranks", 2, "--data", "mnist", "--data-dir", data_dir,
+        "--steps", 400, "--batch", 32, "--lr", 0.1, "--momentum", 0.9, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    one = summary(tmp_path / "out")
+    assert one["test_accuracy"] > 0.9
+    assert one["dense_bits"]["up"] > 500 * one["paper_bits"]["up"]
