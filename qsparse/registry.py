@@ -70,10 +70,7 @@ def find(name: str, kind: str) -> Callable[..., Any]:
     try:
         return _parts[kind][name]
     except KeyError:
-        known = sorted(_parts[kind])
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}") from None
+        raise _unknown(name, kind, sorted(_parts[kind])) from None
 
 
 def build(text: str, kind: str) -> Any:
@@ -91,7 +88,7 @@ def build(text: str, kind: str) -> Any:
         tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
     except SyntaxError as error:
         raise SettingError(
-            f"cannot read {text!r} as a {kind}: {error.msg}; write name(setting=value, …), "
+            f"cannot read {text!r} as {_a(kind)}: {error.msg}; write name(setting=value, …), "
             "compressors joined by >>"
         ) from None
     return _make(tree, kind, text)
@@ -180,13 +177,15 @@ def _make(tree: ast.expr, kind: str, text: str) -> Any:
         positional = [_value(argument, kind, text) for argument in tree.args]
         settings: dict[str, Any] = {}
         for word in tree.keywords:
-            if word.arg in settings or word.arg is None:
+            if word.arg is None:
+                raise SettingError(f"cannot read ** in {text!r}: name each setting")
+            if word.arg in settings:
                 raise SettingError(f"{text!r} gives setting {word.arg} twice: keep one")
             settings[word.arg] = _value(word.value, kind, text)
         return call(_name(tree.func.id, kind), kind, settings, positional)
     if isinstance(tree, ast.Name):
         return call(_name(tree.id, kind), kind, {})
-    raise SettingError(f"cannot read {text!r} as a {kind}: write name(setting=value, …)")
+    raise SettingError(f"cannot read {text!r} as {_a(kind)}: write name(setting=value, …)")
 
 
 def _name(identifier: str, kind: str) -> str:
@@ -221,8 +220,19 @@ def _kind_of(tree: ast.expr, kind: str) -> str:
     for candidate in (kind, *_HOMES):
         if name in names(candidate):
             return candidate
-    find(name, kind if kind != "algorithm" else "compressor")
-    return kind
+    if kind != "algorithm":
+        find(name, kind)
+    raise _unknown(name, "part", sorted({each for candidate in _HOMES for each in names(candidate)}))
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _unknown(name: str, kind: str, known: list[str]) -> UnknownPart:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}")
 
 
 def _load(kind: str) -> None:

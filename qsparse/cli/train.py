@@ -281,7 +281,7 @@ def _config(options: Mapping[str, Any], wire: Wire) -> str:
 
     kept = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in options.items()
+        for name, value in sorted(options.items())
         if name not in _ELSEWHERE and value not in (None, ())
     }
     return tomli_w.dumps({**kept, "ranks": wire.size})
