@@ -121,8 +121,14 @@ def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[An
         )
     try:
         return part(*positional, **settings)
-    except TypeError as error:
-        raise SettingError(f"{kind} {name} cannot be made: {error}") from None
+    except TypeError:
+        given = ", ".join(
+            [*map(_spell_value, positional), *(f"{k}={_spell_value(v)}" for k, v in settings.items())]
+        )
+        raise SettingError(
+            f"{kind} {name} cannot be made of ({given}): a setting has the wrong type, is missing or is one too "
+            f"many; it has {', '.join(parameters)}"
+        ) from None
 
 
 def parameters(name: str, kind: str) -> list[str]:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from qsparse.errors import SettingError
 from qsparse.memory import Draft
 from qsparse.registry import register, spell
@@ -70,7 +72,9 @@ class RandomGap(Trigger):
 
     def init(self, seed: Seed) -> State:
         """The first gap."""
-        state: State = {"seed": seed.at(use="gap"), "next": 0}
+        # The seed as plain numbers, so that the state can be saved.
+        path = np.array(seed.path, np.int64)
+        state: State = {"run": seed.run, "rank": seed.rank, "path": path, "next": 0}
         self._draw(state, 0)
         return state
 
@@ -82,4 +86,5 @@ class RandomGap(Trigger):
         return True
 
     def _draw(self, state: State, t: int) -> None:
-        state["next"] = t + int(state["seed"].at(step=t).generator().integers(1, self.H + 1))
+        seed = Seed(state["run"], state["rank"], t, "gap", tuple(state["path"].tolist()))
+        state["next"] = t + int(seed.generator().integers(1, self.H + 1))

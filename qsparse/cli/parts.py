@@ -73,12 +73,13 @@ def bits(spec: str, n: int, seed: int) -> None:
 @click.command("laws")
 @click.argument("part", required=False)
 def laws(part: str | None) -> None:
-    """Hold every registered compressor, or one given as MODULE:PART, to the laws of compressors."""
+    """Hold every registered part, or one of any kind given as MODULE:PART, to the laws of its kind."""
     sys.path.insert(0, "")
     module = importlib.import_module("qsparse.testing.laws")
     parts = None if part is None else module.load(part)
     report = module.run(parts)
-    click.echo(tabulate(report.per_law.items(), headers=("law", "checks"), tablefmt="simple"))
+    rows = [(kind, law, count) for (kind, law), count in report.per_law.items()]
+    click.echo(tabulate(rows, headers=("kind", "law", "checks"), tablefmt="simple"))
     for failure in report.failures:
         click.echo(f"FAILED {failure}", err=True)
     outcome = "all passed" if not report.failures else f"{len(report.failures)} failed"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ import numpy.typing as npt
 from qsparse.compressors import Compressor, decompress
 from qsparse.errors import SettingError
 from qsparse.payload import Payload
+from qsparse.registry import kinds
 from qsparse.seeds import Seed
-from qsparse.types import Layer, Layout, Vector
+from qsparse.types import Layer, Layout, State, Vector
 
 SEED: Final = Seed(2019, rank=1, step=5, use="up")
 #: Refusing a vector because a value would leave float32 is only right for values beyond this.
@@ -23,15 +25,27 @@ class Broken(Exception):
     """A law does not hold; says why."""
 
 
-Law: TypeAlias = Callable[[Compressor, str, Vector], bool]
-LAWS: Final[dict[str, Law]] = {}
+#: (part, name of the vector, vector) → does it apply?
+Law: TypeAlias = Callable[[Any, str, Vector], bool]
 
 
-def law(name: str) -> Callable[[Law], Law]:
-    """Decorator: add a law to the table."""
+class Rule(NamedTuple):
+    """A law, and whether it is tried on every vector or, having nothing to do with them, once."""
+
+    holds: Law
+    once: bool
+
+
+#: The laws of each kind of part by their names.
+LAWS: Final[dict[str, dict[str, Rule]]] = {kind: {} for kind in kinds()}
+
+
+def law(name: str, *of: str, once: bool = False) -> Callable[[Law], Law]:
+    """Decorator: add a law to the tables of the kinds that it is for, compressors if none is said."""
 
     def add(function: Law) -> Law:
-        LAWS[name] = function
+        for kind in of or ("compressor",):
+            LAWS[kind][name] = Rule(function, once)
         return function
 
     return add
@@ -79,3 +93,43 @@ def is_random(part: Compressor) -> bool:
             continue
         return len(bodies) > 1
     return True
+
+
+def is_moderate(x: Vector) -> bool:
+    """Whether sums and multiples of a few such values stay far inside float32."""
+    return not x.size or float(np.max(np.abs(x))) <= HUGE
+
+
+def bits_of(state: State) -> dict[str, object]:
+    """What a state holds, bit by bit, for comparing."""
+
+    def bits(value: Any) -> object:
+        array = isinstance(value, np.ndarray)
+        return (value.dtype.str, value.shape, value.tobytes()) if array else repr(value)
+
+    return {name: bits(value) for name, value in state.items()}
+
+
+def same_state(got: State, wanted: State, what: str) -> None:
+    """Hold two states equal, bit by bit."""
+    ours, theirs = bits_of(got), bits_of(wanted)
+    wrong = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    hold(not wrong, f"{what}: {', '.join(map(repr, wrong))} of the state is different")
+
+
+def saved(state: State) -> State:
+    """A state that was written down and read again; what cannot be saved by itself breaks the law."""
+    hold(type(state) is dict, f"the state is a {type(state).__name__}, not a dict")
+    for name, value in state.items():
+        array = isinstance(value, np.ndarray)
+        plain = value.dtype.kind in "fiub" if array else isinstance(value, int | float | str | None)
+        hold(isinstance(name, str) and plain, f"{name!r} of the state is a {type(value).__name__}: {value!r}")
+    return copy.deepcopy(state)
+
+
+def apart(one: State, other: State, what: str) -> None:
+    """Hold that two states share no memory."""
+    for name, value in one.items():
+        for again in other.values():
+            if isinstance(value, np.ndarray) and isinstance(again, np.ndarray):
+                hold(not np.shares_memory(value, again), f"{what}: {name!r} of the state is shared")
