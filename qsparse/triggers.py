@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from qsparse.errors import SettingError
 from qsparse.memory import Draft
 from qsparse.registry import register, spell
@@ -72,9 +70,8 @@ class RandomGap(Trigger):
 
     def init(self, seed: Seed) -> State:
         """The first gap."""
-        # The seed as plain numbers, so that the state can be saved.
-        path = np.array(seed.path, np.int64)
-        state: State = {"run": seed.run, "rank": seed.rank, "path": path, "next": 0}
+        # A number, not a Seed, so that the state can be saved.
+        state: State = {"key": seed.key, "next": 0}
         self._draw(state, 0)
         return state
 
@@ -86,5 +83,5 @@ class RandomGap(Trigger):
         return True
 
     def _draw(self, state: State, t: int) -> None:
-        seed = Seed(state["run"], state["rank"], t, "gap", tuple(state["path"].tolist()))
-        state["next"] = t + int(seed.generator().integers(1, self.H + 1))
+        generator = Seed(state["key"], step=t, use="gap").generator()
+        state["next"] = t + int(generator.integers(1, self.H + 1))

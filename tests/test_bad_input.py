@@ -122,7 +122,7 @@ ANYWHERE = (
     ("--memory nothing", "no memory is named 'nothing': known: errorfeedback, innovation, stateless"),
     ("--down-memory 'errorfeedback(dekay=1)'", "has no setting 'dekay': did you mean 'decay'?"),
     ("--trigger 'every(H=0)'", "every(H=0): H must be a whole number of at least 1"),
-    ("--local sgd", "local sgd cannot be made: "),
+    ("--local sgd", "local sgd cannot be made of "),
     ("--server 'descend(lr=-1)'", "descend(lr=-1): lr must be a positive number or a schedule"),
     ("--lr -1", "sgd(lr=-1): lr must be a positive number or a schedule"),
     ("--lr 'cosin(0.1)'", "no schedule is named 'cosin': did you mean 'cosine'?"),
