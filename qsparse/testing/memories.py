@@ -1,0 +1,220 @@
+"""Laws of memories, held at both ends of a link: one that loses almost everything, and one that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from qsparse.compressors import Float32, Sign, TopK
+from qsparse.link import Link, Receiver, Sender
+from qsparse.memory import Draft, ErrorFeedback, Innovation, Memory, Stateless
+from qsparse.testing.base import (
+    SEED,
+    apart,
+    bits_of,
+    decoded,
+    hold,
+    is_moderate,
+    law,
+    same,
+    same_state,
+    saved,
+)
+from qsparse.types import State, Vector
+
+_ROUNDS: Final = 5
+#: Repetitions after which a vector must be known, one coordinate or more at a time.
+_MANY: Final = 40
+
+
+def _links(memory: Memory, n: int) -> Iterator[Link]:
+    yield Link((TopK(k=3) >> Sign()).limited(n), memory)
+    yield Link(Float32(), memory)
+
+
+def _said(x: Vector, t: int) -> Vector:
+    """What is said in round t: near x, and never the same twice."""
+    factors = (1.0, -0.5, 0.25, 0.75)
+    said: Vector = (np.roll(x, t) * x.dtype.type(factors[t % 4])).astype(x.dtype)
+    return said
+
+
+def _start(x: Vector) -> Vector:
+    return np.linspace(-1, 1, x.size).astype(x.dtype)
+
+
+def _spoken(link: Link, x: Vector, rounds: int) -> Sender:
+    """A sender that has said something for some rounds."""
+    sender = Sender(link, _start(x))
+    for t in range(rounds):
+        sender.commit(sender.draft(_said(x, t), SEED.at(step=t)))
+    return sender
+
+
+@law("start", "memory")
+def _start_is_copied(part: Memory, name: str, x: Vector) -> bool:
+    """init copies the start, leaves it alone, and makes a state of its own for each end."""
+    start = _start(x)
+    before = start.tobytes()
+    one, other = part.init(start), part.init(start)
+    hold(start.tobytes() == before, "init changed the start")
+    apart(one, other, "two ends of a link")
+    apart(one, {"start": start}, "the state and the start")
+    same_state(one, other, "two states from one start")
+    return True
+
+
+@law("draft", "memory")
+def _draft(part: Memory, name: str, x: Vector) -> bool:
+    """Compensating and compressing change neither the state nor what is said, however often."""
+    for link in _links(part, x.size):
+        sender = _spoken(link, x, 2)
+        v = _said(x, 2)
+        before, state = v.tobytes(), saved(sender.state)
+        first = bytes(sender.draft(v, SEED).payload.frame)
+        same_state(sender.state, state, "after a draft that was not committed")
+        sender.draft(_said(x, 3), SEED)
+        again = sender.draft(v, SEED)
+        hold(bytes(again.payload.frame) == first, "a draft depends on drafts before it that were not sent")
+        hold(v.tobytes() == before, "compensate changed what is said")
+        hold(again.target.shape == x.shape and again.target.dtype == x.dtype, "the target has another type")
+        same_state(sender.state, state, "after three drafts that were not committed")
+    return True
+
+
+@law("commit", "memory")
+def _commit(part: Memory, name: str, x: Vector) -> bool:
+    """commit leaves the draft as it was sent, and keeps nothing of the buffer that it stands in."""
+    for link in _links(part, x.size):
+        sender = _spoken(link, x, 2)
+        draft = sender.draft(_said(x, 2).copy(), SEED)
+        frame, target = bytes(draft.payload.frame), draft.target.copy()
+        # A target of its own, because a memory that keeps nothing may hand out v itself.
+        own = Draft(draft.payload, target)
+        part.commit(sender.state, own)
+        hold(bytes(draft.payload.frame) == frame, "commit changed the frame")
+        hold(own.target.tobytes() == draft.target.tobytes(), "commit changed the draft's target")
+        state = bits_of(sender.state)
+        target[...] = 7
+        hold(bits_of(sender.state) == state, "the state changes with the target of a draft that is over")
+    return True
+
+
+@law("restore", "memory")
+def _restore(part: Memory, name: str, x: Vector) -> bool:
+    """What was restored owns the state: neither the next total nor the last one reaches into it."""
+    state, twin = part.init(_start(x)), part.init(_start(x))
+    buffer = np.empty_like(x)
+    for t in range(_ROUNDS):
+        np.copyto(buffer, _said(x, t))
+        got = part.restore(state, buffer).copy()
+        wanted = part.restore(twin, _said(x, t))
+        same(got, wanted, f"restored in round {t}, in a buffer that is used again")
+        buffer[...] = 7
+        same_state(state, twin, f"after the buffer of round {t} was overwritten")
+    return True
+
+
+@law("lossless", "memory")
+def _lossless(part: Memory, name: str, x: Vector) -> bool:
+    """Where the compressor loses nothing, the receiver hears what was said."""
+    if not is_moderate(x):
+        return False
+    link = Link(Float32(), part)
+    sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
+    most = 1 + float(np.max(np.abs(x), initial=0))
+    for t in range(_ROUNDS):
+        draft = sender.draft(_said(x, t), SEED.at(step=t))
+        sender.commit(draft)
+        heard = receiver.merge([draft.payload])
+        off = float(np.max(np.abs(heard - _said(x, t)), initial=0))
+        hold(off <= 1e-5 * most, f"round {t}: what is heard is off by {off:.3g} through float32")
+    return True
+
+
+@law("account", "memory")
+def _account(part: Memory, name: str, x: Vector) -> bool:
+    """What was said is what was sent and what is kept; both ends of an innovation know the same."""
+    if not is_moderate(x):
+        return False
+    for link in _links(part, x.size):
+        _accounts(link, x)
+        _accounts(link, x.astype(np.float64))
+    return True
+
+
+def _accounts(link: Link, x: Vector) -> None:
+    part = link.memory
+    sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
+    owed = np.zeros(x.size)
+    for t in range(_ROUNDS):
+        v = _said(x, t)
+        draft = sender.draft(v, SEED.at(step=t))
+        sender.commit(draft)
+        heard = receiver.merge([draft.payload])
+        if isinstance(part, Innovation):
+            same(receiver.state["known"], sender.state["known"], f"known at both ends in round {t}")
+            same(heard, sender.state["known"], f"heard in round {t}, against what the sender knows")
+        elif isinstance(part, ErrorFeedback):
+            owed = v + part.decay * owed - decoded(draft.payload).astype(np.float64)
+            _near(sender.state["residual"], owed, x, f"the residual of round {t}")
+            same(heard, decoded(draft.payload), f"heard in round {t}, against what was sent")
+        elif isinstance(part, Stateless):
+            hold(not sender.state and not receiver.state, "something is kept")
+            same(heard, decoded(draft.payload), f"heard in round {t}, against what was sent")
+
+
+@law("repetition", "memory")
+def _repetition(part: Memory, name: str, x: Vector) -> bool:
+    """What is said again and again gets known, although each message holds little of it."""
+    keeps = isinstance(part, Innovation) or (isinstance(part, ErrorFeedback) and part.decay == 1)
+    if not keeps or not 0 < x.size <= 64 or not is_moderate(x) or not np.any(x):
+        return False
+    link = Link(TopK(k=1), part)
+    sender, receiver = Sender(link, np.zeros_like(x)), Receiver(link, np.zeros_like(x))
+    rounds = _MANY * x.size
+    total = np.zeros(x.size)
+    for t in range(rounds):
+        draft = sender.draft(x, SEED.at(step=t))
+        sender.commit(draft)
+        total += receiver.merge([draft.payload])
+    # An error memory speaks of x in turn, and on average says all of it; known is x itself.
+    heard, most = (receiver.state["known"], 1e-5) if isinstance(part, Innovation) else (total / rounds, 0.1)
+    off = float(np.max(np.abs(heard - x))) / float(np.max(np.abs(x)))
+    hold(off <= most, f"after {rounds} rounds what is heard is off by {off:.3g} of the largest value")
+    return True
+
+
+@law("resume", "memory")
+def _resume(part: Memory, name: str, x: Vector) -> bool:
+    """A state is plain arrays and numbers: both ends go on from a copy with the same bits."""
+    for link in _links(part, x.size):
+        sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
+        later, hearer = Sender(link, _start(x)), Receiver(link, _start(x))
+        for t in range(_ROUNDS):
+            if t == 2:
+                later.state, hearer.state = saved(sender.state), saved(receiver.state)
+            draft = sender.draft(_said(x, t), SEED.at(step=t))
+            sender.commit(draft)
+            heard = receiver.merge([draft.payload])
+            if t >= 2:
+                again = later.draft(_said(x, t), SEED.at(step=t))
+                later.commit(again)
+                hold(bytes(again.payload.frame) == bytes(draft.payload.frame), f"round {t} sends other bytes")
+                same(hearer.merge([again.payload]), heard, f"heard in round {t} from a copied state")
+                _same_ends(later.state, sender.state, hearer.state, receiver.state)
+    return True
+
+
+def _same_ends(later: State, sender: State, hearer: State, receiver: State) -> None:
+    same_state(later, sender, "the sender, resumed")
+    same_state(hearer, receiver, "the receiver, resumed")
+
+
+def _near(got: Vector, wanted: Vector, x: Vector, what: str) -> None:
+    """Within the rounding of a few sums of such values."""
+    most = float(np.max(np.abs(x), initial=0)) * x.size
+    off = float(np.max(np.abs(got - wanted), initial=0))
+    hold(off <= 2.0**-20 * most + 2.0**-140, f"{what} is off by {off:.3g}")

@@ -1,0 +1,752 @@
+"""Every part has an example, and parts of each kind that break a law are caught by it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from qsparse import presets
+from qsparse.algorithm import Algorithm, Async, Meeting, Sync
+from qsparse.compressors import Float32, Sign, TopK, accumulate_into
+from qsparse.compressors.floats import Float16
+from qsparse.errors import SettingError
+from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.exchange.base import receive_any_kind, receive_one, same_step
+from qsparse.link import Link
+from qsparse.local import SGD, Gradient, Local
+from qsparse.memory import ErrorFeedback, Innovation, Memory
+from qsparse.payload import Payload
+from qsparse.registry import build, kinds, names
+from qsparse.schedules import Cosine, Schedule
+from qsparse.server import Descend, Majority, ServerRule
+from qsparse.testing import laws, parts
+from qsparse.testing.vectors import REFUSED, hostile
+from qsparse.triggers import Every, RandomGap, Trigger
+
+NINE = {"nine": hostile()["nine"]}
+OTHERS = [kind for kind in kinds() if kind != "compressor"]
+
+
+def broken(part: Any, vectors: dict[str, np.ndarray] | None = None) -> set[str]:
+    """The laws that a part breaks, but for the text of a part that nobody registered."""
+    return {check.law for check in laws.check(part, vectors) if check.reason is not None} - {"text"}
+
+
+# --- the examples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_registered_name_has_an_example(kind):
+    assert {text.partition("(")[0] for text in parts.EXAMPLES[kind]} == set(names(kind))
+
+
+def test_every_kind_has_examples_and_laws():
+    assert set(parts.EXAMPLES) == set(OTHERS)
+    assert all(len(laws.LAWS[kind]) >= 4 for kind in kinds())
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_examples_keep_the_laws(kind):
+    report = laws.run(laws.examples(kind))
+    assert not report.failures, "\n".join(map(str, report.failures[:20]))
+    assert report.parts == len(parts.EXAMPLES[kind])
+    assert set(report.per_law) == {(kind, law) for law in laws.LAWS[kind]}
+    assert min(report.per_law.values()) > 0
+
+
+def test_vectors_that_can_be_sent_reach_every_law_about_vectors():
+    sendable = set(hostile()) - set(REFUSED)
+    for kind, part in (("local", SGD(0.1)), ("server", Descend()), ("trigger", Every()), ("meeting", Sync())):
+        titles = {title for title, rule in laws.LAWS[kind].items() if not rule.once}
+        found = {(check.law, check.vector) for check in laws.check(part)}
+        seen = {vector for law, vector in found if law in titles}
+        assert seen == sendable, kind
+
+
+def test_two_way_compositions_keep_the_laws():
+    both = Link(TopK(k=2) >> Sign(), Innovation())
+    algorithm = Algorithm(local=SGD(0.1, 0.9), up=Link(TopK(k=2), ErrorFeedback()), down=both)
+    assert broken(algorithm) == set()
+    assert broken(replace(algorithm, meeting=Async(ahead=1))) == set()
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_that_can_be_changed_or_not_hashed_are_caught():
+    @dataclass
+    class Open(Trigger):
+        H: int = 1
+
+        def due(self, state, t):
+            return True
+
+    @dataclass(frozen=True)
+    class Listed(Every):
+        steps: list[int] = field(default_factory=list)
+
+    class Bare(Trigger):
+        def due(self, state, t):
+            return True
+
+    assert broken(Open()) == broken(Listed()) == broken(Bare()) == {"settings"}
+
+
+def test_a_part_whose_text_makes_another_one_is_caught():
+    @dataclass(frozen=True)
+    class Shy(Every):
+        def spelling(self):
+            return "every"
+
+    (failure,) = [check for check in laws.check(Shy(H=3), NINE) if check.reason]
+    assert failure.law == "text"
+
+
+def test_a_part_that_swallows_unknown_settings_is_caught(monkeypatch):
+    from qsparse import registry
+
+    def lenient(name, kind, settings, positional=()):
+        return registry.find(name, kind)()
+
+    monkeypatch.setattr(parts, "call", lenient)
+    assert broken(Every(), NINE) == {"unknown setting"}
+
+
+# --- memories ------------------------------------------------------------------------------------
+
+
+def test_a_memory_that_moves_before_the_commit_is_caught():
+    @dataclass(frozen=True)
+    class Eager(ErrorFeedback):
+        def compensate(self, state, v, out):
+            super().compensate(state, v, out)
+            state["residual"][...] = out
+            return out
+
+    assert "draft" in broken(Eager(), NINE)
+
+    @dataclass(frozen=True)
+    class Greedy(Memory):
+        def init(self, start):
+            return {}
+
+        def compensate(self, state, v, out):
+            v += 1
+            return v
+
+        def commit(self, state, draft):
+            pass
+
+        def restore(self, state, total):
+            return total
+
+    assert "draft" in broken(Greedy(), NINE)
+
+
+def test_a_memory_that_keeps_the_draft_is_caught():
+    @dataclass(frozen=True)
+    class Clinging(ErrorFeedback):
+        def commit(self, state, draft):
+            state["residual"] = draft.target
+
+    assert {"commit", "account"} <= broken(Clinging(), NINE)
+
+
+def test_a_memory_that_keeps_what_the_next_merge_overwrites_is_caught():
+    @dataclass(frozen=True)
+    class Aliasing(Innovation):
+        def restore(self, state, total):
+            total += state["known"]
+            state["known"] = total
+            return total
+
+    assert "restore" in broken(Aliasing(), NINE)
+
+
+def test_a_memory_that_loses_or_invents_is_caught():
+    @dataclass(frozen=True)
+    class Forgetful(ErrorFeedback):
+        def commit(self, state, draft):
+            state["residual"][...] = 0
+
+    assert broken(Forgetful(), NINE) == {"account", "repetition"}
+
+    @dataclass(frozen=True)
+    class Stubborn(Innovation):
+        def commit(self, state, draft):
+            pass
+
+    assert {"account", "lossless"} <= broken(Stubborn(), NINE)
+
+    @dataclass(frozen=True)
+    class Louder(Innovation):
+        def commit(self, state, draft):
+            accumulate_into(draft.payload, state["known"])
+            state["known"] *= np.float32(1.001)
+
+    assert "account" in broken(Louder(), NINE)
+
+
+def test_a_memory_that_shares_its_start_or_hides_its_state_is_caught():
+    @dataclass(frozen=True)
+    class Sharing(Innovation):
+        def init(self, start):
+            return {"known": start}
+
+    assert "start" in broken(Sharing(), NINE)
+
+    @dataclass(frozen=True)
+    class Hiding(ErrorFeedback):
+        kept: ClassVar[dict[str, Any]] = {}
+
+        def init(self, start):
+            return super().init(start) | {"hidden": object()}
+
+    assert {"draft", "resume"} <= broken(Hiding(), NINE)
+
+
+def test_a_memory_that_remembers_beside_its_state_is_caught():
+    counts = []
+
+    @dataclass(frozen=True)
+    class Beside(ErrorFeedback):
+        def compensate(self, state, v, out):
+            counts.append(1)
+            super().compensate(state, v, out)
+            out += np.float32(1e-3 * len(counts))
+            return out
+
+    assert {"draft", "resume"} <= broken(Beside(), NINE)
+
+
+# --- triggers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing(RandomGap):
+    """A RandomGap that registers nothing; each subclass spoils one thing."""
+
+    H: int = 4
+
+
+def test_an_honest_trigger_breaks_nothing():
+    assert broken(Drawing()) == set()
+
+
+def test_a_trigger_that_depends_on_more_than_seed_and_step_is_caught():
+    @dataclass(frozen=True)
+    class Global(Drawing):
+        def _draw(self, state, t):
+            state["next"] = t + int(np.random.randint(1, 5))
+
+    assert "due" in broken(Global(), NINE)
+
+    @dataclass(frozen=True)
+    class Hearing(Drawing):
+        def heard(self, state, model):
+            state["next"] += 1
+
+    assert "due" in broken(Hearing(), NINE)
+
+
+def test_a_trigger_with_wrong_gaps_is_caught():
+    @dataclass(frozen=True)
+    class Late(Drawing):
+        def _draw(self, state, t):
+            super()._draw(state, t)
+            state["next"] += 1
+
+    @dataclass(frozen=True)
+    class Short(Drawing):
+        def _draw(self, state, t):
+            super()._draw(state, t)
+            state["next"] = min(state["next"], t + 3)
+
+    assert broken(Late(), NINE) == broken(Short(), NINE) == {"gaps"}
+
+
+def test_a_trigger_that_ignores_the_rank_is_caught():
+    @dataclass(frozen=True)
+    class Alike(Drawing):
+        def init(self, seed):
+            return super().init(seed.at(rank=0))
+
+    assert broken(Alike(), NINE) == {"seeding"}
+
+
+def test_a_trigger_whose_users_share_a_state_is_caught():
+    common: dict[str, Any] = {}
+
+    @dataclass(frozen=True)
+    class Shared(Drawing):
+        def init(self, seed):
+            return common or common.update(super().init(seed)) or common
+
+    assert "state" in broken(Shared(), NINE)
+
+
+def test_a_trigger_that_changes_what_it_is_shown_is_caught():
+    @dataclass(frozen=True)
+    class Touching(Every):
+        def worth(self, state, draft):
+            draft.target[:1] += 1
+            return True
+
+    @dataclass(frozen=True)
+    class Vague(Every):
+        def worth(self, state, draft):
+            return float(draft.target[0])
+
+    assert broken(Touching(), NINE) == broken(Vague(), NINE) == {"worth"}
+
+
+# --- schedules -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve(Schedule):
+    """1/t; each subclass spoils one thing."""
+
+    def at(self, t):
+        return 1 / t
+
+
+def failed(part: Any) -> set[str]:
+    """As `broken`; what was never registered has no text for `over` to read either."""
+    return {
+        check.law
+        for check in laws.check(part, NINE)
+        if check.reason is not None and "registered_name" not in check.reason
+    }
+
+
+def test_schedules_that_break_a_law_are_caught():
+    class Negative(Curve):
+        def at(self, t):
+            return 10.0 - t
+
+    class Endless(Curve):
+        def at(self, t):
+            return float("inf") if t == 700 else 1.0
+
+    class Zero(Curve):
+        def at(self, t):
+            return 0.0
+
+    assert failed(Curve()) == set()
+    assert failed(Negative()) == failed(Endless()) == failed(Zero()) == {"finite"}
+
+
+def test_a_schedule_that_counts_its_calls_is_caught():
+    calls = []
+
+    class Counting(Curve):
+        def at(self, t):
+            calls.append(t)
+            return 1 / len(calls)
+
+    assert failed(Counting()) == {"determinism"}
+
+
+def test_a_schedule_that_takes_another_length_each_time_is_caught():
+    @dataclass(frozen=True)
+    class Stretching(Cosine):
+        peak: float = 1.0
+
+        def over(self, steps):
+            return replace(self, steps=steps)
+
+    assert failed(Stretching()) - {"text"} == {"over"}
+
+
+# --- local steps ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step(SGD):
+    """SGD; each subclass spoils one thing."""
+
+    lr: float = 0.1
+
+
+def test_an_honest_local_step_breaks_nothing():
+    assert broken(Step()) == set()
+
+
+def test_a_local_step_that_moves_another_array_is_caught():
+    class Replacing(Step):
+        def advance(self, state, oracle, batch, t):
+            loss = oracle(state["x"], batch, state["gradient"])
+            state["x"] = state["x"] - np.float32(self.lr) * state["gradient"]
+            return loss
+
+    class Lossless(Step):
+        def advance(self, state, oracle, batch, t):
+            super().advance(state, oracle, batch, t)
+            return 0.0
+
+    class Elsewhere(Step):
+        def init(self, x, gradient=None):
+            return super().init(x)
+
+    for part in (Replacing(), Lossless(), Elsewhere()):
+        assert broken(part, NINE) == {"in place"}, part
+
+
+def test_a_report_that_is_something_else_is_caught():
+    class Backwards(Step):
+        def report(self, state, out):
+            return np.subtract(state["x"], state["anchor"], out=out)
+
+    class Using(Step):
+        def report(self, state, out):
+            super().report(state, out)
+            state["anchor"][...] = state["x"]
+            return out
+
+    class Own(Step):
+        def report(self, state, out):
+            return state["anchor"] - state["x"]
+
+    @dataclass(frozen=True)
+    class Halved(Gradient):
+        def report(self, state, out):
+            return np.divide(state["gradient"], 2, out=out)
+
+    for part in (Backwards(), Using(), Own(), Halved(momentum=0.5), Halved()):
+        assert broken(part, NINE) == {"report"}, part
+
+
+def test_a_local_step_that_adopts_badly_is_caught():
+    class Keeping(Step):
+        def adopt(self, state, model):
+            np.copyto(state["x"], model)
+            state["anchor"] = model
+
+    class Half(Step):
+        def adopt(self, state, model):
+            np.copyto(state["x"], model)
+
+    class Taking(Step):
+        def adopt(self, state, model):
+            super().adopt(state, model)
+            model[...] = 0
+
+    for part in (Keeping(), Half(), Taking()):
+        assert "adopt" in broken(part, NINE), part
+
+
+def test_a_local_step_that_never_rests_is_caught():
+    class Restless(Step):
+        def advance(self, state, oracle, batch, t):
+            loss = super().advance(state, oracle, batch, t)
+            state["x"] *= np.float32(0.99)
+            return loss
+
+    assert broken(Restless(), NINE) == {"rest"}
+
+
+def test_a_local_step_that_remembers_beside_its_state_is_caught():
+    steps = []
+
+    class Beside(Step):
+        def advance(self, state, oracle, batch, t):
+            steps.append(t)
+            loss = super().advance(state, oracle, batch, t)
+            state["x"] += state["gradient"] * np.float32(1e-3 * len(steps))
+            return loss
+
+    class Common(Step):
+        buffer: ClassVar[np.ndarray] = np.zeros(9, np.float32)
+
+        def init(self, x, gradient=None):
+            return super().init(x, gradient) | {"momentum": self.buffer}
+
+    class Opaque(Step):
+        def init(self, x, gradient=None):
+            return super().init(x, gradient) | {"rule": self}
+
+    for part in (Beside(), Common(), Opaque()):
+        assert broken(part, NINE) == {"resume"}, part
+
+
+# --- server rules --------------------------------------------------------------------------------
+
+
+def test_an_honest_server_rule_breaks_nothing():
+    @dataclass(frozen=True)
+    class Same(Descend):
+        pass
+
+    assert broken(Same()) == set()
+
+
+def test_a_server_rule_that_moves_for_nothing_is_caught():
+    class Drifting(Descend):
+        def absorb(self, state, u):
+            super().absorb(state, u + np.float32(1e-6))
+
+    class Signed(Majority):
+        def absorb(self, state, u):
+            state["x"] -= np.where(u >= 0, self.lr, -self.lr).astype(u.dtype)
+
+    assert broken(Drifting(), NINE) == {"zero", "step"}
+    assert broken(Signed(0.1)) == {"zero", "step"}
+
+
+def test_a_server_rule_that_is_not_linear_is_caught():
+    class Clipped(Descend):
+        def absorb(self, state, u):
+            super().absorb(state, np.clip(u, -0.1, 0.1))
+
+    assert broken(Clipped(), NINE) == {"step"}
+
+
+def test_a_server_rule_that_shares_or_copies_is_caught():
+    class Sharing(Descend):
+        def init(self, start):
+            return {"x": start, "round": 0}
+
+    class Scribbling(Descend):
+        def absorb(self, state, u):
+            u *= -np.float32(self.lr)
+            state["x"] += u
+
+    class Keeping(Descend):
+        def absorb(self, state, u):
+            super().absorb(state, u)
+            state["last"] = u
+
+    class Copying(Descend):
+        def model(self, state):
+            return state["x"].copy()
+
+    assert "start" in broken(Sharing(), NINE)
+    assert "input" in broken(Scribbling(), NINE)
+    assert broken(Keeping(), NINE) == {"input"}
+    assert broken(Copying(), NINE) == {"model"}
+
+
+def test_a_server_rule_that_counts_beside_its_state_is_caught():
+    rounds = []
+
+    @dataclass(frozen=True)
+    class Counting(ServerRule):
+        def absorb(self, state, u):
+            rounds.append(1)
+            state["x"] -= u * np.float32(1 / len(rounds))
+
+    assert broken(Counting(), NINE) == {"resume"}
+
+
+# --- exchanges -----------------------------------------------------------------------------------
+
+
+def test_honest_exchanges_break_nothing():
+    for part in (ParameterServer(root=4), TreeBroadcast(root=2), AllGather()):
+        assert broken(part, {}) == {"fit"}, part
+        assert broken(part, NINE) == set(), part
+
+
+def test_an_exchange_that_gathers_badly_is_caught():
+    class Reversed(ParameterServer):
+        def gather(self, wire, news):
+            payloads = super().gather(wire, news)
+            return payloads and payloads[::-1]
+
+    class Everywhere(ParameterServer):
+        def gather(self, wire, news):
+            return super().gather(wire, news) or [news]
+
+    assert broken(Reversed(), NINE) == {"gather"}
+    assert {"gather"} <= broken(Everywhere(), NINE)
+
+
+def test_an_exchange_that_answers_badly_is_caught():
+    class Stale(ParameterServer):
+        def broadcast(self, wire, reply):
+            answer = super().broadcast(wire, reply)
+            return Payload.build([b"answer 0"], way=answer.way) if wire.rank == 2 else answer
+
+    class Deaf(TreeBroadcast):
+        def _children(self, wire):
+            return [child for child in super()._children(wire) if child != wire.size - 1]
+
+    assert broken(Stale(), NINE) == {"broadcast"}
+    assert "broadcast" in broken(Deaf(), NINE)
+
+
+def test_an_exchange_that_keeps_errors_to_itself_is_caught():
+    class Silent(ParameterServer):
+        def tell(self, wire, error, step):
+            pass
+
+    class Unrelayed(TreeBroadcast):
+        def relays(self, rank):
+            return False
+
+    class Swallowing(AllGather):
+        def gather(self, wire, news):
+            for rank in range(wire.size):
+                if rank != wire.rank:
+                    wire.send([news], rank)
+            heard = [r if r == wire.rank else receive_any_kind(wire, r)[1] for r in range(wire.size)]
+            return same_step([news if one == wire.rank else one for one in heard])
+
+    assert {"error"} <= broken(Silent(), NINE)
+    assert {"error"} <= broken(Unrelayed(), NINE)
+    assert {"error"} <= broken(Swallowing(), NINE)
+
+
+def test_an_exchange_that_mixes_steps_is_caught():
+    class Mixing(ParameterServer):
+        def gather(self, wire, news):
+            if wire.rank != self.root:
+                wire.send([news], self.root)
+                return None
+            others = [receive_one(wire, rank)[1] for rank in range(wire.size) if rank != self.root]
+            return [news, *others]
+
+    assert broken(Mixing(), NINE) == {"steps"}
+
+
+def test_an_exchange_with_odd_workers_or_no_fit_is_caught():
+    class Odd(ParameterServer):
+        def workers(self, size):
+            return list(range(size))[::-1]
+
+    assert "workers" in broken(Odd(), NINE)
+    assert "workers" in broken(ParameterServer(root=50), NINE)
+
+
+def test_messages_that_nobody_reads_are_caught():
+    class Chatty(ParameterServer):
+        def broadcast(self, wire, reply):
+            answer = super().broadcast(wire, reply)
+            if wire.rank == 1:
+                wire.send([answer], 0)
+            return answer
+
+    assert {"gather", "broadcast"} <= broken(Chatty(), NINE)
+
+
+# --- meetings and algorithms ---------------------------------------------------------------------
+
+
+def test_a_meeting_that_no_loop_knows_is_caught():
+    @dataclass(frozen=True)
+    class Sometimes(Meeting):
+        pass
+
+    assert broken(Sometimes(), NINE) == {"meet"}
+
+
+def test_an_algorithm_that_may_not_be_composed_is_caught():
+    bare = Algorithm(local=Gradient(), trigger=Every(2))
+    assert broken(bare, NINE) >= {"composition"}
+    inhomogeneous = Algorithm(local=SGD(Cosine(0.1)), up=Link(Float16(), ErrorFeedback()))
+    assert "composition" in broken(inhomogeneous, NINE)
+
+
+def test_an_algorithm_whose_axes_make_another_one_is_caught():
+    @dataclass(frozen=True)
+    class Shy(SGD):
+        def spelling(self):
+            return "sgd(lr=0.5)"
+
+    assert broken(Algorithm(local=Shy(0.1)), NINE) == {"axes"}
+
+
+def test_an_algorithm_whose_ranks_drift_apart_is_caught():
+    @dataclass(frozen=True)
+    class Uneven(Innovation):
+        def restore(self, state, total):
+            super().restore(state, total)
+            state["known"] += np.float32(id(state) % 1000) * np.float32(1e-3)
+            return state["known"]
+
+    assert {"round", "training"} <= broken(Algorithm(local=SGD(0.1), down=Link(Sign(), Uneven())), NINE)
+
+
+def test_an_algorithm_that_lets_nan_through_is_caught():
+    @dataclass(frozen=True)
+    class Swallowing(Float32):
+        def compress(self, x, seed):
+            return super().compress(np.nan_to_num(x), seed)
+
+    algorithm = Algorithm(local=SGD(0.1), up=Link(Swallowing()))
+    assert "refusal" in broken(algorithm, {"nan": hostile()["nan"]})
+
+
+def test_an_algorithm_that_refuses_what_can_be_sent_is_caught():
+    @dataclass(frozen=True)
+    class Fearful(Float32):
+        def compress(self, x, seed):
+            return super().compress(x * np.float32("inf") if np.any(np.abs(x) > 1) else x, seed)
+
+    assert "round" in broken(Algorithm(local=SGD(0.1), up=Link(Fearful())), {"spiky": hostile()["spiky"]})
+
+
+def test_a_preset_that_cannot_be_made_is_reported():
+    def needy(lr):
+        return Algorithm(local=SGD(lr))
+
+    def wrong():
+        return SGD(0.1)
+
+    for preset, reason in ((needy, "lr"), (wrong, "makes a SGD")):
+        preset.registered_name = "mine"  # type: ignore[attr-defined]
+        (failure,) = laws.check(preset)
+        assert (failure.part, failure.law, failure.kind) == ("mine", "fit", "algorithm")
+        assert reason in (failure.reason or "")
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(monkeypatch):
+    module = types.ModuleType("stranger_parts")
+    module.mixed = [ErrorFeedback(), Every, SGD(0.1), Descend(), Cosine(0.1), AllGather, Sync, presets.qsgd]
+    module.algorithm = presets.sgd()
+    module.Needy = Majority
+    module.payload = Payload.build()
+    module.bound = build
+    monkeypatch.setitem(sys.modules, "stranger_parts", module)
+    return module
+
+
+def test_parts_of_any_kind_are_loaded_and_held_to_their_laws(stranger):
+    loaded = laws.load("stranger_parts:mixed")
+    assert loaded[1] == Every()
+    assert [parts.kind_of(part) for part in loaded] == [
+        "memory", "trigger", "local", "server", "schedule", "exchange", "meeting", "algorithm",
+    ]  # fmt: skip
+    report = laws.run(loaded, NINE)
+    assert not report.failures
+    assert {kind for kind, _ in report.per_law} == set(OTHERS)
+    assert laws.load("stranger_parts:algorithm") == [presets.sgd()]
+    assert {check.kind for check in laws.check(presets.sgd(), NINE)} == {"algorithm"}
+
+
+def test_what_is_no_part_is_refused(stranger):
+    for name in ("Needy", "payload", "bound"):
+        with pytest.raises(SettingError, match="stranger_parts"):
+            laws.load(f"stranger_parts:{name}")
+    with pytest.raises(SettingError, match="no compressor and no other part"):
+        laws.check(3)
+
+
+def test_abstract_parts_have_no_defaults(monkeypatch):
+    module = types.ModuleType("abstract_parts")
+    module.several = [Local]
+    module.one = Exchange
+    monkeypatch.setitem(sys.modules, "abstract_parts", module)
+    for name in ("several", "one"):
+        with pytest.raises(SettingError, match="has no defaults"):
+            laws.load(f"abstract_parts:{name}")
