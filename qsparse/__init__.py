@@ -3,7 +3,7 @@
 An algorithm is one choice per axis::
 
     local step   what does a worker do, and what does it report?      sgd, adamw, gradient
-    trigger      when does it speak?                                  every, randomgap
+    trigger      when does it speak?                                  every, randomgap, lazy
     compressor   in which words?                                      topk >> sign, qsgd, …
     memory       what is kept of what was not said?                   errorfeedback, innovation
     exchange     over which pattern?                                  server, tree, allgather

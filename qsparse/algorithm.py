@@ -106,11 +106,13 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
     """
     exchange.check(size)
     up, local, server = algorithm.up, algorithm.local, algorithm.server
-    if isinstance(local, Gradient) and algorithm.trigger != Every(1):
+    if isinstance(local, Gradient) and not algorithm.trigger.always_due:
         raise CompositionError(
             f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
             f"{spell(algorithm.trigger)}: use sgd, which reports the net update of several steps"
         )
+    # Refuses a server rule that the trigger cannot go by.
+    algorithm.trigger.bind(getattr(server, "lr", None))
     if isinstance(algorithm.meeting, Async) and exchange.workers(size) != list(range(1, size)):
         raise CompositionError(
             f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "

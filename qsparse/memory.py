@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from qsparse.compressors.base import accumulate_into, subtract_from
+from qsparse.compressors.base import accumulate_into, subtract_from, unpack
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.payload import Payload
@@ -26,6 +26,12 @@ class Draft(NamedTuple):
 
     payload: Payload
     target: Vector
+
+    def norms(self) -> tuple[float, float]:
+        """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
+        rest = subtract_from(self.payload, self.target.copy())
+        sent = sum(vector.squared_norm(piece.values) for piece in unpack(self.payload, rest.dtype))
+        return float(sent), float(vector.squared_norm(rest))
 
 
 class Memory(ABC):

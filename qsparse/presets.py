@@ -15,14 +15,15 @@ from qsparse.compressors import (
     Sign,
     Ternary,
     TopK,
+    Uniform,
 )
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
-from qsparse.memory import ErrorFeedback, Memory
+from qsparse.memory import ErrorFeedback, Innovation, Memory
 from qsparse.registry import register
 from qsparse.schedules import Rate
-from qsparse.server import Majority
-from qsparse.triggers import Every, RandomGap, Trigger
+from qsparse.server import Descend, Majority
+from qsparse.triggers import Every, Lazy, RandomGap, Trigger
 
 
 def _local_sgd(
@@ -162,6 +163,87 @@ def qsparse_local_sgd(
     up = Link(compressor or TopK(ratio=0.01) >> Sign(), memory or ErrorFeedback())
     trigger = RandomGap(H) if random_gaps else Every(H)
     return _local_sgd(lr, momentum, nesterov, weight_decay, up, trigger)
+
+
+@register("gd", "algorithm")
+def gd(lr: Rate = 0.2) -> Algorithm:
+    """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), with workers that report gradients: the baseline of LAG and LAQ.
+
+    ᾱ is the papers' α times M, since they sum over the workers.
+    """
+    return Algorithm(local=Gradient(), server=Descend(lr))
+
+
+@register("qgd", "algorithm")
+def qgd(lr: Rate = 0.2, bits: int = 4) -> Algorithm:
+    """θ ← θ − ᾱ·(1/M)Σ_m Q_m, Q_m ← Q_m + Uniform_b(∇f_m(θ) − Q_m): quantized innovations.
+
+    LAQ without skipping (Sun et al., 2019).
+    """
+    return Algorithm(local=Gradient(), up=Link(Uniform(bits), Innovation()), server=Descend(lr))
+
+
+@register("lag-wk", "algorithm")
+def lag_wk(lr: Rate = 0.2, D: int = 10, xi: float | None = None, patience: int = 100) -> Algorithm:
+    """As gd, but a worker sends ∇f_m(θ) − (what it sent last) only where that is worth it; see lazy.
+
+    LAG, rule of the worker (Chen et al., 2018).
+    """
+    up = Link(memory=Innovation())
+    return Algorithm(local=Gradient(), trigger=Lazy(D, xi, patience), up=up, server=Descend(lr))
+
+
+@register("laq", "algorithm")
+def laq(
+    lr: Rate = 0.2, bits: int = 4, D: int = 10, xi: float | None = None, patience: int = 100
+) -> Algorithm:
+    """As qgd, but a worker sends its quantized innovation only where that is worth it; see lazy.
+
+    Lazily aggregated quantized gradients (Sun et al., 2019, Algorithm 2).
+    """
+    up = Link(Uniform(bits), Innovation())
+    return Algorithm(local=Gradient(), trigger=Lazy(D, xi, patience), up=up, server=Descend(lr))
+
+
+@register("dist-ef-sgd", "algorithm")
+def dist_ef_sgd(lr: Rate = 0.1, compressor: Compressor | None = None) -> Algorithm:
+    """Workers push Δ_i = C(η g_i + e_i), the server answers with C(mean Δ + ẽ); both keep their errors.
+
+    dist-EF-SGD (Zheng et al., 2019, Algorithm 2), in units of the parameters: e here is the paper's
+    error times η, so its factor η_{t−1}/η_t is gone. The server's error memory is the innovation
+    memory of the down link. C is the scaled sign of the whole vector unless given.
+    """
+    return _dist_ef(SGD(lr), compressor or Sign())
+
+
+@register("dist-ef-sgdm", "algorithm")
+def dist_ef_sgdm(
+    lr: Rate = 0.1, momentum: float = 0.9, nesterov: bool = True, compressor: Compressor | None = None
+) -> Algorithm:
+    """As dist-ef-sgd with m_i = μm_i + g_i and g_i + μm_i in place of g_i, on the workers only."""
+    return _dist_ef(SGD(lr, momentum, nesterov), compressor or Sign())
+
+
+@register("dist-ef-blocksgd", "algorithm")
+def dist_ef_blocksgd(lr: Rate = 0.1, size: int | None = None) -> Algorithm:
+    """As dist-ef-sgd with (‖v_b‖₁/d_b)·sign(v_b) for each layer, or for blocks of a size."""
+    return _dist_ef(SGD(lr), _blocks(size))
+
+
+@register("dist-ef-blocksgdm", "algorithm")
+def dist_ef_blocksgdm(
+    lr: Rate = 0.1, momentum: float = 0.9, nesterov: bool = True, size: int | None = None
+) -> Algorithm:
+    """As dist-ef-sgdm with (‖v_b‖₁/d_b)·sign(v_b) for each layer, or for blocks of a size."""
+    return _dist_ef(SGD(lr, momentum, nesterov), _blocks(size))
+
+
+def _dist_ef(local: SGD, compressor: Compressor) -> Algorithm:
+    return Algorithm(local=local, up=Link(compressor, ErrorFeedback()), down=Link(compressor, Innovation()))
+
+
+def _blocks(size: int | None) -> Blockwise:
+    return Blockwise(Sign(), layers=True) if size is None else Blockwise(Sign(), size=size)
 
 
 def _top(k: int | None, ratio: float | None) -> TopK:

@@ -126,8 +126,8 @@ def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[An
             [*map(_spell_value, positional), *(f"{k}={_spell_value(v)}" for k, v in settings.items())]
         )
         raise SettingError(
-            f"{kind} {name} cannot be made of ({given}): a setting has the wrong type, is missing or is one too "
-            f"many; it has {', '.join(parameters)}"
+            f"{kind} {name} cannot be made of ({given}): one has the wrong type, is missing or too many; "
+            f"it has {', '.join(parameters)}"
         ) from None
 
 
@@ -223,8 +223,9 @@ def _kind_of(tree: ast.expr, kind: str) -> str:
     if isinstance(tree, ast.Call):
         tree = tree.func
     name = tree.id if isinstance(tree, ast.Name) else ""
+    # No part is made of algorithms, and some have the name of a part.
     for candidate in (kind, *_HOMES):
-        if name in names(candidate):
+        if candidate != "algorithm" and name in names(candidate):
             return candidate
     if kind != "algorithm":
         find(name, kind)

@@ -99,9 +99,9 @@ def clip(code, low, high):
     return min(max(code, low), high)
 
 
-def grid_nearest(x, origin, step, low, high):
-    """⌊(x − origin)/step + 1/2⌋, clipped."""
-    return [clip(math.floor((float(v) - origin) / step + 0.5), low, high) for v in x]
+def radius_nearest(x, radius, high):
+    """⌊(1 + x/radius)·high/2 + 1/2⌋, clipped to 0 … high."""
+    return [clip(math.floor((1.0 + float(v) / radius) * (0.5 * high) + 0.5), 0, high) for v in x]
 
 
 def grid_random(x, origin, step, low, high, key):

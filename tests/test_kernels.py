@@ -213,11 +213,19 @@ steps = st.floats(1e-3, 1e3)
 
 
 @held
-@given(values=st.lists(floats32, max_size=30), origin=st.floats(-10, 10), step=steps)
-def test_rounding_to_the_nearest_point(values, origin, step):
+@given(values=st.lists(floats32, max_size=30), radius=steps, bits=st.integers(1, 16))
+def test_rounding_to_the_nearest_point(values, radius, bits):
     x, out = floats(values), np.empty(len(values), np.int32)
-    quantize.grid_nearest(x, origin, step, -8, 7, out)
-    assert out.tolist() == oracles.grid_nearest(x, origin, step, -8, 7)
+    quantize.radius_nearest(x, radius, 2**bits - 1, out)
+    assert out.tolist() == oracles.radius_nearest(x, radius, 2**bits - 1)
+
+
+@held
+@given(radius=steps, bits=st.integers(1, 16))
+def test_zero_lies_between_two_codes_and_gets_the_upper_one(radius, bits):
+    out = np.empty(3, np.int32)
+    quantize.radius_nearest(np.array([0.0, radius, -radius]), radius, 2**bits - 1, out)
+    assert out.tolist() == [2 ** (bits - 1), 2**bits - 1, 0]
 
 
 @held

@@ -7,6 +7,7 @@ tip, are the same on both sides; what travels is float32 on both sides.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,12 +17,14 @@ import transcriptions as paper
 from mpirun import mpi_run
 
 from qsparse.algorithm import Algorithm, check
+from qsparse.errors import CompositionError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.kernels import random
 from qsparse.registry import build, names
 from qsparse.rounds.synchronous import Station, rounds
 from qsparse.schedules import rate_at
 from qsparse.seeds import Seed
+from qsparse.server import ServerRule
 from qsparse.types import Layer
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -61,11 +64,12 @@ def uniforms(r: int, t: int, path: tuple[int, ...], n: int) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """A preset as text, and the settings of its transcription."""
+    """A preset as text, and the settings of its transcription; ``still``: the batch is always the same."""
 
     text: str
     settings: dict[str, Any]
     eta: str | float = 0.05
+    still: bool = False
 
     @property
     def name(self) -> str:
@@ -111,6 +115,20 @@ CASES = [
          {"meetings": _set(4), "C": _qsgd_top(9, 7, True)}, 0.04),
     Case("qsparse-local-sgd(lr=0.04, H=4, compressor=topk(k=9) >> qsgd(levels=7), random_gaps=true)",
          {"meetings": None, "C": _qsgd_top(9, 7, False)}, 0.04),
+    Case("gd(lr=0.05)", {}),
+    Case("qgd(lr=0.05)", {}),
+    Case(f"qgd(lr={COSINE}, bits=2)", {"bits": 2}, COSINE),
+    Case("lag-wk(lr=0.05)", {}, still=True),
+    Case("lag-wk(lr=0.05, D=3, xi=0.1, patience=4)", {"D": 3, "xi": 0.1, "tbar": 4}, still=True),
+    Case("laq(lr=0.05)", {}, still=True),
+    Case("laq(lr=0.05, D=3, xi=0.1)", {"D": 3, "xi": 0.1}),
+    Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7)", {"bits": 3, "D": 5, "tbar": 7}, COSINE),
+    Case("dist-ef-sgd(lr=0.02)", {}, 0.02),
+    Case(f"dist-ef-sgdm(lr={COSINE}, momentum=0.5)", {"momentum": 0.5}, COSINE),
+    Case(f"dist-ef-blocksgd(lr={COSINE}, size=7)", {"size": 7}, COSINE),
+    Case(f"dist-ef-blocksgdm(lr={COSINE}, momentum=0.5)", {"momentum": 0.5}, COSINE),
+    Case("dist-ef-blocksgdm(lr=0.01, momentum=0.5, nesterov=false)",
+         {"momentum": 0.5, "nesterov": False}, 0.01),
 ]  # fmt: skip
 
 
@@ -119,14 +137,16 @@ def made(case: Case) -> Algorithm:
     return algorithm.over(STEPS)
 
 
-def trained(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> dict[int, np.ndarray]:
+def trained(
+    wire: Wire, algorithm: Algorithm, exchange: Exchange, still: bool = False
+) -> dict[int, np.ndarray]:
     """{t: this rank's model after the meeting of step t}."""
     check(algorithm, exchange, wire.size)
     x = START.copy()
     station = Station(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, wire.ledger)
 
     def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
-        out[...] = gradient(wire.rank, x, t)
+        out[...] = gradient(wire.rank, x, 1 if still else t)
         return 0.0
 
     models = {}
@@ -145,7 +165,14 @@ def expected(case: Case, meetings: set[int]) -> dict[int, np.ndarray]:
         settings["meetings"] = meetings
     transcription = paper.TRANSCRIPTIONS[case.name]
     models: dict[int, np.ndarray] = transcription(
-        START, gradient, STEPS, WORKERS, LAYERS, uniforms, lambda t: rate_at(eta, t), **settings
+        START,
+        lambda r, x, t: gradient(r, x, 1 if case.still else t),
+        STEPS,
+        WORKERS,
+        LAYERS,
+        uniforms,
+        lambda t: rate_at(eta, t),
+        **settings,
     )
     return models
 
@@ -168,10 +195,58 @@ def test_every_preset_has_a_transcription() -> None:
 def test_preset_is_its_paper(case: Case) -> None:
     algorithm = made(case)
     star = ParameterServer()
-    models, *others = run_threads(WORKERS, lambda wire: trained(wire, algorithm, star), timeout=60)
+    models, *others = run_threads(
+        WORKERS, lambda wire: trained(wire, algorithm, star, case.still), timeout=60
+    )
     for other in others:
         assert all(np.array_equal(models[t], other[t]) for t in models)
     compare(case, models)
+
+
+def counted(text: str) -> tuple[np.ndarray, int, int]:
+    """The last model of an algorithm, and how many messages and skips all workers made of it."""
+
+    def body(wire: Wire) -> tuple[np.ndarray, int, int]:
+        algorithm = build(text, "algorithm").over(STEPS)
+        last = trained(wire, algorithm, ParameterServer(), still=True)[STEPS]
+        return last, wire.ledger.messages["up"], wire.ledger.skips
+
+    models, spoken, skipped = zip(*run_threads(WORKERS, body, timeout=60), strict=True)
+    return models[0], sum(spoken), sum(skipped)
+
+
+def test_lazy_workers_skip() -> None:
+    """Some rounds, not all; each step is a message or a skip; a skip costs no paper bits."""
+    for text in ("lag-wk(lr=0.05)", "laq(lr=0.05)"):
+        _, spoken, skipped = counted(text)
+        assert spoken + skipped == WORKERS * STEPS
+        assert WORKERS < spoken < 0.9 * WORKERS * STEPS, text
+        assert skipped > 0
+
+
+def test_lazy_in_its_limits() -> None:
+    """Never patient: QGD. No weight on the moves and exact values: GD. Exact values: LAG."""
+    without, spoken, skipped = counted("laq(lr=0.05, patience=0)")
+    assert np.array_equal(without, counted("qgd(lr=0.05)")[0])
+    assert (spoken, skipped) == (WORKERS * STEPS, 0)
+    plain, _, skipped = counted("lag-wk(lr=0.05, xi=0.0)")
+    assert skipped == 0
+    np.testing.assert_allclose(plain, counted("gd(lr=0.05)")[0], rtol=0, atol=1e-6)
+
+
+def test_lazy_needs_a_server_with_a_step_size() -> None:
+    """The rule is relative to it."""
+    with pytest.raises(CompositionError, match=r"lazy.*step size"):
+        check(replace(build("laq", "algorithm"), server=Still()), ParameterServer(), 2)
+
+
+class Still(ServerRule):
+    """A rule without a step size."""
+
+    registered_name = "still"
+
+    def absorb(self, state: Any, u: Any) -> None:
+        """Nothing."""
 
 
 @pytest.mark.parametrize("exchange", [TreeBroadcast(root=2), AllGather(), ParameterServer(root=1)], ids=repr)
@@ -194,7 +269,7 @@ def test_presets_over_mpi() -> None:
 
         wire = MpiWire()
         for case in CASES:
-            compare(case, trained(wire, made(case), TreeBroadcast(root=1)))
+            compare(case, trained(wire, made(case), TreeBroadcast(root=1), case.still))
         if wire.rank == 0:
             print("compared", len(CASES))
     """

@@ -272,3 +272,8 @@ def test_a_package_adds_parts_by_an_entry_point(tmp_path, root):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "plugged in\n"
+
+
+def test_a_compressor_with_the_name_of_a_preset_is_found_inside_one():
+    made = build("qsparse-local-sgd(compressor=qsgd(levels=4))", "algorithm")
+    assert spell(made.up.compressor) == "qsgd(levels=4)"

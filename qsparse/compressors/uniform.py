@@ -42,7 +42,7 @@ class Uniform(Quantizer):
         most = (1 << self.bits) - 1
         codes = np.zeros(values.size, np.int32)
         if radius > 0:
-            quantize.grid_nearest(values, -radius, 2 * radius / most, 0, most, codes)
+            quantize.radius_nearest(values, radius, most, codes)
         parts = [struct.pack("<Bf", self.bits, radius), packed(codes, 0, self.bits)]
         return Section(parts, 32 + self.bits * values.size)
 

@@ -12,11 +12,15 @@ from qsparse.kernels.random import four_uniforms
 
 
 @kernel
-def grid_nearest(x, origin, step, low, high, out):
-    """out = clip(⌊(x − origin)/step + 1/2⌋, low, high), int32."""
+def radius_nearest(x, radius, high, out):
+    """out = clip(⌊(1 + x/radius)·high/2 + 1/2⌋, 0, high), int32: to the nearest of 0 … high.
+
+    A value of zero lies exactly between two codes where high is odd. Written this way it gets the
+    upper one for every radius; dividing by the width of a step would leave that to rounding.
+    """
     for i in range(x.size):
-        code = np.floor((float(x[i]) - origin) / step + 0.5)
-        out[i] = min(max(code, low), high)
+        code = np.floor((1.0 + float(x[i]) / radius) * (0.5 * high) + 0.5)
+        out[i] = min(max(code, 0), high)
 
 
 @kernel

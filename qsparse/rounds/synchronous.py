@@ -60,10 +60,11 @@ class Station:
         self.replier = self.new_replier()
         self.listener = Receiver(algorithm.down, start)
         self.server = algorithm.server.init(start)
-        self.trigger = algorithm.trigger
+        self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if isinstance(algorithm.meeting, Sync) else wire.rank
-        self.trigger_state = algorithm.trigger.init(seed.at(rank=caller, use="trigger"))
+        self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
+        self.trigger.heard(self.trigger_state, start)
 
     def due(self, t: int) -> bool:
         """Does this rank meet the coordinator after step t?"""
@@ -116,10 +117,12 @@ class Station:
         with self.ledger.timed("encode"):
             draft = self.sender.draft(v, self.seed.at(step=t))
             payload = draft.payload
-            if self.trigger.worth(self.trigger_state, draft):
+            spoke = self.trigger.worth(self.trigger_state, draft)
+            if spoke:
                 self.sender.commit(draft)
             else:
                 payload = skip(draft)
+            self.trigger.settled(self.trigger_state, spoke)
         self.ledger.spoke(payload)
         return payload
 

@@ -26,6 +26,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "every(H=7)",
         "randomgap(H=1)",
         "randomgap(H=5)",
+        "lazy",
+        "lazy(D=3, xi=0.1, patience=2)",
     ),
     "local": (
         "sgd(lr=0.1)",
@@ -84,6 +86,17 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "qsparse-local-sgd",
         "qsparse-local-sgd(H=3, random_gaps=true, compressor=topk(k=4) >> qsgd(levels=4))",
         "qsparse-local-sgd(H=2, compressor=uniform(bits=4), memory=innovation)",
+        "gd",
+        "qgd",
+        "qgd(bits=2)",
+        "lag-wk",
+        "laq",
+        "laq(bits=3, D=4, xi=0.1, patience=3)",
+        "dist-ef-sgd",
+        "dist-ef-sgd(compressor=qsgd(levels=4))",
+        "dist-ef-sgdm",
+        "dist-ef-blocksgd(size=8)",
+        "dist-ef-blocksgdm",
     ),
 }
 #: No part has a setting of this name.

@@ -33,6 +33,7 @@ def _meetings(part: Trigger, state: State, steps: range) -> list[int]:
 @law("due", "trigger", once=True)
 def _due(part: Trigger, name: str, x: Vector) -> bool:
     """Meetings follow from the seed and the step alone: two ranks with one seed meet, whatever they say."""
+    part = part.bind(0.1)
     met = _meetings(part, part.init(SEED), range(1, _STEPS + 1))
     state = part.init(SEED)
     v = np.zeros(3, np.float32)
@@ -93,13 +94,16 @@ def _state(part: Trigger, name: str, x: Vector) -> bool:
 @law("worth", "trigger")
 def _worth(part: Trigger, name: str, x: Vector) -> bool:
     """worth says yes or no and changes no draft; heard changes no model."""
+    part = part.bind(0.1)
     state = part.init(SEED)
+    part.heard(state, x)
     for t in (1, 2, 3):
         part.due(state, t)
         draft = Draft(Float32().compress(x, SEED.at(step=t)), x)
         frame, target = bytes(draft.payload.frame), x.tobytes()
         worth = part.worth(state, draft)
         hold(isinstance(worth, bool | np.bool_), f"worth is {worth!r}, neither yes nor no")
+        part.settled(state, worth)
         part.heard(state, x)
         hold(bytes(draft.payload.frame) == frame and x.tobytes() == target, "a draft or model was changed")
     return True
