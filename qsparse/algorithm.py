@@ -118,11 +118,17 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
             f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
             "use exchange server(works=false)"
         )
-    remembers = isinstance(up.memory, ErrorFeedback)
-    if remembers and isinstance(local, Gradient) and isinstance(getattr(server, "lr", None), Schedule):
+    if algorithm.trigger.may_skip and not (local.reports_afresh and up.memory.bridges_skips):
         raise CompositionError(
-            f"error feedback on gradients needs a constant server step, not {spell(server)}: what is kept "
-            "of a gradient would be applied with the step size of a later round; use local step sgd, whose "
+            f"trigger {spell(algorithm.trigger)} skips messages, and what {spell(local)} with memory "
+            f"{spell(up.memory)} would have said is lost then: use local step gradient with memory "
+            "innovation, where a skip stands for what was said last"
+        )
+    remembers = isinstance(up.memory, ErrorFeedback)
+    if remembers and isinstance(getattr(server, "lr", None), Schedule):
+        raise CompositionError(
+            f"error feedback needs a constant server step, not {spell(server)}: what is kept of one report "
+            "would be applied with the step size of a later one; put the schedule into local step sgd, whose "
             "reports have the step size inside"
         )
     if remembers and local.scheduled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,11 @@ class CompressedAllreduce:
         comm: an mpi4py communicator (it is duplicated), or a `Wire`.
         compressor: a compressor or its text, e.g. ``"topk(ratio=0.01) >> sign"``.
         memory: a memory or its text.
+        op: ``"mean"`` or ``"sum"``; the same on all ranks.
         seed: of the random parts; the same on all ranks.
+
+    Raises:
+        SettingError: an op that is neither.
 
     >>> from mpi4py import MPI
     >>> allreduce = CompressedAllreduce(MPI.COMM_SELF, "topk(k=1)", "errorfeedback")
@@ -46,8 +51,12 @@ class CompressedAllreduce:
         compressor: Compressor | str = "topk(ratio=0.01) >> sign",
         memory: Memory | str = ErrorFeedback(),
         *,
+        op: str = "mean",
         seed: int = 0,
     ) -> None:
+        if op not in ("mean", "sum"):
+            raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
+        self.op = op
         self.link = Link(
             build(compressor, "compressor") if isinstance(compressor, str) else compressor,
             build(memory, "memory") if isinstance(memory, str) else memory,
@@ -62,29 +71,31 @@ class CompressedAllreduce:
         self.calls = 0
         self._seed = Seed(seed, rank=self.wire.rank, use="up")
         self._ends: tuple[Sender, Receiver] | None = None
+        self._agreed = False
 
-    def __call__(self, x: np.ndarray, out: np.ndarray | None = None, *, op: str = "mean") -> np.ndarray:
+    def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Reduce x over all ranks; collective.
 
         Args:
             x: float32 or float64, contiguous, of any shape; the same shape in every call.
             out: where the result goes, like x; x itself unless given.
-            op: ``"mean"`` or ``"sum"``.
 
         Raises:
             SettingError: an array that does not fit; RankError on the other ranks.
             NotFinite: NaN or infinity in x; RankError on the other ranks.
-            DisagreementError: the ranks have different arrays, compressors, memories or seeds.
+            DisagreementError: the ranks have different arrays, compressors, memories, ops or seeds, or
+                went on from different calls.
         """
         out = x if out is None else out
-        if self._ends is None:
-            self._ends = agree(self.wire, lambda: self._open(x, out, op))
+        if self._ends is None or not self._agreed:
+            self._ends = agree(self.wire, lambda: self._open(x, out))
+            self._agreed = True
         sender, receiver = self._ends
         drafts: list[Draft] = []
         self.calls += 1
 
         def speak() -> Payload:
-            self._check(x, out, op)
+            self._check(x, out)
             with self.ledger.timed("encode"):
                 drafts.append(sender.draft(x.reshape(-1), self._seed.at(step=self.calls)))
             return drafts[0].payload
@@ -96,54 +107,96 @@ class CompressedAllreduce:
             sender.commit(drafts[0])
             self.ledger.spoke(drafts[0].payload)
             total = receiver.merge(payloads)
-            np.divide(total, self.wire.size if op == "mean" else 1, out=out.reshape(-1))
+            np.divide(total, self.wire.size if self.op == "mean" else 1, out=out.reshape(-1))
         return out
 
     def state_dict(self) -> State:
-        """What must be saved so that nothing unsaid is lost: arrays and numbers of this rank."""
+        """What must be saved so that nothing unsaid is lost: arrays, numbers and texts of this rank."""
+        state = self._settings() | {"calls": self.calls}
         if self._ends is None:
-            return {"calls": self.calls}
-        sender, receiver = self._ends
-        state = {f"sender.{name}": value.copy() for name, value in sender.state.items()}
-        state |= {f"receiver.{name}": value.copy() for name, value in receiver.state.items()}
-        return state | {"calls": self.calls, "n": sender._target.size}
+            return state
+        state |= self._size_and_type(self._ends[0]._target)
+        for prefix, memory in _memories(self._ends):
+            state |= {prefix + name: copy.deepcopy(value) for name, value in memory.items()}
+        return state
 
     def load_state_dict(self, state: State, like: np.ndarray) -> None:
-        """Go on from a saved state; ``like`` is an array of the shape and type that is reduced."""
-        self.calls = state["calls"]
-        if "n" not in state:
-            return
-        if state["n"] != like.size:
-            raise SettingError(f"the saved memory has {state['n']} elements and the array {like.size}")
-        sender, receiver = self._ends = self._links(like)
-        for end, prefix in ((sender, "sender."), (receiver, "receiver.")):
-            for name, array in end.state.items():
-                np.copyto(array, state[prefix + name])
+        """Go on from a saved state; on every rank.
+
+        Args:
+            state: what `state_dict` returned on this rank, of an object made like this one.
+            like: an array of the shape and type that is reduced.
+
+        Raises:
+            SettingError: the state is of another array or object; this one is as it was.
+        """
+        like, calls = np.asarray(like), _plain(state.get("calls"))
+        here = self._settings()
+        # Without a call there was no array yet, and nothing is remembered.
+        if calls != 0:
+            here |= self._size_and_type(like)
+        wrong = [
+            f"{name} is {_plain(state[name])!r} there and {value!r} here"
+            if name in state
+            else f"no {name} there"
+            for name, value in here.items()
+            if name not in state or _plain(state[name]) != value
+        ]
+        if not isinstance(calls, int) or calls < 0:
+            wrong.append(f"calls is {calls!r} there")
+        _refuse(wrong)
+        # Filled before it is taken, so that a state that does not fit leaves everything as it was.
+        ends = None if calls == 0 else self._filled(self._links(like), state)
+        self._ends, self.calls = ends, calls
+        # The other ranks may have loaded the state of another call.
+        self._agreed = False
 
     def close(self) -> None:
         """Free the communicator; collective."""
         self.wire.close()
 
-    def _open(
-        self, x: np.ndarray, out: np.ndarray, op: str
-    ) -> tuple[tuple[Sender, Receiver], Mapping[str, Any]]:
-        self._check(x, out, op)
+    def _open(self, x: np.ndarray, out: np.ndarray) -> tuple[tuple[Sender, Receiver], Mapping[str, Any]]:
+        self._check(x, out)
         self.link.compressor.check(x.size)
-        return self._links(x), {
+        return self._ends or self._links(x), self._settings() | self._size_and_type(x) | {"calls": self.calls}
+
+    def _settings(self) -> dict[str, Any]:
+        """What is equal on all ranks, and where a state was saved and where it is loaded."""
+        return {
             "link": self.link.spelling(),
-            "elements": x.size,
-            "type": str(x.dtype),
+            "op": self.op,
             "seed": self._seed.run,
+            "ranks": self.wire.size,
         }
+
+    def _size_and_type(self, x: np.ndarray) -> dict[str, Any]:
+        return {"elements": x.size, "type": str(x.dtype)}
 
     def _links(self, x: np.ndarray) -> tuple[Sender, Receiver]:
         start = np.zeros(x.size, x.dtype)
         # The receiving end keeps sums, so that a sum has not been divided and multiplied again.
         return Sender(self.link, start), Receiver(self.link, start)
 
-    def _check(self, x: np.ndarray, out: np.ndarray, op: str) -> None:
-        if op not in ("mean", "sum"):
-            raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
+    def _filled(self, ends: tuple[Sender, Receiver], state: State) -> tuple[Sender, Receiver]:
+        """New ends with the saved memory in them."""
+        ours = {prefix + name for prefix, memory in _memories(ends) for name in memory}
+        theirs = {name for name in state if name.startswith(("sender.", "receiver."))}
+        wrong = [f"no {name} there" for name in sorted(ours - theirs)]
+        wrong += [f"no {name} here" for name in sorted(theirs - ours)]
+        _refuse(wrong)
+        for prefix, memory in _memories(ends):
+            for name, value in memory.items():
+                saved = state[prefix + name]
+                if not isinstance(value, np.ndarray):
+                    memory[name] = copy.deepcopy(_plain(saved))
+                elif _form(saved) == _form(value):
+                    np.copyto(value, saved)
+                else:
+                    wrong.append(f"{prefix}{name} is {_form(saved)} there and {_form(value)} here")
+        _refuse(wrong)
+        return ends
+
+    def _check(self, x: np.ndarray, out: np.ndarray) -> None:
         for name, array in (("x", x), ("out", out)):
             if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
                 what = getattr(array, "dtype", type(array).__name__)
@@ -161,3 +214,25 @@ class CompressedAllreduce:
                     f"this allreduce serves arrays of {size} {dtype} elements, not {x.size} {x.dtype}: "
                     "make one object for each array"
                 )
+
+
+def _memories(ends: tuple[Sender, Receiver]) -> list[tuple[str, State]]:
+    sender, receiver = ends
+    return [("sender.", sender.state), ("receiver.", receiver.state)]
+
+
+def _plain(value: Any) -> Any:
+    """A number or text as it was before `numpy.savez` made an array of it."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else repr(value)
+
+
+def _refuse(wrong: list[str]) -> None:
+    if wrong:
+        raise SettingError(
+            f"the saved state does not fit: {'; '.join(wrong)}: load it into an allreduce made like the one "
+            "that was saved, with like= an array like the one it served"
+        )

@@ -10,6 +10,7 @@
     ├── DataError               data that is missing or malformed: where was looked, what to do
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
+    │   ├── Stranded            a wait that cannot end because another rank has left
     │   ├── Truncated           a frame that ends before its header says so
     │   ├── ForeignFrame        bytes that are no frame of this version
     │   └── Corrupted           a frame whose checksum does not match
@@ -43,7 +44,8 @@ class NotFinite(QsparseError, ArithmeticError):
     """NaN or infinity in a vector that was to be sent.
 
     Attributes:
-        index: position of the first such value in the flat vector.
+        index: position of the first such value in the flat vector; −1 where the vector as a whole is
+            too large.
     """
 
     def __init__(self, message: str, index: int) -> None:
@@ -61,6 +63,10 @@ class WireError(QsparseError):
 
 class LaunchError(WireError):
     """Launcher and MPI library do not belong together."""
+
+
+class Stranded(WireError):
+    """A wait that cannot end because of what another rank did: a consequence, never a cause."""
 
 
 class Truncated(WireError):

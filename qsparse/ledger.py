@@ -30,6 +30,7 @@ class Ledger:
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self._within = 0.0  # seconds of the blocks inside the one that is being timed
 
     def spoke(self, payload: Payload) -> None:
         """Count a message in the papers' bits: called by who commits it up or hears it down."""
@@ -46,12 +47,15 @@ class Ledger:
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:
-        """Add the seconds of the block to an activity."""
+        """Add the seconds of the block to an activity; a block within takes its own from it."""
         begin = time.perf_counter()
+        within, self._within = self._within, 0.0
         try:
             yield
         finally:
-            self.seconds[activity] += time.perf_counter() - begin
+            spent = time.perf_counter() - begin
+            self.seconds[activity] += spent - self._within
+            self._within = within + spent
 
     def snapshot(self) -> Snapshot:
         """The counters as plain data."""

@@ -12,7 +12,7 @@ from qsparse.errors import DisagreementError, NotFinite
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
-from qsparse.seeds import Seed
+from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Layout, Vector, layer_at
 
 
@@ -57,9 +57,11 @@ class Sender:
         try:
             return Draft(self.compressor.compress(target, seed), target)
         except NotFinite as error:
+            who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
+            where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
             raise NotFinite(
-                f"at rank {seed.rank}, step {seed.step}, in {layer_at(self.layout, error.index)} of the "
-                f"update: {error}; lower the learning rate or look at the data",
+                f"at {who}, step {seed.step}, in {where}the update: {error}; lower the learning rate or "
+                "look at the data",
                 error.index,
             ) from None
 

@@ -31,6 +31,8 @@ class Local(ABC):
 
     kind: ClassVar[str] = "local"
     registered_name: ClassVar[str]
+    #: Does each report stand for itself, so that one that is not sent may be left out?
+    reports_afresh: ClassVar[bool] = False
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """The state at the common starting point.
@@ -150,6 +152,7 @@ class Gradient(Local):
     With Nesterov it reports g + μm.
     """
 
+    reports_afresh: ClassVar[bool] = True
     momentum: float = 0.0
     nesterov: bool = False
 

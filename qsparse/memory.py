@@ -39,6 +39,8 @@ class Memory(ABC):
 
     kind: ClassVar[str] = "memory"
     registered_name: ClassVar[str]
+    #: Does a round without a message stand for what was said last?
+    bridges_skips: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, start: Vector) -> State:
@@ -122,6 +124,8 @@ class Innovation(Memory):
     Going up it is LAQ's quantized gradient (Sun et al., 2019); going down, from the model on, it is
     the server's error memory of dist-EF-SGD (Zheng et al., 2019).
     """
+
+    bridges_skips: ClassVar[bool] = True
 
     def init(self, start: Vector) -> State:
         """Both ends know ``start``."""

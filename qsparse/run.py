@@ -27,7 +27,7 @@ from qsparse.ledger import Ledger, Snapshot, combine
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import leave, serve
-from qsparse.rounds.synchronous import Station, averaging, rounds
+from qsparse.rounds.synchronous import Desk, Station, averaging, rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
@@ -173,7 +173,7 @@ def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
             out[...] = 1.0
             return 0.0
 
-        for _ in rounds(algorithm, station, x, 1, oracle, lambda t: None):
+        for _ in rounds(algorithm, station, x, 1, oracle, problem.batch):
             pass
 
     run_threads(1, once)
@@ -197,7 +197,7 @@ class _Job:
         self._begun = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report
         self._staleness: list[int] = []
-        self._every = problem.steps_per_epoch / settings.evaluations
+        self._evaluated = 0
         seed = Seed(settings.seed)
         exchange = settings.exchange
         self.station = Station(algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger)
@@ -237,7 +237,6 @@ class _Job:
         """A worker's steps; the last report."""
         problem = self.problem
         record: dict[str, Any] = {}
-        due = self._every
         for t, loss, met in rounds(
             self.algorithm,
             self.station,
@@ -255,8 +254,7 @@ class _Job:
             if asynchronous:
                 if t % problem.steps_per_epoch == 0 and t < self.steps:
                     self._losses[:] = 0  # the loss that is reported is the last epoch's
-            elif met and (t >= due or t == self.steps):
-                due = self._every * (t // self._every + 1)
+            elif met and (self._is_due(t) or t == self.steps):
                 record = self._report(t)
         if asynchronous:
             finals = leave(self.wire, 0, self.steps)
@@ -268,38 +266,52 @@ class _Job:
     def _serve(self, meeting: Async) -> None:
         """The coordinator's part where nobody waits: serve, and evaluate now and then."""
         problem, workers = self.problem, self.settings.exchange.workers(self.wire.size)
-        stations = [station for station in (self.station, self._aside) if station is not None]
+        desks = [station.desk for station in (self.station, self._aside) if station is not None]
+        sound = [desk for desk in desks if desk is not None]
         steps = dict.fromkeys(workers, 0)
-        paper, sent = {"up": 0, "down": 0}, {"up": 0, "down": 0}
-        due = self._every
-        for arrival in serve(stations, meeting, self.wire, workers):
-            steps[arrival.rank] = arrival.report.step
-            for way, payload in (("up", arrival.report), ("down", arrival.reply)):
+        paper, sent, messages = ({"up": 0, "down": 0} for _ in range(3))
+        for answered in serve(sound, meeting, self.wire, workers):
+            for way, payload in (("up", answered.report), ("down", answered.reply)):
                 paper[way] += payload.nbits
                 sent[way] += len(payload)
-            self._staleness.append(arrival.staleness)
+                messages[way] += 1
+            if answered.about == 0:
+                steps[answered.rank] = answered.report.step
+                self._staleness.append(answered.staleness)
             mean = sum(steps.values()) // len(workers)
             while self.step < mean:
                 self.step += 1
                 self.recorder.watcher.stepped(self.step, None)
-            if mean >= due:
-                due = self._every * (mean // self._every + 1)
-                self._adopt(stations)
+            if mean < self.steps and self._is_due(mean):
+                self._adopt(sound)
                 self.recorder.add(
                     {
                         "step": mean,
                         "epoch": mean / problem.steps_per_epoch,
+                        "train_loss": None,
                         **problem.evaluate(),
                         "paper_bits": dict(paper),
                         "wire_bytes": dict(sent),
-                        "staleness": float(np.mean(self._staleness)),
+                        "messages": dict(messages),
+                        "staleness": self._stale(),
                     }
                 )
-        self._adopt(stations)
+        self._adopt(sound)
 
-    def _adopt(self, stations: Sequence[Station]) -> None:
-        for vector, station in zip((self.problem.vector, self.problem.aside), stations, strict=False):
-            np.copyto(vector, station.model)
+    def _stale(self) -> dict[str, float]:
+        return {"mean": float(np.mean(self._staleness)), "max": max(self._staleness)}
+
+    def _adopt(self, desks: Sequence[Desk]) -> None:
+        for vector, desk in zip((self.problem.vector, self.problem.aside), desks, strict=False):
+            np.copyto(vector, desk.model)
+
+    def _is_due(self, t: int) -> bool:
+        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice."""
+        per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
+        if t * evaluations < (self._evaluated + 1) * per_epoch:
+            return False
+        self._evaluated = t * evaluations // per_epoch
+        return True
 
     def _begin(self, t: int) -> None:
         self.step = t
@@ -327,10 +339,7 @@ class _Job:
         counted: Snapshot = combine(report["ledger"] for report in reports)
         counted["seconds"]["total"] = time.perf_counter() - self._begun
         if self._staleness:
-            counted["staleness"] = {
-                "mean": float(np.mean(self._staleness)),
-                "max": max(self._staleness),
-            }
+            counted["staleness"] = self._stale()
         record = {
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,
@@ -344,7 +353,7 @@ class _Job:
     def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
         problem, settings = self.problem, self.settings
         workers = len(settings.exchange.workers(self.wire.size))
-        dense = 32 * problem.vector.size * workers * self.steps
+        dense = 32 * (problem.vector.size + problem.aside.size) * workers * self.steps
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {

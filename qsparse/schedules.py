@@ -49,14 +49,14 @@ def check_rate(part: object, name: str, rate: Rate) -> None:
 @register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Linear warm-up to ``peak``, then half a cosine down to ``floor`` at the last step.
+    """Linear warm-up to ``peak``, then half a cosine down to ``floor``.
 
     Args:
         peak: the largest value.
         steps: how many steps the schedule lasts, the whole run unless given; it stays at ``floor``
             afterwards.
         warmup: how many of them are warm-up.
-        floor: the last value.
+        floor: where it ends, one step after the last, so that no step is taken with a rate of 0.
     """
 
     peak: float

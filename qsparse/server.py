@@ -20,11 +20,16 @@ class ServerRule(ABC):
 
     def init(self, start: Vector) -> State:
         """The state at the common starting point."""
-        return {"x": start.copy(), "round": 0}
+        return {"x": start.copy()}
 
     @abstractmethod
-    def absorb(self, state: State, u: Vector) -> None:
-        """Take the merged report of one round (or of one arrival), the mean over the workers."""
+    def absorb(self, state: State, u: Vector, t: int) -> None:
+        """Take the merged report of one round (or of one arrival), the mean over the workers.
+
+        Args:
+            u: (n,), overwritten by the next round.
+            t: the local step at which the workers reported; schedules go by it.
+        """
 
     def model(self, state: State) -> Vector:
         """The model to answer with."""
@@ -42,10 +47,9 @@ class Descend(ServerRule):
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
 
-    def absorb(self, state: State, u: Vector) -> None:
+    def absorb(self, state: State, u: Vector, t: int) -> None:
         """One step."""
-        state["round"] += 1
-        vector.add_scaled(state["x"], -rate_at(self.lr, state["round"]), u, state["x"])
+        vector.add_scaled(state["x"], -rate_at(self.lr, t), u, state["x"])
 
 
 @register("majority")
@@ -58,7 +62,6 @@ class Majority(ServerRule):
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
 
-    def absorb(self, state: State, u: Vector) -> None:
+    def absorb(self, state: State, u: Vector, t: int) -> None:
         """One vote."""
-        state["round"] += 1
-        vector.sign_step(state["x"], rate_at(self.lr, state["round"]), u)
+        vector.sign_step(state["x"], rate_at(self.lr, t), u)

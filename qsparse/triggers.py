@@ -24,6 +24,11 @@ class Trigger(ABC):
     #: Is a message due after every step, whatever the state?
     always_due: ClassVar[bool] = False
 
+    @property
+    def may_skip(self) -> bool:
+        """Does `worth` ever say no?"""
+        return type(self).worth is not Trigger.worth
+
     def bind(self, rate: Rate | None) -> Trigger:
         """The trigger for a server rule with this step size (None: it has none)."""
         return self
@@ -170,7 +175,9 @@ class Lazy(Trigger):
         known = state["heard"]
         total = self.D * (0.8 / self.D if self.xi is None else self.xi)
         weight = total / min(max(known, 1), self.D)
-        moved = weight * float(state["moves"].sum()) / rate_at(self.rate, draft.payload.step) ** 2
+        rate = rate_at(self.rate, draft.payload.step)
+        # A server that stands still does not care for news; only patience brings it some.
+        moved = weight * float(state["moves"].sum()) / rate**2 if rate > 0 else np.inf
         news = said >= moved + 3 * (wrong + state["error"])
         return bool(news or state["skipped"] >= self.patience)
 

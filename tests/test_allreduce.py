@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from mpirun import clean_environment, mpi_run
 from qsparse.allreduce import CompressedAllreduce
 from qsparse.compressors import QSGD, Float32, Sign, TopK
 from qsparse.errors import DisagreementError, NotFinite, RankError, SettingError
-from qsparse.memory import ErrorFeedback, Innovation, Stateless
+from qsparse.memory import Draft, ErrorFeedback, Innovation, Stateless
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -38,6 +40,32 @@ def mean_in_order(arrays: list[np.ndarray]) -> np.ndarray:
     return sum_in_order(arrays) / arrays[0].dtype.type(len(arrays))
 
 
+@dataclass(frozen=True)
+class Counting(ErrorFeedback):
+    """Error feedback that forgets by the number of messages: its state holds a number and a text."""
+
+    registered_name = "counting"
+
+    def init(self, start: np.ndarray) -> dict[str, Any]:
+        return super().init(start) | {"messages": 0, "mood": "new"}
+
+    def commit(self, state: dict[str, Any], draft: Draft) -> None:
+        assert (state["mood"] == "new") == (state["messages"] == 0)
+        super().commit(state, draft)
+        state["messages"] += 1
+        state["mood"] = "old"
+        state["residual"] /= state["messages"]
+
+
+def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    """What `numpy.savez` and `numpy.load` make of a state: everything is an array."""
+    file = io.BytesIO()
+    np.savez(file, **state)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
+
+
 # --- laws: bodies for any wire -------------------------------------------------------------------
 
 
@@ -46,6 +74,7 @@ def identity_is_the_exact_mean(wire: Wire) -> None:
     for dtype in (np.float32, np.float64):
         for shape in ((23,), (4, 5), (2, 3, 4), (1,), (), (0,), (3, 0)):
             allreduce = CompressedAllreduce(wire, "float32", "stateless")
+            summing = CompressedAllreduce(wire, "float32", "stateless", op="sum")
             for step in range(3):
                 arrays = [share(rank, step, shape, dtype) for rank in range(wire.size)]
                 expected = mean_in_order(arrays)
@@ -62,20 +91,20 @@ def identity_is_the_exact_mean(wire: Wire) -> None:
                 assert np.array_equal(out, expected)
                 assert np.array_equal(x, arrays[wire.rank]), "x stays as it is where out is given"
 
-                assert np.array_equal(allreduce(x, out, op="sum"), sum_in_order(arrays))
+                assert np.array_equal(summing(x, out), sum_in_order(arrays))
                 assert np.array_equal(x, arrays[wire.rank])
 
 
 def every_rank_gets_the_same_bits(wire: Wire) -> None:
     """With random operators and memories; seen by a second, exact, allreduce of the difference."""
-    exact = CompressedAllreduce(wire, "float32", "stateless")
+    exact = CompressedAllreduce(wire, "float32", "stateless", op="sum")
     for compressor in ("topk(k=5) >> qsgd(levels=3)", "randk(k=5) >> sign", "blockwise(ternary, size=7)"):
         for memory in ("stateless", "errorfeedback", "innovation"):
             allreduce = CompressedAllreduce(wire, compressor, memory, seed=5)
             for step in range(5):
                 mine = allreduce(share(wire.rank, step))
                 zero = mine if wire.rank == 0 else np.zeros_like(mine)
-                assert mine.tobytes() == exact(zero.copy(), op="sum").tobytes()
+                assert mine.tobytes() == exact(zero.copy()).tobytes()
 
 
 def it_is_the_mean_of_what_compressors_make(wire: Wire) -> None:
@@ -143,7 +172,6 @@ def a_failed_call_leaves_no_trace(wire: Wire) -> None:
                 (lambda a=allreduce: a(np.zeros(46, np.float32)[::2]), SettingError),  # type: ignore[misc]
                 (lambda a=allreduce: a(frozen), SettingError),  # type: ignore[misc]
                 (lambda a=allreduce: a(share(0), np.zeros(22, np.float32)), SettingError),  # type: ignore[misc]
-                (lambda a=allreduce: a(share(0), op="max"), SettingError),  # type: ignore[misc]
                 (lambda a=allreduce: a(np.zeros(22, np.float32)), SettingError),  # type: ignore[misc]
                 (lambda a=allreduce: a(np.zeros(23)), SettingError),  # type: ignore[misc]
             ]
@@ -164,7 +192,11 @@ def ranks_with_different_arrays_or_settings_disagree(wire: Wire) -> None:
         allreduce(np.ones(23 if last else 22, np.float32))
     with pytest.raises(DisagreementError, match=r"type: rank 0 has 'float32' and rank . has 'float64'"):
         allreduce(np.ones(5, np.float64 if last else np.float32))
-    for name, ours, theirs in (("link", {}, {"compressor": "sign"}), ("seed", {"seed": 1}, {"seed": 2})):
+    for name, ours, theirs in (
+        ("link", {}, {"compressor": "sign"}),
+        ("op", {}, {"op": "sum"}),
+        ("seed", {"seed": 1}, {"seed": 2}),
+    ):
         other = CompressedAllreduce(wire, **{"compressor": "topk(k=1)", **(theirs if last else ours)})
         with pytest.raises(DisagreementError, match=f"disagree about {name}"):
             other(np.ones(5, np.float32))
@@ -174,25 +206,94 @@ def ranks_with_different_arrays_or_settings_disagree(wire: Wire) -> None:
 
 def a_saved_memory_goes_on(wire: Wire) -> None:
     """Saved after three of six calls and loaded into a new object: the bits of an uninterrupted run."""
-    for memory in (Stateless(), ErrorFeedback(0.9), Innovation()):
-        make = lambda memory=memory: CompressedAllreduce(wire, TopK(k=4) >> QSGD(3), memory, seed=2)  # noqa: E731
-        whole, first, second = make(), make(), make()
-        for step in range(3):
-            assert np.array_equal(whole(share(wire.rank, step)), first(share(wire.rank, step)))
-        state = first.state_dict()
-        kept = {name: np.copy(value) for name, value in state.items()}
-        first(share(wire.rank, 77))
-        assert all(np.array_equal(state[name], kept[name]) for name in kept), "a saved state is a copy"
-        second.load_state_dict(state, like=share(wire.rank))
-        for step in range(3, 6):
-            assert np.array_equal(whole(share(wire.rank, step)), second(share(wire.rank, step)))
-        assert all(np.array_equal(state[name], kept[name]) for name in kept), "and stays one"
+    for memory in (Stateless(), ErrorFeedback(0.9), Innovation(), Counting()):
+        for stored in (dict, _through_a_file):
+            make = lambda memory=memory: CompressedAllreduce(wire, TopK(k=4) >> QSGD(3), memory, seed=2)  # noqa: E731
+            whole, first, second = make(), make(), make()
+            for step in range(3):
+                assert np.array_equal(whole(share(wire.rank, step)), first(share(wire.rank, step)))
+            state = stored(first.state_dict())
+            kept = {name: np.copy(value) for name, value in state.items()}
+            first(share(wire.rank, 77))
+            assert all(np.array_equal(state[name], kept[name]) for name in kept), "a saved state is a copy"
+            second.load_state_dict(state, like=share(wire.rank))
+            for step in range(3, 6):
+                assert np.array_equal(whole(share(wire.rank, step)), second(share(wire.rank, step)))
+            assert all(np.array_equal(state[name], kept[name]) for name in kept), "and stays one"
 
-        fresh = make()
-        fresh.load_state_dict(make().state_dict(), like=share(wire.rank))
-        assert fresh.calls == 0
-        with pytest.raises(SettingError, match="23 elements and the array 5"):
-            make().load_state_dict(state, like=np.zeros(5, np.float32))
+            # The state of an object that was never called starts a used one anew.
+            first.load_state_dict(stored(make().state_dict()), like=share(wire.rank))
+            assert first.calls == 0
+            anew = make()
+            for step in range(2):
+                assert np.array_equal(first(share(wire.rank, step)), anew(share(wire.rank, step)))
+
+
+def a_state_that_does_not_fit_changes_nothing(wire: Wire) -> None:
+    """What differs is said, whatever it is, and the object that refused goes on as it was."""
+    compressor, zeros = "topk(k=4)", np.zeros(23, np.float32)
+    used, twin = (CompressedAllreduce(wire, compressor, "errorfeedback") for _ in range(2))
+    states = {}
+    for memory in ("stateless", "errorfeedback"):
+        saved = CompressedAllreduce(wire, compressor, memory)
+        states[memory] = saved.state_dict(), (saved(share(wire.rank)), saved.state_dict())[1]
+    for step in range(2):
+        assert np.array_equal(used(share(wire.rank, step)), twin(share(wire.rank, step)))
+
+    def refused(match: str, state: dict[str, Any], like: np.ndarray = zeros, **settings: Any) -> None:
+        if settings:
+            made = CompressedAllreduce(
+                wire, **{"compressor": compressor, "memory": "errorfeedback", **settings}
+            )
+            with pytest.raises(SettingError, match=match):
+                made.load_state_dict(state, like)
+            assert (made.calls, made._ends) == (0, None)
+        else:
+            with pytest.raises(SettingError, match=match):
+                used.load_state_dict(state, like)
+
+    fresh, good = states["errorfeedback"]
+    for state in states["stateless"]:
+        refused(r"link is .* stateless' there and .* errorfeedback' here: load it into", state)
+    for state in (fresh, good):
+        refused(r"link is .* errorfeedback' there and .* stateless' here", state, memory="stateless")
+        refused("op is 'mean' there and 'sum' here", state, op="sum")
+        refused("seed is 0 there and 1 here", state, seed=1)
+        refused("ranks is 9 there", state | {"ranks": 9})
+        for name in ("link", "calls"):
+            refused(f"{name} .*there", {key: value for key, value in state.items() if key != name})
+        refused("calls is 'three' there", state | {"calls": "three"})
+    refused("elements is 23 there and 2 here", good, np.zeros(2, np.float32))
+    refused("type is 'float32' there and 'float64' here", good, np.zeros(23))
+    refused("op is 'mean' there and 'sum' here; seed is 0 there and 1 here", good, op="sum", seed=1)
+    refused("no sender.residual there", {k: v for k, v in good.items() if k != "sender.residual"})
+    refused("no sender.other here", good | {"sender.other": 1})
+    refused(r"receiver.residual is float32\(1,\) there", good | {"receiver.residual": np.ones(1, np.float32)})
+    refused("receiver.residual is float64", good | {"receiver.residual": np.ones(23)})
+    refused("receiver.residual is 7 there", good | {"receiver.residual": 7})
+    for step in range(2, 5):
+        assert np.array_equal(used(share(wire.rank, step)), twin(share(wire.rank, step)))
+
+
+def ranks_that_go_on_from_different_calls_disagree(wire: Wire) -> None:
+    """A state that only some ranks loaded, or the states of two calls, are no start."""
+    if wire.size == 1:
+        return
+    allreduce = CompressedAllreduce(wire, "topk(k=4)")
+    states = []
+    for step in range(2):
+        allreduce(share(wire.rank, step))
+        states.append(allreduce.state_dict())
+    resumed, partly = (CompressedAllreduce(wire, "topk(k=4)") for _ in range(2))
+    resumed.load_state_dict(states[wire.rank == 0], like=share(wire.rank))
+    with pytest.raises(DisagreementError, match="calls: rank 0 has 2 and rank 1 has 1"):
+        resumed(share(wire.rank))
+    if wire.rank == 0:
+        partly.load_state_dict(states[1], like=share(wire.rank))
+    with pytest.raises(DisagreementError, match="calls: rank 0 has 2 and rank 1 has 0"):
+        partly(share(wire.rank))
+    resumed.load_state_dict(states[1], like=share(wire.rank))
+    assert np.array_equal(resumed(share(wire.rank, 2)), allreduce(share(wire.rank, 2)))
 
 
 LAWS = (
@@ -203,6 +304,8 @@ LAWS = (
     a_failed_call_leaves_no_trace,
     ranks_with_different_arrays_or_settings_disagree,
     a_saved_memory_goes_on,
+    a_state_that_does_not_fit_changes_nothing,
+    ranks_that_go_on_from_different_calls_disagree,
 )
 
 
@@ -222,6 +325,15 @@ def test_parts_are_given_as_parts_or_as_text() -> None:
         default = CompressedAllreduce(wire)
         assert default.link.compressor == TopK(ratio=0.01) >> Sign()
         assert default.link.memory == ErrorFeedback()
+
+    run_threads(1, body)
+
+
+@pytest.mark.parametrize("op", ["max", "Mean", "", None])
+def test_an_op_is_mean_or_sum(op: Any) -> None:
+    def body(wire: Wire) -> None:
+        with pytest.raises(SettingError, match=f"op must be 'mean' or 'sum', not {op!r}"):
+            CompressedAllreduce(wire, op=op)
 
     run_threads(1, body)
 
@@ -267,9 +379,9 @@ def test_processes_obey(size: int) -> None:
             law(wire)
         wire.close()
         for comm in (world, half, MPI.COMM_SELF):
-            allreduce = qsparse.allreduce.CompressedAllreduce(comm, "float32", "stateless")
+            allreduce = qsparse.allreduce.CompressedAllreduce(comm, "float32", "stateless", op="sum")
             x = np.full((2, 2), 1.0 + comm.rank, np.float32)
-            assert allreduce(x, op="sum")[1, 1] == comm.size * (comm.size + 1) / 2
+            assert allreduce(x)[1, 1] == comm.size * (comm.size + 1) / 2
             allreduce.close()
         half.Free()
         if world.rank == 0:

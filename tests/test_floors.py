@@ -31,6 +31,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NEIGHBOURS = {
     ("memory", "compressors.base"),
     ("triggers", "memory"),
+    ("triggers", "schedules"),
     ("local", "schedules"),
     ("server", "schedules"),
 }

@@ -488,11 +488,11 @@ def test_an_honest_server_rule_breaks_nothing():
 
 def test_a_server_rule_that_moves_for_nothing_is_caught():
     class Drifting(Descend):
-        def absorb(self, state, u):
-            super().absorb(state, u + np.float32(1e-6))
+        def absorb(self, state, u, t):
+            super().absorb(state, u + np.float32(1e-6), t)
 
     class Signed(Majority):
-        def absorb(self, state, u):
+        def absorb(self, state, u, t):
             state["x"] -= np.where(u >= 0, self.lr, -self.lr).astype(u.dtype)
 
     assert broken(Drifting(), NINE) == {"zero", "step"}
@@ -501,8 +501,8 @@ def test_a_server_rule_that_moves_for_nothing_is_caught():
 
 def test_a_server_rule_that_is_not_linear_is_caught():
     class Clipped(Descend):
-        def absorb(self, state, u):
-            super().absorb(state, np.clip(u, -0.1, 0.1))
+        def absorb(self, state, u, t):
+            super().absorb(state, np.clip(u, -0.1, 0.1), t)
 
     assert broken(Clipped(), NINE) == {"step"}
 
@@ -510,16 +510,16 @@ def test_a_server_rule_that_is_not_linear_is_caught():
 def test_a_server_rule_that_shares_or_copies_is_caught():
     class Sharing(Descend):
         def init(self, start):
-            return {"x": start, "round": 0}
+            return {"x": start}
 
     class Scribbling(Descend):
-        def absorb(self, state, u):
+        def absorb(self, state, u, t):
             u *= -np.float32(self.lr)
             state["x"] += u
 
     class Keeping(Descend):
-        def absorb(self, state, u):
-            super().absorb(state, u)
+        def absorb(self, state, u, t):
+            super().absorb(state, u, t)
             state["last"] = u
 
     class Copying(Descend):
@@ -537,7 +537,7 @@ def test_a_server_rule_that_counts_beside_its_state_is_caught():
 
     @dataclass(frozen=True)
     class Counting(ServerRule):
-        def absorb(self, state, u):
+        def absorb(self, state, u, t):
             rounds.append(1)
             state["x"] -= u * np.float32(1 / len(rounds))
 

@@ -245,7 +245,7 @@ class Still(ServerRule):
 
     registered_name = "still"
 
-    def absorb(self, state: Any, u: Any) -> None:
+    def absorb(self, state: Any, u: Any, t: int) -> None:
         """Nothing."""
 
 

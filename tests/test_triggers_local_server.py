@@ -23,7 +23,7 @@ from qsparse.registry import build, spell
 from qsparse.schedules import Cosine, Rate, Steps, rate_at, rate_over
 from qsparse.seeds import Seed
 from qsparse.server import Descend, Majority, ServerRule
-from qsparse.triggers import Every, RandomGap, Trigger
+from qsparse.triggers import Every, Lazy, RandomGap, Trigger
 from qsparse.types import Vector
 
 N = 37
@@ -246,26 +246,26 @@ def test_server_rules(rule: ServerRule) -> None:
     start = np.array([1.0, 1.0, 1.0, 1.0])
     state = rule.init(start)
     u = np.array([2.0, -3.0, 0.0, -0.0])
-    rule.absorb(state, u)
+    rule.absorb(state, u, 1)
     assert rule.model(state).tolist() == ([0, 2.5, 1, 1] if isinstance(rule, Descend) else [0.5, 1.5, 1, 1])
     assert start.tolist() == [1, 1, 1, 1]
     assert u.tolist() == [2, -3, 0, 0]
 
 
 @pytest.mark.parametrize("kind", [Descend, Majority])
-def test_server_rates_go_by_rounds(kind: Callable[[Rate], ServerRule]) -> None:
+def test_server_rates_go_by_steps(kind: Callable[[Rate], ServerRule]) -> None:
     rule = kind(Steps(1.0, after=(2,), factor=0.5))
     state = rule.init(np.zeros(1))
     models = []
-    for _ in range(4):
-        rule.absorb(state, np.ones(1))
+    for t in (1, 2, 3, 7):
+        rule.absorb(state, np.ones(1), t)
         models.append(float(rule.model(state)[0]))
     assert models == [-1, -2, -2.5, -3]
 
 
 def test_descend_averages_models_unless_told_otherwise() -> None:
     state = Descend().init(np.array([4.0]))
-    Descend().absorb(state, np.array([3.0]))
+    Descend().absorb(state, np.array([3.0]), 1)
     assert state["x"].tolist() == [1.0]
 
 
@@ -287,7 +287,13 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
     (Algorithm(SGD(0.1), up=Link(Float32(), EF)), ParameterServer(), 2, CompositionError,
      "error feedback around float32 remembers nothing but rounding: use memory stateless"),
     (Algorithm(Gradient(), up=Link(TopK(k=3), EF), server=Descend(STEPWISE)), ParameterServer(), 2,
-     CompositionError, r"error feedback on gradients needs a constant server step.*use local step sgd"),
+     CompositionError, r"error feedback needs a constant server step.*into local step sgd"),
+    (Algorithm(SGD(0.1), up=Link(TopK(k=3), EF), server=Descend(STEPWISE)), ParameterServer(), 2,
+     CompositionError, "error feedback needs a constant server step"),
+    (Algorithm(SGD(0.1), Lazy(), Link(TopK(k=3), EF)), ParameterServer(), 2, CompositionError,
+     r"lazy skips messages, and what sgd\(lr=0.1\) with memory errorfeedback would have said is lost"),
+    (Algorithm(SGD(0.1), Lazy(), Link(memory=Innovation())), ParameterServer(), 2, CompositionError, "lost"),
+    (Algorithm(Gradient(), Lazy()), ParameterServer(), 2, CompositionError, "gradient with memory stateless"),
     (Algorithm(SGD(0.1)), ParameterServer(root=2), 2, SettingError, r"server\(root=2\): there is no rank 2"),
     (Algorithm(SGD(0.1)), TreeBroadcast(root=-1), 4, SettingError, r"tree\(root=-1\): there is no rank -1"),
     (Algorithm(SGD(0.1)), ParameterServer(works=False), 1, SettingError,

@@ -69,7 +69,7 @@ class Piecewise(Compressor):
             try:
                 nbits += part.write(x[start : start + size], seed.child(number), out)
             except NotFinite as error:
-                raise NotFinite(str(error), start + error.index) from None
+                raise NotFinite(str(error), start + max(error.index, 0)) from None
             start += size
         return nbits
 

@@ -50,7 +50,7 @@ class LowPrecision(Quantizer):
         else:
             end = self.delta * (half - 1)
             if self.delta * half > LARGEST:
-                raise NotFinite(f"{self}: the grid ends at {end:.3g}, beyond float32", 0)
+                raise NotFinite(f"{self}: the grid ends at {end:.3g}, beyond float32", -1)
         end = float(np.float32(end))
         codes = np.zeros(values.size, np.int32)
         if end > 0:

@@ -48,7 +48,7 @@ class QSGD(Quantizer):
         """Width (u8), step (f32), signed levels."""
         norm = math.sqrt(vector.squared_norm(values))
         if norm > LARGEST * (1 - 1e-6):
-            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", 0)
+            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
         codes = np.zeros(values.size, np.int32)
         if norm > 0:
             quantize.levels_random(values, norm / self.levels, self.levels, *random.halves(seed.key), codes)

@@ -46,7 +46,7 @@ class RandSparse(Selector):
         magnitude = total / phi
         if magnitude > LARGEST:
             raise NotFinite(
-                f"{self}: the kept values would be ±{magnitude:.3g}, beyond float32; raise the budget", 0
+                f"{self}: the kept values would be ±{magnitude:.3g}, beyond float32; raise the budget", -1
             )
         drawn = np.empty(x.size, np.int32)
         quantize.levels_random(x, magnitude, 1, *random.halves(seed.key), drawn)

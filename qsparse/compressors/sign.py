@@ -48,7 +48,7 @@ class Sign(Quantizer):
         elif self.norm == 2:
             scale = vector.squared_norm(values) ** 0.5 / k
         if scale > LARGEST:
-            raise NotFinite(f"{self}: the scale {scale:.3g} is beyond float32", 0)
+            raise NotFinite(f"{self}: the scale {scale:.3g} is beyond float32", -1)
         return Section([struct.pack("<f", scale), raw(bits)], k + (32 if self.norm else 0))
 
     @staticmethod

@@ -30,6 +30,10 @@ class Exchange(ABC):
         """The ranks that work."""
         return list(range(size))
 
+    def coordinates(self, rank: int) -> bool:
+        """Does this rank merge reports and make the answer?"""
+        return True
+
     @abstractmethod
     def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
         """Hand in this rank's payload (None from a rank that does not work).
@@ -79,6 +83,10 @@ class Rooted(Exchange):
             raise SettingError(f"{spell(self)}: there is no rank {self.root} among {size} ranks")
         if not self.workers(size):
             raise SettingError(f"{spell(self)}: with {size} rank nobody is left to work; start more ranks")
+
+    def coordinates(self, rank: int) -> bool:
+        """The root does."""
+        return rank == self.root
 
     def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
         """Each worker sends to the root; the root receives in rank order."""

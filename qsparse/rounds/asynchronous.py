@@ -8,6 +8,7 @@ the coordinator's side, and the end.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,37 +19,37 @@ from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
 from qsparse.memory import Stateless
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.synchronous import Station
+from qsparse.rounds.synchronous import Desk
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 
 
-class Arrival(NamedTuple):
-    """One report that was taken.
+class Answered(NamedTuple):
+    """One report that was taken and answered.
 
     Attributes:
         rank: who reported.
-        report, reply: what it said, and what it is or will be answered.
-        staleness: how many reports of others were taken since it was last answered.
+        about: the number of the desk it was about.
+        report, reply: what it said, and what it was answered.
+        staleness: how many reports about the model were taken since this worker was last told one.
     """
 
     rank: int
+    about: int
     report: Payload
     reply: Payload
     staleness: int
 
 
-def serve(
-    stations: Sequence[Station], meeting: Async, wire: Wire, workers: Sequence[int]
-) -> Iterator[Arrival]:
-    """The coordinator's event loop: yields after each report, ends when all workers have stopped.
+def serve(desks: Sequence[Desk], meeting: Async, wire: Wire, workers: Sequence[int]) -> Iterator[Answered]:
+    """The coordinator's event loop: yields after each answer, ends when all workers have stopped.
 
     A worker has one credit: it may not report again before it was answered. The wire takes the ranks
-    in turn, so nobody starves; with ``meeting.ahead`` an answer is held back while its worker is
-    further ahead of the slowest one, which itself is never held.
+    in turn, so nobody starves; with ``meeting.ahead`` a worker is answered only while it is not
+    further ahead of the slowest one, which itself never waits, and is told the model of that moment.
 
     Args:
-        stations: what a worker meets about, in its order (the model, then batch statistics).
+        desks: what a worker meets about, in its order (the model, then batch statistics).
         meeting: the bound.
         wire: between the ranks.
         workers: who reports.
@@ -56,53 +57,51 @@ def serve(
     Raises:
         RankError: a worker failed.
     """
-    turn = dict.fromkeys(workers, 0)  # messages taken of each worker, all stations together
-    answered_at = dict.fromkeys(workers, 0)
-    held: dict[int, Payload] = {}
+    turn = dict.fromkeys(workers, 0)  # reports taken of each worker, about anything
+    met = dict.fromkeys(workers, 0)  # and about the model
+    told = dict.fromkeys(workers, 0)  # reports about the model that were in the one it was last told
+    waiting: dict[int, tuple[int, Payload, int]] = {}
     running = set(workers)
-    taken = 0
+    # What a worker knows is its own, where the down link has a memory at all.
     repliers: dict[tuple[int, int], Sender] = {}
-
-    def release() -> None:
-        slowest = min((turn[rank] for rank in running), default=None)
-        for rank in sorted(held):
-            ahead = 0 if slowest is None else (turn[rank] - slowest) // len(stations)
-            if meeting.ahead is None or ahead <= meeting.ahead:
-                wire.send([held.pop(rank)], rank)
-                answered_at[rank] = taken
-
     while running:
-        rank, payload = receive_one(wire)
+        rank, report = receive_one(wire)
         if rank not in running:
-            raise WireError(f"rank {rank} spoke at step {payload.step} after it had stopped")
-        if payload.kind is Kind.STOP:
+            raise WireError(f"rank {rank} spoke at step {report.step} after it had stopped")
+        if report.kind is Kind.STOP:
             running.discard(rank)
-            release()
-            continue
-        number = turn[rank] % len(stations)
-        station = stations[number]
-        turn[rank] += 1
-        station.take([payload])
-        # What a worker knows of the model is its own, where the down link has a memory at all.
-        own = 0 if isinstance(station.algorithm.down.memory, Stateless) else rank
-        if (number, own) not in repliers:
-            repliers[number, own] = station.new_replier()
-        held[rank] = station.reply(payload.step, repliers[number, own])
-        if number == 0:
-            arrival = Arrival(rank, payload, held[rank], taken - answered_at[rank])
-            taken += 1
-            release()
-            yield arrival
         else:
-            release()
-    finals = [Float32().compress(station.model, Seed(0, step=taken)) for station in stations]
+            about = turn[rank] % len(desks)
+            staleness = sum(met.values()) - told[rank] if about == 0 else 0
+            turn[rank] += 1
+            met[rank] += about == 0
+            desks[about].take([report])
+            waiting[rank] = about, report, staleness
+        slowest = min((met[each] for each in running), default=None)
+        for each in sorted(waiting):
+            about, report, staleness = waiting[each]
+            early = about == 0 and slowest is not None and meeting.ahead is not None
+            if early and met[each] - (slowest or 0) > (meeting.ahead or 0):
+                continue
+            del waiting[each]
+            desk = desks[about]
+            if isinstance(desk.algorithm.down.memory, Stateless):
+                replier = desk.replier
+            else:
+                replier = repliers.setdefault((about, each), copy.deepcopy(desk.replier))
+            reply = desk.reply(report.step, replier)
+            wire.send([reply], each)
+            if about == 0:
+                told[each] = sum(met.values())
+            yield Answered(each, about, report, reply, staleness)
+    finals = [Float32().compress(desk.model, Seed(0)) for desk in desks]
     for rank in workers:
         wire.send(finals, rank)
     wire.flush()
 
 
 def leave(wire: Wire, root: int, step: int) -> list[Payload]:
-    """A worker's last word; returns the final values when all have left, a frame for each station.
+    """A worker's last word; returns the final values when all have left, a frame for each desk.
 
     They are not compressed: they are sent once, and nobody would correct them later.
     """

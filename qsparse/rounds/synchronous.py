@@ -49,17 +49,16 @@ class Station:
         workers = exchange.workers(wire.size)
         self.works = wire.rank in workers
         self.algorithm = algorithm
-        self.start = start.copy()
-        self.layout = layout
         self.exchange = exchange
         self.wire = wire
         self.ledger = ledger
         self.seed = seed.at(rank=wire.rank, use="up")
-        self.sender = Sender(algorithm.up, np.zeros_like(start), layout)
-        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=len(workers))
-        self.replier = self.new_replier()
+        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if self.works else None
         self.listener = Receiver(algorithm.down, start)
-        self.server = algorithm.server.init(start)
+        # A worker that does not coordinate is spared the coordinator's vectors.
+        self.desk = None
+        if exchange.coordinates(wire.rank):
+            self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger)
         self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if isinstance(algorithm.meeting, Sync) else wire.rank
@@ -75,13 +74,14 @@ class Station:
 
         The result is overwritten by the next meeting.
         """
-        news = self._news(v, t) if self.works else None
+        news = self._news(self.sender, v, t) if self.sender is not None else None
         with self.ledger.timed("exchange"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
         if payloads is not None:
-            self.take(payloads)
-            reply = self.reply(t, self.replier)
+            assert self.desk is not None
+            self.desk.take(payloads)
+            reply = self.desk.reply(t, self.desk.replier)
         with self.ledger.timed("exchange"):
             reply = self.exchange.broadcast(self.wire, reply)
         if self.works and self.exchange.answers:
@@ -91,40 +91,49 @@ class Station:
         self.trigger.heard(self.trigger_state, model)
         return model
 
-    def take(self, payloads: Sequence[Payload]) -> None:
-        """The coordinator absorbs the mean of reports, silent workers included."""
-        with self.ledger.timed("decode"):
-            self.algorithm.server.absorb(self.server, self.hearer.merge(payloads))
-
-    def reply(self, t: int, replier: Sender) -> Payload:
-        """The coordinator's answer to who stands at step t."""
+    def _news(self, sender: Sender, v: Vector, t: int) -> Payload:
         with self.ledger.timed("encode"):
-            seed = self.seed.at(rank=COORDINATOR, step=t, use="down")
-            draft = replier.draft(self.model, seed)
-            replier.commit(draft)
-        return draft.payload
+            draft = sender.draft(v, self.seed.at(step=t))
+            payload = draft.payload
+            spoke = self.trigger.worth(self.trigger_state, draft)
+            if spoke:
+                sender.commit(draft)
+            else:
+                payload = skip(draft)
+            self.trigger.settled(self.trigger_state, spoke)
+        self.ledger.spoke(payload)
+        return payload
+
+
+class Desk:
+    """Where the coordinator of an algorithm works: the other ends of the links, and the server rule."""
+
+    def __init__(
+        self, algorithm: Algorithm, start: Vector, workers: int, seed: Seed, layout: Layout, ledger: Ledger
+    ) -> None:
+        self.algorithm = algorithm
+        self.seed = seed.at(rank=COORDINATOR, use="down")
+        self.ledger = ledger
+        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=workers)
+        self.replier = Sender(algorithm.down, start, layout)
+        self.server = algorithm.server.init(start)
 
     @property
     def model(self) -> Vector:
         """The coordinator's model."""
         return self.algorithm.server.model(self.server)
 
-    def new_replier(self) -> Sender:
-        """The speaking end of a down link on which nothing was said yet."""
-        return Sender(self.algorithm.down, self.start, self.layout)
+    def take(self, payloads: Sequence[Payload]) -> None:
+        """Absorb the mean of reports, silent workers included."""
+        with self.ledger.timed("decode"):
+            self.algorithm.server.absorb(self.server, self.hearer.merge(payloads), payloads[0].step)
 
-    def _news(self, v: Vector, t: int) -> Payload:
+    def reply(self, t: int, replier: Sender) -> Payload:
+        """The answer to who stands at step t, to be sent at once."""
         with self.ledger.timed("encode"):
-            draft = self.sender.draft(v, self.seed.at(step=t))
-            payload = draft.payload
-            spoke = self.trigger.worth(self.trigger_state, draft)
-            if spoke:
-                self.sender.commit(draft)
-            else:
-                payload = skip(draft)
-            self.trigger.settled(self.trigger_state, spoke)
-        self.ledger.spoke(payload)
-        return payload
+            draft = replier.draft(self.model, self.seed.at(step=t))
+            replier.commit(draft)
+        return draft.payload
 
 
 def skip(draft: Draft) -> Payload:

@@ -67,10 +67,10 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
         try:
             if not isinstance(algorithm.meeting, Async):
                 return station.meet(reports[workers.index(wire.rank)], 1).copy()
-            if wire.rank not in workers:
-                for _ in serve([station], algorithm.meeting, wire, workers):
+            if (desk := station.desk) is not None:
+                for _ in serve([desk], algorithm.meeting, wire, workers):
                     pass
-                return station.model.copy()
+                return desk.model.copy()
             station.meet(reports[workers.index(wire.rank)], 1)
             (final,) = leave(wire, 0, 1)
             return decompress(final, np.empty_like(start))

@@ -210,7 +210,7 @@ def _zero(part: ServerRule, name: str, x: Vector) -> bool:
     for start in _precisions(x):
         rule, state = _ruling(part, start)
         for _ in range(2):
-            rule.absorb(state, np.zeros_like(start))
+            rule.absorb(state, np.zeros_like(start), 1)
         hold(rule.model(state).tobytes() == start.tobytes(), "the model moved")
     return True
 
@@ -225,7 +225,7 @@ def _server_start(part: ServerRule, name: str, x: Vector) -> bool:
     apart(state, {"start": start}, "the state and the start")
     same(rule.model(state), x, "the first model")
     hold(rule.model(state).dtype == x.dtype, "the model has another type than the start")
-    rule.absorb(state, _heard(x, 0))
+    rule.absorb(state, _heard(x, 0), 1)
     hold(start.tobytes() == x.tobytes(), "the start was changed")
     same(rule.model(other), x, "the model of another coordinator")
     return True
@@ -238,7 +238,7 @@ def _server_input(part: ServerRule, name: str, x: Vector) -> bool:
     for t in (0, 1):
         u = _heard(x, t)
         before = u.tobytes()
-        rule.absorb(state, u)
+        rule.absorb(state, u, t)
         hold(u.tobytes() == before, "absorb changed its input")
         after = bits_of(state)
         u[...] = 7
@@ -251,7 +251,7 @@ def _model(part: ServerRule, name: str, x: Vector) -> bool:
     """The model is the state's own vector, and asking for it changes nothing."""
     rule, state = _ruling(part, _start(x))
     for t in (0, 1):
-        rule.absorb(state, _heard(x, t))
+        rule.absorb(state, _heard(x, t), t + 1)
         before = bits_of(state)
         model = rule.model(state)
         own = any(value is model for value in state.values())
@@ -269,12 +269,12 @@ def _server_resume(part: ServerRule, name: str, x: Vector) -> bool:
     rule, one = _ruling(part, _start(x))
     other = rule.init(_start(x))
     for state in (one, other):
-        rule.absorb(state, _heard(x, 0))
+        rule.absorb(state, _heard(x, 0), 1)
     same_state(other, one, "two coordinators after the same report")
     later = saved(one)
     for t in (1, 2):
         for state in (one, later):
-            rule.absorb(state, _heard(x, t))
+            rule.absorb(state, _heard(x, t), t + 1)
     same_state(later, one, "a coordinator that went on from a copied state")
     hold(repr(part) == text, "the settings changed")
     return True
@@ -289,7 +289,7 @@ def _step(part: ServerRule, name: str, x: Vector) -> bool:
     wanted = _start(x).astype(np.float64)
     for t in (1, 2, 3):
         u = _heard(x, t).astype(np.float64)
-        rule.absorb(state, u)
+        rule.absorb(state, u, t)
         wanted -= rate_at(rule.lr, t) * (np.sign(u) if isinstance(part, Majority) else u)  # type: ignore[attr-defined]
         most = 1 + float(np.max(np.abs(x), initial=0))
         off = float(np.max(np.abs(rule.model(state) - wanted), initial=0))

@@ -34,7 +34,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.errors import Corrupted, ForeignFrame, LaunchError, SettingError, Truncated, WireError
+from qsparse.errors import Corrupted, ForeignFrame, LaunchError, SettingError, Stranded, Truncated, WireError
 from qsparse.launchers import REMEDIES, announced_size, die_with_launcher
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
@@ -51,10 +51,6 @@ _WHOLE, _LONG, _PART, _FAREWELL = 1, 2, 3, 4
 _GRACE: Final = 2.0
 
 _Buffer = npt.NDArray[np.uint8]
-
-
-class _Stranded(WireError):
-    """A wait that cannot end because of what another rank did: a consequence, never a cause."""
 
 
 class _Patience:
@@ -183,7 +179,7 @@ class MpiWire(Wire):
                     self._next = rank + 1
                     return rank, self._parse(rank)
             if reason := self._hopeless(source):
-                raise _Stranded(reason)
+                raise Stranded(reason)
             patience.rest(moved)
 
     def flush(self) -> None:
@@ -209,7 +205,7 @@ class MpiWire(Wire):
         self._drain(None)
         for rank, reason in sorted(self._gone.items()):
             if reason:
-                raise _Stranded(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
+                raise Stranded(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
         unread = sum(map(len, self._ready))
         self._closed = True
         _open.remove(self)
@@ -461,7 +457,7 @@ def _hook_exceptions() -> None:
 
 def _print_failure(error: BaseException) -> None:
     """Print a traceback, or only one line where another rank is to blame; in one write."""
-    if isinstance(error, _Stranded) and error.__cause__ is None and error.__context__ is None:
+    if isinstance(error, Stranded) and error.__cause__ is None and error.__context__ is None:
         text = f"WireError: {error}\n"
     else:
         text = "".join(traceback.format_exception(error))

@@ -16,16 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from qsparse.errors import RankError, WireError
+from qsparse.errors import RankError, Stranded, WireError
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.wire.base import ANY, Wire
 
 T = TypeVar("T")
-
-
-class _Stranded(WireError):
-    """A wait that cannot end because of what other ranks did: a consequence, never a cause."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class ThreadWire(Wire):
                 if reason:
                     hub.waiting.pop(self.rank, None)
                     hub.wake()
-                    raise _Stranded(reason)
+                    raise Stranded(reason)
                 hub.news[self.rank].wait()
                 hub.waiting.pop(self.rank, None)
             queues = hub.queues[self.rank]
@@ -270,7 +266,7 @@ def _first_cause(failures: dict[int, BaseException]) -> BaseException:
     def distance(error: BaseException) -> int:
         link: BaseException | None = error
         while link is not None:
-            if isinstance(link, _Stranded):
+            if isinstance(link, Stranded):
                 return 2
             link = link.__cause__ or link.__context__
         return 1 if isinstance(error, RankError) else 0
