@@ -36,7 +36,8 @@ class CompressedAllreduce:
         seed: of the random parts; the same on all ranks.
 
     Raises:
-        SettingError: an op that is neither.
+        SettingError: an op that is neither, or a part that cannot be made; RankError on the other ranks.
+        DisagreementError: the ranks were given different ones.
 
     >>> from mpi4py import MPI
     >>> allreduce = CompressedAllreduce(MPI.COMM_SELF, "topk(k=1)", "errorfeedback")
@@ -54,19 +55,24 @@ class CompressedAllreduce:
         op: str = "mean",
         seed: int = 0,
     ) -> None:
-        if op not in ("mean", "sum"):
-            raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
-        self.op = op
-        self.link = Link(
-            build(compressor, "compressor") if isinstance(compressor, str) else compressor,
-            build(memory, "memory") if isinstance(memory, str) else memory,
-        )
         if isinstance(comm, Wire):
             self.wire = comm
         else:
             from qsparse.wire.mpi import MpiWire
 
             self.wire = MpiWire(comm)
+
+        def prepare() -> tuple[Link, Mapping[str, Any]]:
+            if op not in ("mean", "sum"):
+                raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
+            link = Link(
+                build(compressor, "compressor") if isinstance(compressor, str) else compressor,
+                build(memory, "memory") if isinstance(memory, str) else memory,
+            )
+            return link, {"link": link.spelling(), "op": op, "seed": seed}
+
+        self.op = op
+        self.link = agree(self.wire, prepare)
         self.ledger: Ledger = self.wire.ledger
         self.calls = 0
         self._seed = Seed(seed, rank=self.wire.rank, use="up")

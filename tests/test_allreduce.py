@@ -197,9 +197,11 @@ def ranks_with_different_arrays_or_settings_disagree(wire: Wire) -> None:
         ("op", {}, {"op": "sum"}),
         ("seed", {"seed": 1}, {"seed": 2}),
     ):
-        other = CompressedAllreduce(wire, **{"compressor": "topk(k=1)", **(theirs if last else ours)})
         with pytest.raises(DisagreementError, match=f"disagree about {name}"):
-            other(np.ones(5, np.float32))
+            CompressedAllreduce(wire, **{"compressor": "topk(k=1)", **(theirs if last else ours)})
+    # A part that one rank cannot make is told to the others, which would wait for it otherwise.
+    with pytest.raises(SettingError if last else RankError, match="k must be a whole number"):
+        CompressedAllreduce(wire, "topk(k=0)" if last else "topk(k=1)")
     one, four = np.eye(5, dtype=np.float32)[[0, 4]]
     assert np.array_equal(allreduce(one + 4 * four), 4 * four)
 
