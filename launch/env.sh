@@ -1,11 +1,12 @@
 # Settings with which MPICH, Open MPI and Intel MPI behave on small and on shared machines.
 # Source it:  . launch/env.sh     What is set already stays. `qsparse train --ranks N` sets the same.
 
-# Threads of one rank: without these every rank would take all cores for its linear algebra.
+# Threads of one rank, one unless OMP_NUM_THREADS says otherwise: without these every rank would take
+# all cores for its linear algebra. More of them may change the last bits of a result.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$OMP_NUM_THREADS}" # NumPy
-export MKL_NUM_THREADS="${MKL_NUM_THREADS:-$OMP_NUM_THREADS}"           # PyTorch
-export NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-$OMP_NUM_THREADS}"       # the kernels of qsparse
+export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-${OMP_NUM_THREADS%%,*}}" # NumPy
+export MKL_NUM_THREADS="${MKL_NUM_THREADS:-${OMP_NUM_THREADS%%,*}}"           # PyTorch
+export NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-${OMP_NUM_THREADS%%,*}}"       # the kernels of qsparse
 
 # Open MPI refuses to start as root, which is the usual user in containers.
 export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT:-1}"

@@ -9,11 +9,6 @@ fi
 ranks=$1
 shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-    # The cores are shared among the ranks.
-    threads=$(($(nproc) / ranks))
-    export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
-fi
 # shellcheck source=env.sh
 . "$here/env.sh"
 exec "${MPIEXEC:-mpiexec}" -n "$ranks" "$@"

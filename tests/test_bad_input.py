@@ -81,7 +81,7 @@ EVERYWHERE = (
         "SettingError: topk(k=5000): cannot keep 5000 of 1210 coordinates; use ratio, or a smaller k",
     ),
     (["--sync-every", "0"], "SettingError: every(H=0): H must be a whole number of at least 1"),
-    (["--algorithm", "qsparse-local-sdg"], "did you mean 'qsparse-local-sgd'? known: ef-signsgd"),
+    (["--algorithm", "qsparse-local-sdg"], "did you mean 'qsparse-local-sgd'? known: "),
     (["--data-dir", "/nowhere"], "DataError: the data folder /nowhere does not exist"),
     (["--ranks", "5"], "SettingError: --ranks 5 was asked for and the launcher started 2"),
 )
@@ -124,7 +124,16 @@ ANYWHERE = (
     ("--trigger 'every(H=0)'", "every(H=0): H must be a whole number of at least 1"),
     ("--local sgd", "local sgd cannot be made of "),
     ("--server 'descend(lr=-1)'", "descend(lr=-1): lr must be a positive number or a schedule"),
-    ("--lr -1", "sgd(lr=-1): lr must be a positive number or a schedule"),
+    ("--lr -1", "--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not -1"),
+    ("--lr nan", "--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not nan"),
+    ("--lr inf", "--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not inf"),
+    ("--weight-decay nan", "--weight-decay must be a finite number, not nan"),
+    (
+        "--trigger 'every(2)'",
+        "--sync-every has no effect: --trigger replaces the part that it is a setting of; write it in "
+        "--trigger, or leave it out",
+    ),
+    ("--lr 0.5 --local 'sgd(lr=0.1)'", "--lr has no effect: --local replaces the part"),
     ("--lr 'cosin(0.1)'", "no schedule is named 'cosin': did you mean 'cosine'?"),
     ("--momentum 1", "sgd(lr=0.1, momentum=1.0): momentum must lie in [0, 1)"),
     ("--algorithm 'qsparse-local-sgd(H=2)'", "gives setting H twice: keep one"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from click.testing import CliRunner, Result
 from mpirun import finish, mpi_run, start
 
 import qsparse as package
+from qsparse import registry
+from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
+from qsparse.cli.train import make_settings, train
+from qsparse.errors import SettingError
+from qsparse.local import SGD
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, kinds, names
 from qsparse.seeds import Seed
+from qsparse.server import Descend
 
 
 def invoke(*args: object) -> Result:
@@ -280,3 +287,64 @@ def test_only_train_needs_torch() -> None:
     assert "Traceback" not in finished.stderr, finished
     assert "error: SettingError: train needs more than is installed (No module named " in finished.stderr
     assert 'pip install "qsparse[train]"' in finished.stderr
+
+
+# --- options of train that have no effect -------------------------------------------------------
+
+
+def algorithm(line: str) -> dict[str, str]:
+    """The axes of the algorithm that a line of options makes."""
+    context = train.make_context("train", shlex.split(line))
+    return make_settings(context.params).algorithm.axes()
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "by"),
+    [
+        ("--sync-every 8 --trigger 'every(2)'", "--sync-every", "--trigger"),  # 8 is the preset's default
+        ("--sync-every 4 --trigger 'every(4)'", "--sync-every", "--trigger"),
+        ("--lr 0.5 --local 'sgd(lr=0.1)'", "--lr", "--local"),
+        ("--lr 'cosine(0.1)' --local 'sgd(lr=0.1)'", "--lr", "--local"),
+        ("--momentum 0.9 --local 'adamw(lr=0.01)'", "--momentum", "--local"),
+        ("--weight-decay 0 --local 'adamw(lr=0.01)'", "--weight-decay", "--local"),
+        ("--no-nesterov --local 'adamw(lr=0.01)'", "--no-nesterov", "--local"),
+        ("--algorithm dist-ef-sgdm --no-nesterov --local 'sgd(0.1)'", "--no-nesterov", "--local"),
+        ("--algorithm signum-majority --lr 0.01 --server 'majority(lr=0.5)'", "--lr", "--server"),
+        ("--algorithm laq --lr 0.1 --server 'descend(lr=0.1)' --down sign", "--lr", "--server"),
+        ("--algorithm 'local-sgd(lr=0.2)' --sync-every 2 --trigger 'randomgap(H=4)'", "--sync-every",
+         "--trigger"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_refused(line: str, option: str, by: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        algorithm(line)
+    assert str(caught.value).startswith(f"{option} has no effect: {by} replaces the part that it is a ")
+
+
+@pytest.mark.parametrize(
+    ("line", "axis", "text"),
+    [
+        ("--sync-every 8", "trigger", "every(H=8)"),
+        ("--sync-every 8 --local 'sgd(lr=0.5)'", "trigger", "every(H=8)"),
+        ("--lr 0.1 --trigger 'every(2)' --server descend --meeting synchronous", "local", "sgd(lr=0.1)"),
+        ("--lr 0.1 --down 'blockwise(sign, size=64)' --down-memory stateless", "local", "sgd(lr=0.1)"),
+        ("--no-nesterov --trigger 'every(2)'", "local", "sgd(lr=0.1)"),
+        ("--algorithm signum-majority --momentum 0.5 --server 'majority(lr=0.5)'", "local",
+         "gradient(momentum=0.5)"),
+        ("--algorithm gd --lr 0.5 --local 'gradient(momentum=0.9)'", "server", "descend(lr=0.5)"),
+        ("--algorithm 'qsparse-local-sgd(compressor=sign)' --compressor 'topk(k=3)'", "compressor",
+         "topk(k=3)"),
+    ],
+)  # fmt: skip
+def test_options_with_effect_are_taken(line: str, axis: str, text: str) -> None:
+    assert algorithm(line)[axis] == text
+
+
+def test_an_option_of_two_parts_is_taken_while_one_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(lr: float = 0.1) -> Algorithm:
+        return Algorithm(local=SGD(lr), server=Descend(lr))
+
+    monkeypatch.setitem(registry._parts["algorithm"], "both", both)
+    assert algorithm("--algorithm both --lr 0.5 --local 'sgd(lr=0.1)'")["server"] == "descend(lr=0.5)"
+    with pytest.raises(SettingError, match="--local and --server replace the part that it is a setting of"):
+        algorithm("--algorithm both --lr 0.5 --local 'sgd(lr=0.1)' --server descend")

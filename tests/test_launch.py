@@ -35,6 +35,7 @@ def test_scripts_are_all_there_and_told_of() -> None:
     [
         {},
         {"OMP_NUM_THREADS": "3"},
+        {"OMP_NUM_THREADS": "3,2"},
         {"OMP_NUM_THREADS": "3", "NUMBA_NUM_THREADS": "2", "OMPI_MCA_osc": "rdma"},
         {"HYDRA_LAUNCHER": "ssh", "MPIR_CVAR_POLLS_BEFORE_YIELD": ""},
         *({name: "x"} for name in launch.SEVERAL_MACHINES),
@@ -68,16 +69,16 @@ def test_what_is_set_stays() -> None:
 
 def test_local_sh_starts_ranks() -> None:
     program = "from mpi4py import MPI; w = MPI.COMM_WORLD; "
-    program += "print(f'{w.rank} {w.size}\\n', end='', flush=True)"
-    environ = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "",
-    }
+    program += "import os; threads = os.environ['OMP_NUM_THREADS']; "
+    program += "print(f'{w.rank} {w.size} {threads}\\n', end='', flush=True)"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     script = str(ROOT / "launch" / "local.sh")
-    finished = finish(start([script, "3", sys.executable, "-c", program], env=environ), 30)
-    assert finished.returncode == 0, finished
-    lines = sorted(line.split() for line in finished.stdout.splitlines())
-    assert lines == [["0", "3"], ["1", "3"], ["2", "3"]], finished
+    for given, threads in (("", "1"), ("2", "2")):
+        environ = {"PATH": path, "OMP_NUM_THREADS": given}
+        finished = finish(start([script, "3", sys.executable, "-c", program], env=environ), 30)
+        assert finished.returncode == 0, finished
+        lines = sorted(line.split() for line in finished.stdout.splitlines())
+        assert lines == [[str(rank), "3", threads] for rank in range(3)], finished
     for wrong in ([], ["3"], ["0", "true"], ["many", "true"]):
         finished = finish(start([script, *wrong]), 10)
         assert finished.returncode == 2, finished
@@ -103,22 +104,32 @@ def test_mpiexec_beside_python_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
         launch.mpiexec_command(0)
 
 
+@pytest.mark.parametrize("threads", [None, "2"])
 def test_relaunch_becomes_mpiexec(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: str | None
 ) -> None:
     seen = []
     monkeypatch.setattr(launch.os, "execvpe", lambda *call: seen.append(call))
     monkeypatch.setattr(launch, "mpiexec_command", lambda ranks: ["/opt/mpiexec", "-n", str(ranks)])
     monkeypatch.setattr(launch, "shared_memory_shortage", lambda ranks: "too little")
-    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(9)), raising=False)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
     launch.relaunch(4, ["train", "--lr", "0.1"])
     ((file, command, environ),) = seen
     assert file == "/opt/mpiexec"
     assert command == ["/opt/mpiexec", "-n", "4", sys.executable, "-m", "qsparse", "train", "--lr", "0.1"]
-    assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == "2"
+    assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == (threads or "1")
     assert "too little" in capsys.readouterr().err
+
+
+def test_threads_of_a_rank() -> None:
+    for given, threads in (({}, 1), ({"OMP_NUM_THREADS": ""}, 1), ({"OMP_NUM_THREADS": " 4 , 2"}, 4)):
+        assert launch.threads_of_a_rank(given) == threads
+    for text in ("0", "-1", "many", ",2", "1.5"):
+        with pytest.raises(SettingError, match="whole number of at least 1"):
+            launch.threads_of_a_rank({"OMP_NUM_THREADS": text})
 
 
 def test_shared_memory_shortage(monkeypatch: pytest.MonkeyPatch) -> None:

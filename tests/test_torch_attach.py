@@ -340,6 +340,69 @@ def test_all_start_from_rank_0() -> None:
         assert mean == 1
 
 
+#: A tensor of each kind that is in none of the flat vectors, by what makes it of a rank.
+REST: dict[str, Callable[[int], torch.Tensor]] = {
+    "count": lambda r: torch.tensor(r + 1),
+    "mask": lambda r: torch.tensor([True, False, r == 0]),
+    "bfloat": lambda r: torch.full((2, 3), 1 / 3 + r, dtype=torch.bfloat16),
+    "scale": lambda r: torch.full((3,), 1 / 3 + r, dtype=torch.float64),
+    "phase": lambda r: torch.full((2,), 1 + 1j * r),
+    "gaps": lambda r: torch.arange(12).add(100 * r).reshape(3, 4).t()[::2],
+    "row": lambda r: torch.arange(4).add(r).expand(1, -1),
+    "one": lambda r: torch.tensor(r + 7).expand(3),
+    "none": lambda r: torch.empty(0, 3, dtype=torch.int8),
+}
+
+
+def frozen(rank: int) -> nn.Module:
+    model = normed(rank)
+    model[0].weight.requires_grad_(False)
+    model[1].num_batches_tracked.fill_(rank + 5)
+    for name, make in REST.items():
+        model.register_buffer(name, make(rank), persistent=name != "mask")
+    return model
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def test_what_is_in_no_vector_is_listed() -> None:
+    model = frozen(0)
+    rest = FlatModel(model).rest
+    assert [name for name, _ in rest] == ["0.weight", *REST, "1.num_batches_tracked"]
+    assert all(tensor is dict(model.named_buffers()).get(name, model[0].weight) for name, tensor in rest)
+    assert FlatModel(net()).rest == []
+
+
+def test_frozen_parameters_and_all_buffers_start_from_rank_0() -> None:
+    def body(wire: Wire) -> dict[str, torch.Tensor]:
+        model = frozen(wire.rank)
+        held = dict([*model.named_parameters(), *model.named_buffers()])
+        places = {name: held[name].data_ptr() for name in ("0.weight", "gaps", "count")}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "sgd", wire):
+            now = dict([*model.named_parameters(), *model.named_buffers()])
+            assert all(now[name] is tensor for name, tensor in held.items())
+            assert all(now[name].data_ptr() == place for name, place in places.items()), "in place"
+            return tensors(model)
+
+    wanted = tensors(frozen(0))
+    for started in on_threads(3, body):
+        assert started.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert started[name].dtype == tensor.dtype, name
+            assert torch.equal(started[name], tensor), name
+
+
+def test_a_tensor_without_memory_is_refused() -> None:
+    for tensor in (torch.empty(2, dtype=torch.int8, device="meta"), torch.eye(3).int().to_sparse()):
+        model = net()
+        model.register_buffer("odd", tensor)
+        with pytest.raises(SettingError, match=r"'odd' is .*: it has no plain memory"):
+            FlatModel(model)
+
+
 def test_gradients_stay_views_and_the_optimizer_gets_its_own_zero_grad_back() -> None:
     def body(wire: Wire) -> None:
         model = net()
@@ -423,6 +486,32 @@ def test_different_models_disagree_on_every_rank() -> None:
         model = nn.Linear(6, 3 if wire.rank < 2 else 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with pytest.raises(DisagreementError, match=r"about layers: rank 0 has .*18.* and rank 2 has .*24"):
+            attach(model, optimizer, "sgd", wire)
+
+    on_threads(3, body)
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        {"a": torch.zeros(2, 3, dtype=torch.int64)},
+        {"b": torch.zeros(3, 2, dtype=torch.int64)},
+        {"a": torch.zeros(3, 2, dtype=torch.int32)},
+        {"a": torch.zeros(3, 2, dtype=torch.int64), "b": torch.tensor(True)},
+        {},
+    ],
+)
+def test_different_tensors_beside_the_vectors_disagree_on_every_rank(
+    buffers: dict[str, torch.Tensor],
+) -> None:
+    def body(wire: Wire) -> None:
+        model = net()
+        mine = buffers if wire.rank == 1 else {"a": torch.zeros(3, 2, dtype=torch.int64)}
+        for name, tensor in mine.items():
+            model.register_buffer(name, tensor)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        reason = r"about rest: .*'a', \[3, 2\], 'torch.int64'.* rank 1 has"
+        with pytest.raises(DisagreementError, match=reason):
             attach(model, optimizer, "sgd", wire)
 
     on_threads(3, body)
@@ -578,6 +667,66 @@ def test_processes_train_as_threads_do() -> None:
     exec("\n".join(line.removeprefix(" " * 8) for line in program.splitlines()), space)
     threads = on_threads(2, lambda wire: space["train"](wire, wire.rank))
     assert mpi_run(2, program, timeout=60).stdout.split() == [threads[0]] == [threads[1]]
+
+
+def test_a_wire_that_is_handed_in_stays_open() -> None:
+    def body(wire: Wire) -> None:
+        for _ in range(2):
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with attach(model, optimizer, "sgd", wire):
+                step(model, optimizer, batch(wire.rank, 0))
+
+    on_threads(2, body)
+
+
+def test_wires_that_attach_has_made_are_closed() -> None:
+    """Also after a disagreement; and nothing is said at the end."""
+    pytest.importorskip("mpi4py")
+    program = """
+        import warnings
+        warnings.simplefilter("error")
+        import torch
+        torch.set_num_threads(1)
+        from mpi4py import MPI
+        from qsparse.errors import DisagreementError, WireError
+        from qsparse.torch import attach
+        from qsparse.wire import mpi
+        from test_torch_attach import batch, frozen, step, tensors
+
+        rank = MPI.COMM_WORLD.rank
+        wanted = tensors(frozen(0))
+        for use in range(50):
+            model = frozen(rank)
+            optimizer = torch.optim.SGD(filter(lambda p: p.requires_grad, model.parameters()), lr=0.1)
+            if use % 10 == 9:
+                try:
+                    attach(model, optimizer, "sgd", seed=rank)
+                except DisagreementError as error:
+                    assert "about seed" in str(error)
+                else:
+                    raise AssertionError("the seeds differ")
+                assert not mpi._open
+            with attach(model, optimizer, "local-sgd(H=2)", None if use % 2 else MPI.COMM_WORLD) as attached:
+                started = tensors(model)
+                assert all(torch.equal(started[name], wanted[name]) for name in wanted)
+                for t in range(3):
+                    step(model, optimizer, batch(rank, t, torch.float32))
+            assert not mpi._open
+            attached.finish()
+            assert attached.ledger.messages["up"] == 2 * 2
+            try:
+                attached.wire.flush()
+            except WireError as error:
+                assert "has closed its wire" in str(error)
+            else:
+                raise AssertionError("the wire is open")
+        if rank == 0:
+            print("done")
+    """
+    finished = mpi_run(2, program, timeout=60)
+    assert finished.stdout.split() == ["done"]
+    assert finished.stderr == ""
 
 
 def test_a_script_that_fails_on_one_rank_ends_with_its_traceback() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -222,9 +223,72 @@ def test_the_configuration_repeats_the_run(tmp_path: Path) -> None:
     assert outcomes[4]["steps"] == round(0.5 * (1437 // 3 // 16))
 
 
+@pytest.mark.parametrize("imports", ["import = 'mine'", "import = ['mine']", "imports = 'mine'"])
+def test_keys_of_a_file_are_those_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imports: str
+) -> None:
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / "own.toml"
+    config.write_text(
+        f"{imports}\nsync-every = 5\nweight_decay = 0.1\nmodel = 'mlp(16)'\nsteps = 10\nwire = 'threads'"
+    )
+    result = invoke("--config", config, "--quiet", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    one = summary(tmp_path / "out")
+    assert one["algorithm"]["trigger"] == "every(H=5)"
+    assert one["algorithm"]["local"] == "sgd(lr=0.1, weight_decay=0.1)"
+    kept = tomllib.loads((tmp_path / "out" / "config.toml").read_text())
+    assert (kept["imports"], kept["sync_every"]) == (["mine"], 5)
+
+
+@pytest.mark.parametrize(
+    ("environ", "args", "used"),
+    [
+        ({}, [], 1),
+        ({"OMP_NUM_THREADS": "2"}, [], 2),
+        ({"OMP_NUM_THREADS": "2"}, ["--threads", 3], 3),
+        ({"OMP_NUM_THREADS": "2"}, ["--wire", "mpi", "--ranks", 2], 2),
+    ],
+    ids=["nothing", "OMP_NUM_THREADS", "threads", "ranks"],
+)
+def test_threads_of_torch(tmp_path: Path, environ: dict[str, str], args: list[object], used: int) -> None:
+    (tmp_path / "spy.py").write_text(SPY)
+    unset = {"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "", "PYTHONPATH": str(tmp_path)}
+    line = command(
+        *SMALL[1:3], "--wire", "threads", "--steps", 2, "--import", "spy", "--out", tmp_path, *args
+    )
+    finished = finish(start(line, env={**unset, **environ}), 60)
+    assert finished.returncode == 0, finished
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["threads"] == used
+    assert set(re.findall(r"^torch has (\d+)$", finished.stdout, re.M)) == {str(used)}, finished
+
+
+#: A module for ``--import`` that tells how many threads torch was given.
+SPY = """
+import torch
+
+real = torch.set_num_threads
+
+def spy(count):
+    real(count)
+    print(f"torch has {torch.get_num_threads()}\\n", end="", flush=True)
+
+torch.set_num_threads = spy
+"""
+
+
+def test_a_number_of_threads_that_is_none(tmp_path: Path) -> None:
+    finished = finish(start(command("--out", tmp_path / "out"), env={"OMP_NUM_THREADS": "many"}), 30)
+    assert finished.returncode == 1, finished
+    assert finished.stderr.startswith("error: SettingError: OMP_NUM_THREADS is 'many', which is no number")
+    assert finished.stderr.count("\n") == 1, finished
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        ("sync-every = 4\nsync_every = 4", "has 'sync_every' in two spellings: keep one"),
         ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'batch',"),
         ("steps = ", "is no TOML: "),
         ("config = 'other.toml'", "has 'config', which is no option of train"),

@@ -7,9 +7,15 @@ import os
 
 def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
-    # Before NumPy and torch are loaded: each rank has its share of the cores, one unless told.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    from qsparse.cli.launch import thread_settings, threads_of_a_rank
+    from qsparse.errors import SettingError
+
+    try:
+        threads_of_a_rank(os.environ)  # numba would answer with a traceback
+    except SettingError as error:
+        raise SystemExit(f"error: SettingError: {error}") from None
+    # Before NumPy and torch are loaded, which would start a thread for every core in every rank.
+    os.environ.update(thread_settings(os.environ))
     from qsparse.cli.commands import qsparse
 
     qsparse(prog_name="qsparse")

@@ -56,11 +56,35 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     >>> environment({"OMP_NUM_THREADS": "3"})["NUMBA_NUM_THREADS"]
     '3'
     """
-    threads = environ.get("OMP_NUM_THREADS") or "1"
-    settings = {"OMP_NUM_THREADS": threads, **dict.fromkeys(_THREADS, threads), **SETTINGS}
+    settings = dict(SETTINGS)
     if not any(environ.get(name) for name in SEVERAL_MACHINES):
         settings |= ONE_MACHINE
-    return {**environ, **{name: value for name, value in settings.items() if not environ.get(name)}}
+    missing = {name: value for name, value in settings.items() if not environ.get(name)}
+    return {**environ, **thread_settings(environ), **missing}
+
+
+def thread_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are not set and should be: one thread in each rank, or as OMP_NUM_THREADS says.
+
+    >>> thread_settings({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "1"})
+    {'OPENBLAS_NUM_THREADS': '3', 'NUMBA_NUM_THREADS': '3'}
+    """
+    threads = environ.get("OMP_NUM_THREADS") or "1"
+    # OpenMP takes a list, a number for each level of nesting; the others take one number.
+    settings = {"OMP_NUM_THREADS": threads, **dict.fromkeys(_THREADS, threads.partition(",")[0])}
+    return {name: value for name, value in settings.items() if not environ.get(name)}
+
+
+def threads_of_a_rank(environ: Mapping[str, str]) -> int:
+    """What OMP_NUM_THREADS says, 1 where it says nothing; SettingError where it is no number."""
+    text = environ.get("OMP_NUM_THREADS") or "1"
+    first = text.partition(",")[0].strip()
+    if not (first.isdecimal() and int(first) >= 1):
+        raise SettingError(
+            f"OMP_NUM_THREADS is {text!r}, which is no number of threads: set it to a whole number of at "
+            "least 1, or unset it, which is 1"
+        )
+    return int(first)
 
 
 def mpiexec_command(ranks: int) -> list[str]:
@@ -106,15 +130,11 @@ def shared_memory_shortage(ranks: int, folder: str = "/dev/shm") -> str | None:
 def relaunch(ranks: int, argv: Sequence[str]) -> NoReturn:
     """Become ``mpiexec -n ranks python -m qsparse argv...``; does not return.
 
-    The cores are shared among the ranks unless OMP_NUM_THREADS says otherwise.
+    Each rank has one thread unless OMP_NUM_THREADS says otherwise.
     """
     command = [*mpiexec_command(ranks), sys.executable, "-m", "qsparse", *argv]
     if shortage := shared_memory_shortage(ranks):
         sys.stderr.write(f"warning: {shortage}\n")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environ = dict(os.environ)
-    if not environ.get("OMP_NUM_THREADS"):
-        environ["OMP_NUM_THREADS"] = str(max(1, cores // ranks))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(command[0], command, environment(environ))
+    os.execvpe(command[0], command, environment(os.environ))

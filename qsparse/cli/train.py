@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import os
 import sys
 import threading
 import tomllib
@@ -17,8 +19,9 @@ from click.core import ParameterSource
 from tabulate import tabulate
 
 from qsparse.algorithm import Algorithm
+from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
-from qsparse.errors import SettingError
+from qsparse.errors import QsparseError, SettingError
 from qsparse.link import Link
 from qsparse.registry import build, parameters
 from qsparse.run import Settings, Watcher, run
@@ -38,6 +41,16 @@ _PRESET = {
     "weight_decay": "weight_decay",
     "sync_every": "H",
 }
+#: Two values of each, to see which parts of a preset take it.
+_TRIALS = {
+    "lr": ("0.25", "0.5"),
+    "momentum": ("0.25", "0.5"),
+    "nesterov": ("false", "true"),
+    "weight_decay": ("0.25", "0.5"),
+    "sync_every": ("2", "3"),
+}
+#: Options that replace a part, named as `Algorithm.axes` names them.
+_AXES = ("local", "trigger", "compressor", "memory", "server", "down", "down_memory", "meeting")
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
@@ -51,12 +64,25 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
         raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"--config {path} is no TOML: {error}") from None
-    known = {p.name for p in ctx.command.params} - {"config"}
-    for name in values:
-        if name not in known:
-            raise SettingError(f"--config {path} has {name!r}, which is no option of train: {sorted(known)}")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    ctx.default_map = {**(ctx.default_map or {}), **_by_name(ctx, values, path)}
     return path
+
+
+def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The values of a file by the names of parameters; keys may be written as the flags are."""
+    flags = {opt.lstrip("-"): str(p.name) for p in ctx.command.params for opt in p.opts}
+    del flags["config"]
+    names = flags | {name: name for name in flags.values()}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise SettingError(f"--config {path} has {key!r}, which is no option of train: {sorted(flags)}")
+        name = names[key]
+        if name in found:
+            raise SettingError(f"--config {path} has {key!r} in two spellings: keep one")
+        # One module need not be a list; click would take its letters for modules.
+        found[name] = [value] if name == "imports" and isinstance(value, str) else value
+    return found
 
 
 @click.command("train")
@@ -126,7 +152,9 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 @click.option("--evaluations", type=int, default=1, show_default=True, help="Evaluations an epoch.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of torch, in each rank."
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Of torch, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
@@ -145,6 +173,8 @@ def train(**options: Any) -> None:  # fmt: skip
     mpirun -n 4 qsparse train --data mnist --algorithm "qsparse-local-sgd(H=8)"
     """
     _choose_length(options)
+    if options["threads"] is None:
+        options["threads"] = threads_of_a_rank(os.environ)
     if options["imports"]:
         sys.path.insert(0, "")  # modules of this folder, as with python -m
     for module in options["imports"]:
@@ -211,20 +241,19 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     name, taken = _preset_name(options), parameters(_preset_name(options), "algorithm")
-    given = []
+    given = {}
     for option, setting in _PRESET.items():
         value = options[option]
         if value is None:
             continue
         if setting not in taken:
-            flag = f"--{option.replace('_', '-')}"
-            raise SettingError(f"{flag} does not go with {name}, which has {', '.join(taken)}")
+            raise SettingError(f"{_flag(option)} does not go with {name}, which has {', '.join(taken)}")
         if option == "lr":
             _check_rate(value)
-        given.append(f"{setting}={str(value).lower() if isinstance(value, bool) else value}")
-    # Options are settings of the preset, beside those in its own brackets.
-    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
-    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *given]))})", "algorithm")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
+        given[option] = str(value).lower() if isinstance(value, bool) else str(value)
+    algorithm = _preset(options, given)
     for axis in ("local", "trigger", "server", "meeting"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
@@ -239,15 +268,70 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         )
     elif options["down_memory"] is not None:
         down = replace(down, memory=build(options["down_memory"], "memory"))
+    _check_effects(options, given)
     return replace(algorithm, up=up, down=down)
+
+
+def _preset(options: Mapping[str, Any], given: Mapping[str, str]) -> Algorithm:
+    """The preset with options as settings, beside those in its own brackets."""
+    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
+    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
+    preset: Algorithm = build(
+        f"{_preset_name(options)}({', '.join(filter(None, [inner, *settings]))})", "algorithm"
+    )
+    return preset
+
+
+def _check_effects(options: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Refuse an option that is a setting only of parts which other options replace."""
+    replaced = {axis for axis in _AXES if options[axis] is not None}
+    if "down" in replaced:
+        replaced.add("down_memory")  # --down makes a link of its own
+    if not replaced:
+        return
+    for option in given:
+        taken = _taken_by(options, given, option)
+        if taken and taken <= replaced:
+            flags = [_flag(axis) for axis in _AXES if axis in taken and options[axis] is not None]
+            by = f"{' and '.join(flags)} {'replaces' if len(flags) == 1 else 'replace'}"
+            given_as = "--no-nesterov" if options[option] is False else _flag(option)
+            raise SettingError(
+                f"{given_as} has no effect: {by} the part that it is a setting of; write it in "
+                f"{' and '.join(flags)}, or leave it out"
+            )
+
+
+def _taken_by(options: Mapping[str, Any], given: Mapping[str, str], option: str) -> set[str]:
+    """The axes of the preset that an option is a setting of: those that differ if only it does.
+
+    Two values are tried, because the given one may be the default, which shows nowhere.
+    """
+    for beside in ({}, {"momentum": "0.5"}):  # Nesterov's momentum cannot be tried without a momentum
+        try:
+            one, other = (
+                _preset(options, {**given, **beside, option: value}).axes() for value in _TRIALS[option]
+            )
+        except QsparseError:
+            continue
+        return {axis for axis, text in one.items() if text != other[axis]}
+    return set()
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _check_rate(text: str) -> None:
     """Refuse a misspelled schedule as a schedule: among a preset's settings it could be any part."""
     try:
-        float(text)
+        rate = float(text)
     except ValueError:
         build(text, "schedule")
+        return
+    if not 0 < rate < math.inf:
+        raise SettingError(
+            f"--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not {text}"
+        )
 
 
 def _preset_name(options: Mapping[str, Any]) -> str:

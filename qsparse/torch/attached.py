@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import qsparse
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, check, refuse_if_inhomogeneous
-from qsparse.errors import CompositionError, SettingError
+from qsparse.errors import CompositionError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback
@@ -21,7 +22,6 @@ from qsparse.registry import build, spell
 from qsparse.rounds.synchronous import Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
-from qsparse.types import Vector
 from qsparse.wire.base import Wire
 
 #: The local step of presets whose step size nobody set.
@@ -39,18 +39,19 @@ def attach(
 ) -> Attached:
     """Make an ordinary training loop a distributed one; collective.
 
-    All ranks start from rank 0's model. After each ``optimizer.step()`` the algorithm's trigger
-    decides whether the ranks meet: the net update since the last meeting is compressed and
-    exchanged, and every rank goes on from the new common model. The optimizer takes the local
-    steps, with whatever learning rates and schedulers it has; batch statistics are averaged at
-    meetings. Call `Attached.finish` (or leave the ``with`` block) before you use the trained model.
+    All ranks start from rank 0's model, with its frozen parameters and buffers. After each
+    ``optimizer.step()`` the algorithm's trigger decides whether the ranks meet: the net update since
+    the last meeting is compressed and exchanged, and every rank goes on from the new common model.
+    The optimizer takes the local steps, with whatever learning rates and schedulers it has; batch
+    statistics are averaged at meetings. Call `Attached.finish` (or leave the ``with`` block) before you
+    use the trained model.
 
     Args:
         model: parameters on the CPU, float32 or float64.
         optimizer: over exactly the model's trained parameters.
         algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``; its learning rate and
             momentum stay unset, because the optimizer has them.
-        comm: an mpi4py communicator or a `Wire`; COMM_WORLD unless given.
+        comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
         exchange: the pattern of messages.
         seed: of the random parts; the same on all ranks.
 
@@ -79,6 +80,7 @@ class Attached:
         exchange: Exchange | str,
         seed: int,
     ) -> None:
+        self._owns = not isinstance(comm, Wire)
         if isinstance(comm, Wire):
             self.wire = comm
         else:
@@ -114,14 +116,25 @@ class Attached:
                 "exchange": spell(pattern),
                 "layers": [[layer.name, layer.size] for layer in flat.layout],
                 "buffers": int(flat.aside.size),
+                "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
                 "type": str(flat.vector.dtype),
                 "seed": seed,
             }
 
-        self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
+        try:
+            self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
+        except DisagreementError:
+            # Every rank raises the same here, so all of them come to close. After another error the
+            # wire stays open: it lets each rank print its own message before the job is aborted.
+            if self._owns:
+                with suppress(WireError):
+                    self.wire.close()
+            raise
         flat = self.flat
         for vector in (flat.vector, flat.aside):
             self._adopt_from_rank_0(vector)
+        for _, tensor in flat.rest:
+            self._adopt_rest_from_rank_0(tensor)
         self._station = Station(
             self.algorithm, self.exchange, self.wire, flat.vector, self._seed, flat.layout, self.ledger
         )
@@ -139,14 +152,20 @@ class Attached:
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
     def finish(self) -> None:
-        """Meet once more if there were steps since the last meeting, and detach; collective."""
+        """Meet once more if there were steps since the last meeting, and detach; collective.
+
+        A wire that `attach` has made is closed; the ledger stays.
+        """
         if self._hook is None:
             return
         if self._met < self.steps:
             self._guarded(self._meet)
         self._guarded(self._part)
         self._detach()
-        self.wire.flush()
+        if self._owns:
+            self.wire.close()
+        else:
+            self.wire.flush()
 
     def __enter__(self) -> Attached:
         return self
@@ -205,9 +224,21 @@ class Attached:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
             refuse_if_inhomogeneous(self.algorithm.up)
 
-    def _adopt_from_rank_0(self, vector: Vector) -> None:
+    def _adopt_from_rank_0(self, vector: np.ndarray) -> None:
         mine = None
         if self.wire.rank == 0:
             mine = Payload.build([raw(vector)], way=Way.BESIDE, n=vector.size)
         start = ParameterServer().broadcast(self.wire, mine)
         np.copyto(vector, np.frombuffer(start.body, vector.dtype))
+
+    def _adopt_rest_from_rank_0(self, tensor: torch.Tensor) -> None:
+        with torch.no_grad():
+            # numpy has not all types of torch, and the tensor may have gaps: bytes of a dense copy.
+            dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
+            self._adopt_from_rank_0(dense.reshape(-1).view(torch.uint8).numpy())
+            if self.wire.rank == 0:
+                return
+            if any(stride == 0 for stride in tensor.stride()) and tensor.numel() > 1:
+                tensor.data = dense.to(tensor.device)  # expanded: its elements are one and the same
+            else:
+                tensor.copy_(dense)

@@ -16,7 +16,7 @@ class FlatModel:
 
     The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
     ``vector`` and ``gradient``, buffers of the parameters' type views of ``aside``. Parameters that
-    need no gradient and other buffers stay where they are.
+    need no gradient and other buffers stay where they are, and are listed in ``rest``.
 
     Args:
         model: all trained parameters on the CPU and of one type, float32 or float64.
@@ -26,9 +26,11 @@ class FlatModel:
         gradient: the gradients, alike.
         aside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names and places of the parameters.
+        rest: names and tensors of what is in none of the vectors.
 
     Raises:
-        SettingError: a parameter on another device or of another type, or no parameter at all.
+        SettingError: a parameter on another device or of another type, no parameter at all, or a
+            tensor without plain memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -46,6 +48,16 @@ class FlatModel:
         if len(kinds) > 1:
             raise SettingError(f"the parameters have several types ({kinds}): use one for all")
         dtype = kinds.pop()
+        self.rest: list[tuple[str, torch.Tensor]] = [
+            *((name, p) for name, p in model.named_parameters() if not p.requires_grad),
+            *((name, b) for name, b in model.named_buffers() if b.dtype != dtype),
+        ]
+        for name, tensor in self.rest:
+            if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+                raise SettingError(
+                    f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: it has no plain "
+                    "memory, which the ranks need to have the same model"
+                )
         self._parameters = [p for _, p in named]
         sizes = [p.numel() for p in self._parameters]
         # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
