@@ -13,16 +13,12 @@ from click.testing import CliRunner, Result
 from mpirun import finish, mpi_run, start
 
 import qsparse as package
-from qsparse import registry
-from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
 from qsparse.cli.train import make_settings, train
 from qsparse.errors import SettingError
-from qsparse.local import SGD
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, kinds, names
 from qsparse.seeds import Seed
-from qsparse.server import Descend
 
 
 def invoke(*args: object) -> Result:
@@ -338,13 +334,3 @@ def test_options_without_effect_are_refused(line: str, option: str, by: str) -> 
 )  # fmt: skip
 def test_options_with_effect_are_taken(line: str, axis: str, text: str) -> None:
     assert algorithm(line)[axis] == text
-
-
-def test_an_option_of_two_parts_is_taken_while_one_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    def both(lr: float = 0.1) -> Algorithm:
-        return Algorithm(local=SGD(lr), server=Descend(lr))
-
-    monkeypatch.setitem(registry._parts["algorithm"], "both", both)
-    assert algorithm("--algorithm both --lr 0.5 --local 'sgd(lr=0.1)'")["server"] == "descend(lr=0.5)"
-    with pytest.raises(SettingError, match="--local and --server replace the part that it is a setting of"):
-        algorithm("--algorithm both --lr 0.5 --local 'sgd(lr=0.1)' --server descend")

@@ -21,8 +21,9 @@ from tabulate import tabulate
 from qsparse.algorithm import Algorithm
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
-from qsparse.errors import QsparseError, SettingError
+from qsparse.errors import SettingError
 from qsparse.link import Link
+from qsparse.local import Gradient
 from qsparse.registry import build, parameters
 from qsparse.run import Settings, Watcher, run
 from qsparse.seeds import Seed
@@ -41,16 +42,6 @@ _PRESET = {
     "weight_decay": "weight_decay",
     "sync_every": "H",
 }
-#: Two values of each, to see which parts of a preset take it.
-_TRIALS = {
-    "lr": ("0.25", "0.5"),
-    "momentum": ("0.25", "0.5"),
-    "nesterov": ("false", "true"),
-    "weight_decay": ("0.25", "0.5"),
-    "sync_every": ("2", "3"),
-}
-#: Options that replace a part, named as `Algorithm.axes` names them.
-_AXES = ("local", "trigger", "compressor", "memory", "server", "down", "down_memory", "meeting")
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
@@ -253,7 +244,11 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         elif isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
         given[option] = str(value).lower() if isinstance(value, bool) else str(value)
-    algorithm = _preset(options, given)
+    # Options are settings of the preset, beside those in its own brackets.
+    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
+    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
+    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *settings]))})", "algorithm")
+    preset = algorithm
     for axis in ("local", "trigger", "server", "meeting"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
@@ -268,57 +263,26 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         )
     elif options["down_memory"] is not None:
         down = replace(down, memory=build(options["down_memory"], "memory"))
-    _check_effects(options, given)
+    _check_effects(options, given, preset)
     return replace(algorithm, up=up, down=down)
-
-
-def _preset(options: Mapping[str, Any], given: Mapping[str, str]) -> Algorithm:
-    """The preset with options as settings, beside those in its own brackets."""
-    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
-    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
-    preset: Algorithm = build(
-        f"{_preset_name(options)}({', '.join(filter(None, [inner, *settings]))})", "algorithm"
-    )
-    return preset
-
-
-def _check_effects(options: Mapping[str, Any], given: Mapping[str, str]) -> None:
-    """Refuse an option that is a setting only of parts which other options replace."""
-    replaced = {axis for axis in _AXES if options[axis] is not None}
-    if "down" in replaced:
-        replaced.add("down_memory")  # --down makes a link of its own
-    if not replaced:
-        return
-    for option in given:
-        taken = _taken_by(options, given, option)
-        if taken and taken <= replaced:
-            flags = [_flag(axis) for axis in _AXES if axis in taken and options[axis] is not None]
-            by = f"{' and '.join(flags)} {'replaces' if len(flags) == 1 else 'replace'}"
-            given_as = "--no-nesterov" if options[option] is False else _flag(option)
-            raise SettingError(
-                f"{given_as} has no effect: {by} the part that it is a setting of; write it in "
-                f"{' and '.join(flags)}, or leave it out"
-            )
-
-
-def _taken_by(options: Mapping[str, Any], given: Mapping[str, str], option: str) -> set[str]:
-    """The axes of the preset that an option is a setting of: those that differ if only it does.
-
-    Two values are tried, because the given one may be the default, which shows nowhere.
-    """
-    for beside in ({}, {"momentum": "0.5"}):  # Nesterov's momentum cannot be tried without a momentum
-        try:
-            one, other = (
-                _preset(options, {**given, **beside, option: value}).axes() for value in _TRIALS[option]
-            )
-        except QsparseError:
-            continue
-        return {axis for axis, text in one.items() if text != other[axis]}
-    return set()
 
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
+
+
+def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
+    """Refuse an option that is a setting of a part which another option replaces."""
+    # A preset whose workers report gradients has its step size in the server rule.
+    stepper = "server" if isinstance(preset.local, Gradient) else "local"
+    for option in given:
+        axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
+        if options[axis] is not None:
+            flag = "--no-nesterov" if options[option] is False else _flag(option)
+            raise SettingError(
+                f"{flag} has no effect: {_flag(axis)} replaces the part that it is a setting of; write it in "
+                f"{_flag(axis)}, or leave it out"
+            )
 
 
 def _check_rate(text: str) -> None:
