@@ -67,16 +67,35 @@ class Local(ABC):
         return not isinstance(getattr(self, "lr", 0.0), float | int)
 
 
-def _check_momentum(part: Local, momentum: float, nesterov: bool) -> None:
-    if not 0 <= momentum < 1:
-        raise SettingError(f"{spell(part)}: momentum must lie in [0, 1)")
-    if nesterov and momentum == 0:
-        raise SettingError(f"{spell(part)}: nesterov needs a momentum")
+class Heavy(Local):
+    """What local steps with momentum share: m = μm + g; the direction is m, or g + μm with Nesterov."""
+
+    momentum: float
+    nesterov: bool
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """Momentum starts at zero."""
+        state = super().init(x, gradient)
+        if self.momentum:
+            state["momentum"] = np.zeros_like(x)
+        return state
+
+    def _check_momentum(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise SettingError(f"{spell(self)}: momentum must lie in [0, 1)")
+        if self.nesterov and self.momentum == 0:
+            raise SettingError(f"{spell(self)}: nesterov needs a momentum")
+
+    def _turn(self, state: State) -> None:
+        """Turn the gradient in the state into the direction."""
+        if self.momentum:
+            g = state["gradient"]
+            vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
 
 
 @register("sgd")
 @dataclass(frozen=True)
-class SGD(Local):
+class SGD(Heavy):
     """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
 
     The momentum stays with the worker and is not exchanged.
@@ -89,16 +108,9 @@ class SGD(Local):
 
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
-        _check_momentum(self, self.momentum, self.nesterov)
+        self._check_momentum()
         if not self.weight_decay >= 0:
             raise SettingError(f"{spell(self)}: weight_decay must not be negative")
-
-    def init(self, x: Vector, gradient: Vector | None = None) -> State:
-        """Momentum starts at zero."""
-        state = super().init(x, gradient)
-        if self.momentum:
-            state["momentum"] = np.zeros_like(x)
-        return state
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """One step."""
@@ -106,8 +118,7 @@ class SGD(Local):
         loss = oracle(x, batch, g)
         if self.weight_decay:
             vector.add_scaled(g, self.weight_decay, x, g)
-        if self.momentum:
-            vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
+        self._turn(state)
         vector.add_scaled(x, -rate_at(self.lr, t), g, x)
         return loss
 
@@ -146,7 +157,7 @@ class AdamW(Local):
 
 @register("gradient")
 @dataclass(frozen=True)
-class Gradient(Local):
+class Gradient(Heavy):
     """Reports the gradient, or its momentum m = μm + g, and leaves the step to the server rule.
 
     With Nesterov it reports g + μm.
@@ -157,21 +168,12 @@ class Gradient(Local):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _check_momentum(self, self.momentum, self.nesterov)
-
-    def init(self, x: Vector, gradient: Vector | None = None) -> State:
-        """Momentum starts at zero."""
-        state = super().init(x, gradient)
-        if self.momentum:
-            state["momentum"] = np.zeros_like(x)
-        return state
+        self._check_momentum()
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """The gradient at x, which stays where it is."""
         loss = oracle(state["x"], batch, state["gradient"])
-        if self.momentum:
-            g = state["gradient"]
-            vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
+        self._turn(state)
         return loss
 
     def report(self, state: State, out: Vector) -> Vector:

@@ -254,25 +254,25 @@ def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterat
 
 def accumulate_into(payload: Payload, out: Vector) -> Vector:
     """out += the vector that a payload spells, without a dense temporary."""
-    _fits(payload, out)
-    for piece in unpack(payload, out.dtype):
-        target = out[piece.start : piece.stop]
-        if piece.indices is None:
-            np.add(target, piece.values, out=target)
-        else:
-            accumulate.add_at(piece.indices, piece.values, target)
-    return out
+    return _apply(payload, out, np.add, accumulate.add_at)
 
 
 def subtract_from(payload: Payload, out: Vector) -> Vector:
     """out −= the vector that a payload spells, without a dense temporary."""
-    _fits(payload, out)
+    return _apply(payload, out, np.subtract, accumulate.subtract_at)
+
+
+def _apply(
+    payload: Payload, out: Vector, dense: np.ufunc, sparse: Callable[[Indices, Vector, Vector], None]
+) -> Vector:
+    if payload.n != out.size:
+        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
     for piece in unpack(payload, out.dtype):
         target = out[piece.start : piece.stop]
         if piece.indices is None:
-            np.subtract(target, piece.values, out=target)
+            dense(target, piece.values, out=target)
         else:
-            accumulate.subtract_at(piece.indices, piece.values, target)
+            sparse(piece.indices, piece.values, target)
     return out
 
 
@@ -285,11 +285,6 @@ def decompress(payload: Payload, out: Vector) -> Vector:
     """
     out[...] = 0
     return accumulate_into(payload, out)
-
-
-def _fits(payload: Payload, out: Vector) -> None:
-    if payload.n != out.size:
-        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
 
 
 def refuse(part: object, reason: str) -> SettingError:
