@@ -26,7 +26,8 @@ def _finite(part: Compressor, name: str, x: Vector) -> bool:
         payload = part.compress(x, SEED)
     except NotFinite as error:
         hold(bool(np.max(np.abs(x)) > HUGE), f"refused a vector of moderate values: {error}")
-        hold(0 <= error.index < x.size, f"NotFinite names element {error.index} of {x.size}")
+        # −1: no entry is too large, but the vector is.
+        hold(-1 <= error.index < x.size, f"NotFinite names element {error.index} of {x.size}")
         return True
     values = decoded(payload)
     hold(bool(np.all(np.isfinite(values))), "a decoded value is not finite")
