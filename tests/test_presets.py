@@ -21,7 +21,7 @@ from qsparse.errors import CompositionError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.kernels import random
 from qsparse.registry import build, names
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.synchronous import Station, averaging, rounds
 from qsparse.schedules import rate_at
 from qsparse.seeds import Seed
 from qsparse.server import ServerRule
@@ -232,6 +232,22 @@ def test_lazy_in_its_limits() -> None:
     plain, _, skipped = counted("lag-wk(lr=0.05, xi=0.0)")
     assert skipped == 0
     np.testing.assert_allclose(plain, counted("gd(lr=0.05)")[0], rtol=0, atol=1e-6)
+
+
+def test_batch_statistics_are_averaged_though_workers_are_lazy() -> None:
+    """What is averaged beside a lazy algorithm meets every time: a skipped statistic would count as zero."""
+    beside = averaging(build("laq", "algorithm"))
+
+    def body(wire: Wire) -> list[float]:
+        station = Station(beside, ParameterServer(), wire, np.zeros(2), Seed(0), (), wire.ledger)
+        # Reports that shrink, which a lazy worker would keep to itself.
+        means = [float(station.meet(np.full(2, -(wire.rank + 1.0) / t), t)[0]) for t in range(1, 30)]
+        assert wire.ledger.skips == 0
+        return means
+
+    wanted = np.cumsum([2.0 / t for t in range(1, 30)])
+    for means in run_threads(3, body, timeout=30):
+        np.testing.assert_allclose(means, wanted, rtol=1e-5)
 
 
 def test_lazy_needs_a_server_with_a_step_size() -> None:

@@ -7,7 +7,6 @@ do not wait for each other, the coordinator's side is in `asynchronous.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,9 +142,12 @@ def skip(draft: Draft) -> Payload:
 
 
 def averaging(algorithm: Algorithm) -> Algorithm:
-    """The algorithm that averages exactly what the given one does not train (batch statistics)."""
-    plain = Algorithm(local=algorithm.local)
-    return replace(plain, trigger=algorithm.trigger, meeting=algorithm.meeting)
+    """The algorithm that averages exactly what the given one does not train (batch statistics).
+
+    It takes part in every meeting of the given one, so it has no trigger of its own: a trigger that
+    skips would skip statistics that nobody remembers.
+    """
+    return Algorithm(local=algorithm.local, meeting=algorithm.meeting)
 
 
 def rounds(
