@@ -266,11 +266,11 @@ class _Job:
     def _serve(self, meeting: Async) -> None:
         """The coordinator's part where nobody waits: serve, and evaluate now and then."""
         problem, workers = self.problem, self.settings.exchange.workers(self.wire.size)
-        desks = [station.desk for station in (self.station, self._aside) if station is not None]
-        sound = [desk for desk in desks if desk is not None]
+        stations = [station for station in (self.station, self._aside) if station is not None]
+        desks = [station.desk for station in stations if station.desk is not None]
         steps = dict.fromkeys(workers, 0)
         paper, sent, messages = ({"up": 0, "down": 0} for _ in range(3))
-        for answered in serve(sound, meeting, self.wire, workers):
+        for answered in serve(desks, meeting, self.wire, workers):
             for way, payload in (("up", answered.report), ("down", answered.reply)):
                 paper[way] += payload.nbits
                 sent[way] += len(payload)
@@ -283,7 +283,7 @@ class _Job:
                 self.step += 1
                 self.recorder.watcher.stepped(self.step, None)
             if mean < self.steps and self._is_due(mean):
-                self._adopt(sound)
+                self._adopt(desks)
                 self.recorder.add(
                     {
                         "step": mean,
@@ -296,7 +296,7 @@ class _Job:
                         "staleness": self._stale(),
                     }
                 )
-        self._adopt(sound)
+        self._adopt(desks)
 
     def _stale(self) -> dict[str, float]:
         return {"mean": float(np.mean(self._staleness)), "max": max(self._staleness)}

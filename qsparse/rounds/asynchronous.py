@@ -9,6 +9,7 @@ the coordinator's side, and the end.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -77,18 +78,19 @@ def serve(desks: Sequence[Desk], meeting: Async, wire: Wire, workers: Sequence[i
             met[rank] += about == 0
             desks[about].take([report])
             waiting[rank] = about, report, staleness
-        slowest = min((met[each] for each in running), default=None)
+        slowest = min((met[each] for each in running), default=math.inf)
+        furthest = math.inf if meeting.ahead is None else slowest + meeting.ahead
         for each in sorted(waiting):
             about, report, staleness = waiting[each]
-            early = about == 0 and slowest is not None and meeting.ahead is not None
-            if early and met[each] - (slowest or 0) > (meeting.ahead or 0):
+            if about == 0 and met[each] > furthest:
                 continue
             del waiting[each]
             desk = desks[about]
-            if isinstance(desk.algorithm.down.memory, Stateless):
-                replier = desk.replier
-            else:
-                replier = repliers.setdefault((about, each), copy.deepcopy(desk.replier))
+            replier = desk.replier
+            if not isinstance(desk.algorithm.down.memory, Stateless):
+                if (about, each) not in repliers:
+                    repliers[about, each] = copy.deepcopy(desk.replier)
+                replier = repliers[about, each]
             reply = desk.reply(report.step, replier)
             wire.send([reply], each)
             if about == 0:
