@@ -21,8 +21,11 @@ class Trigger(ABC):
 
     kind: ClassVar[str] = "trigger"
     registered_name: ClassVar[str]
-    #: Is a message due after every step, whatever the state?
-    always_due: ClassVar[bool] = False
+
+    @property
+    def always_due(self) -> bool:
+        """Is a message due after every step, whatever the state?"""
+        return False
 
     @property
     def may_skip(self) -> bool:
@@ -68,7 +71,7 @@ class Every(Trigger):
         _check_gap(self, self.H)
 
     @property
-    def always_due(self) -> bool:  # type: ignore[override]
+    def always_due(self) -> bool:
         """With H = 1."""
         return self.H == 1
 
@@ -133,7 +136,6 @@ class Lazy(Trigger):
     xi: float | None = None
     patience: int = 100
     rate: Rate | None = None
-    always_due: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.D, int) or self.D < 1:
@@ -143,8 +145,15 @@ class Lazy(Trigger):
         if not isinstance(self.patience, int) or self.patience < 0:
             raise SettingError(f"{spell(self)}: patience must be a whole number of at least 0")
 
+    @property
+    def always_due(self) -> bool:
+        """A skip is a message too."""
+        return True
+
     def bind(self, rate: Rate | None) -> Trigger:
-        """Take ᾱ from the server rule; CompositionError where it has none."""
+        """Take ᾱ from the server rule; CompositionError where it has none, or another one."""
+        if self.rate not in (None, rate):
+            raise CompositionError(f"{spell(self)}: the step size is the server rule's, so leave rate out")
         if rate is None:
             raise CompositionError(
                 f"{spell(self)} compares news with the server's last steps: it needs a server rule with a "

@@ -294,6 +294,8 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
      r"lazy skips messages, and what sgd\(lr=0.1\) with memory errorfeedback would have said is lost"),
     (Algorithm(SGD(0.1), Lazy(), Link(memory=Innovation())), ParameterServer(), 2, CompositionError, "lost"),
     (Algorithm(Gradient(), Lazy()), ParameterServer(), 2, CompositionError, "gradient with memory stateless"),
+    (Algorithm(Gradient(), Lazy(rate=0.3), Link(memory=Innovation()), Descend(0.1)), ParameterServer(), 2,
+     CompositionError, r"lazy\(rate=0.3\): the step size is the server rule's, so leave rate out"),
     (Algorithm(SGD(0.1)), ParameterServer(root=2), 2, SettingError, r"server\(root=2\): there is no rank 2"),
     (Algorithm(SGD(0.1)), TreeBroadcast(root=-1), 4, SettingError, r"tree\(root=-1\): there is no rank -1"),
     (Algorithm(SGD(0.1)), ParameterServer(works=False), 1, SettingError,
