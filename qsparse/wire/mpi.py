@@ -15,27 +15,22 @@ this file. Four habits:
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import signal
 import sys
-import textwrap
-import threading
 import time
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import Corrupted, ForeignFrame, LaunchError, SettingError, Stranded, Truncated, WireError
-from qsparse.launchers import REMEDIES, announced_size, die_with_launcher
+from qsparse.guard import Duties, failure, guard
+from qsparse.launchers import REMEDIES, announced_size
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.wire.base import ANY, Wire
@@ -132,7 +127,7 @@ class MpiWire(Wire):
         self.size = comm.Get_size()
         self.ledger = Ledger() if ledger is None else ledger
         if self.size > 1:
-            guard()
+            guard(Duties(_world_rank, _end, _say_farewell))
         # Ranks may arrive far apart: they meet by polling, so that Dup, which spins, is short.
         _poll(comm.Ibarrier().Test)
         self._comm = comm.Dup()
@@ -223,7 +218,7 @@ class MpiWire(Wire):
         The other ranks are told, and get up to two seconds to print their own messages.
         """
         error = sys.exc_info()[1]
-        _end(status, f"has aborted the job with status {status}" if error is None else _failure(error))
+        _end(status, f"has aborted the job with status {status}" if error is None else failure(error))
 
     def _check(self, rank: int) -> None:
         if self._closed:
@@ -399,75 +394,6 @@ def local_ranks(comm: Any = None) -> tuple[int, int]:
 # --- What ends a job ---------------------------------------------------------------------------
 
 _open: list[MpiWire] = []
-_guarded: int | None = None
-
-
-def guard() -> None:
-    """See to it that a rank does not outlive its job, and the job not the failure of a rank.
-
-    Called by the first wire of more than one rank; does nothing the second time.
-
-    * An exception that nobody catches, in any thread, is printed with the rank before each line, and
-      ends the whole job. Without this the other ranks would wait for ever.
-    * A rank that ends without closing its wires says so to the others.
-    * On Linux a rank is killed when the launcher that started it dies.
-    * SIGUSR1 no longer kills: MPICH's launcher sends it when another rank has failed, Slurm before
-      it takes back a machine. A handler that is installed already stays.
-    """
-    global _guarded
-    if _guarded == os.getpid():
-        return
-    _guarded = os.getpid()
-    die_with_launcher()
-    main = threading.current_thread() is threading.main_thread()  # only it may install handlers
-    if main and hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-        # Not SIG_IGN, which programs started by this one would inherit.
-        signal.signal(signal.SIGUSR1, _note_signal)
-    _hook_exceptions()
-    atexit.register(_say_farewell)
-
-
-def _note_signal(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"[rank {_world_rank()}] received {signal.Signals(number).name} and goes on\n".encode())
-
-
-def _hook_exceptions() -> None:
-    before: Callable[..., Any] = sys.excepthook
-    before_in_thread: Callable[..., Any] = threading.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if os.getpid() != _guarded:  # a forked child is no rank
-            before(kind, error, trace)
-            return
-        if before is not sys.__excepthook__:
-            before(kind, error, trace)
-        else:
-            _print_failure(error)
-        _end(130 if isinstance(error, KeyboardInterrupt) else 1, _failure(error))
-
-    def hook_in_thread(args: threading.ExceptHookArgs) -> None:
-        if os.getpid() != _guarded or args.exc_value is None or isinstance(args.exc_value, SystemExit):
-            before_in_thread(args)
-        else:
-            hook(args.exc_type, args.exc_value, args.exc_traceback)
-
-    sys.excepthook = hook
-    threading.excepthook = hook_in_thread
-
-
-def _print_failure(error: BaseException) -> None:
-    """Print a traceback, or only one line where another rank is to blame; in one write."""
-    if isinstance(error, Stranded) and error.__cause__ is None and error.__context__ is None:
-        text = f"WireError: {error}\n"
-    else:
-        text = "".join(traceback.format_exception(error))
-    if sys.stderr is not None:
-        sys.stderr.write(textwrap.indent(text, f"[rank {_world_rank()}] ", lambda line: True))
-
-
-def _failure(error: BaseException) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"has failed with {type(error).__name__}: {first_line}"
 
 
 def _world_rank() -> int:
@@ -497,7 +423,7 @@ def _end(status: int, reason: str) -> NoReturn:
 
 def _say_farewell() -> None:
     MPI = _mpi()
-    if os.getpid() != _guarded or MPI.Is_finalized():
+    if MPI.Is_finalized():
         return
     for wire in _open:
         if wire.size > 1:
