@@ -48,16 +48,10 @@ class Classification:
         self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
         self.aside, self.layout = self.flat.aside, self.flat.layout
         shares = shard(data.train_y, workers, sharding, seed)
+        self.description = f"{data.describe()}, {sharding} shares, batches of {batch_size}"
         # Shares may differ by an example, or in size where labels are skewed; all ranks take the
         # same number of steps, so an epoch is the smallest share's.
-        sizes = [len(indices) for indices in shares]
-        self.description = f"{data.describe()}, {sharding} shares, batches of {batch_size}"
-        streams = [
-            Batches(indices, batch_size, seed.at(rank=rank, use="batch"))
-            for rank, indices in enumerate(shares)
-            if rank == (share or 0) or len(indices) == min(sizes)
-        ]
-        self.steps_per_epoch = min(stream.steps_per_epoch for stream in streams)
+        self.steps_per_epoch = Batches(min(shares, key=len), batch_size, seed).steps_per_epoch
         self._batches = Batches(shares[share or 0], batch_size, seed.at(rank=share or 0, use="batch"))
 
     def batch(self, t: int) -> Any:
