@@ -33,6 +33,8 @@ class Local(ABC):
     registered_name: ClassVar[str]
     #: Does each report stand for itself, so that one that is not sent may be left out?
     reports_afresh: ClassVar[bool] = False
+    #: Does a step ask the oracle for one gradient, at its own x?
+    asks_once: ClassVar[bool] = True
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """The state at the common starting point.

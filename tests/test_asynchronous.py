@@ -84,7 +84,7 @@ def test_one_worker_is_synchronous_bit_for_bit() -> None:
         # The same stream of gaps: an asynchronous worker draws its own, here rank 1's.
         own = replace(chosen, meeting=Sync())
         station = Station(own, SERVER, wire, x, Seed(3), (), Ledger())
-        station.trigger_state = own.trigger.init(Seed(3, rank=1, use="trigger"))
+        station.seat.trigger_state = own.trigger.init(Seed(3, rank=1, use="trigger"))
         for _ in rounds(own, station, x, 60, Reports(wire.rank), lambda t: None):
             pass
         return x

@@ -485,7 +485,9 @@ def test_different_models_disagree_on_every_rank() -> None:
     def body(wire: Wire) -> None:
         model = nn.Linear(6, 3 if wire.rank < 2 else 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(DisagreementError, match=r"about layers: rank 0 has .*3, 6.* and rank 2 has .*4, 6"):
+        with pytest.raises(
+            DisagreementError, match=r"about layers: rank 0 has .*3, 6.* and rank 2 has .*4, 6"
+        ):
             attach(model, optimizer, "sgd", wire)
 
     on_threads(3, body)

@@ -23,8 +23,60 @@ from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
 
 
+class Seat:
+    """A rank's ends of the two links, and the trigger that says when it speaks.
+
+    Args:
+        algorithm: the parts.
+        start: the common starting point, (n,); equal on all ranks.
+        seed: of the run, with this rank.
+        layout: the model's layers.
+        ledger: where messages and seconds are counted.
+        works: a rank that does not work only listens.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, start: Vector, seed: Seed, layout: Layout, ledger: Ledger, works: bool
+    ) -> None:
+        self.ledger = ledger
+        self.seed = seed.at(use="up")
+        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
+        self.listener = Receiver(algorithm.down, start)
+        self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        # Who waits for the others must meet at the same steps as they do.
+        caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
+        self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
+        self.trigger.heard(self.trigger_state, start)
+
+    def due(self, t: int) -> bool:
+        """Does this rank meet the coordinator after step t? Asked once a step."""
+        return self.trigger.due(self.trigger_state, t)
+
+    def news(self, v: Vector, t: int) -> Payload:
+        """What is said of v at the meeting after step t: a message, or a SKIP."""
+        assert self.sender is not None, "a rank that does not work has no news"
+        with self.ledger.timed("encode"):
+            draft = self.sender.draft(v, self.seed.at(step=t))
+            payload = draft.payload
+            spoke = self.trigger.worth(self.trigger_state, draft)
+            if spoke:
+                self.sender.commit(draft)
+            else:
+                payload = skip(draft)
+            self.trigger.settled(self.trigger_state, spoke)
+        self.ledger.spoke(payload)
+        return payload
+
+    def hear(self, reply: Payload) -> Vector:
+        """The coordinator's answer; the result is overwritten by the next one."""
+        with self.ledger.timed("decode"):
+            model = self.listener.merge([reply])
+        self.trigger.heard(self.trigger_state, model)
+        return model
+
+
 class Station:
-    """One rank's place in the meetings of an algorithm: links, server rule and exchange.
+    """One rank's place in the meetings of an algorithm: its seat, perhaps the desk, and the exchange.
 
     Args:
         algorithm: the parts.
@@ -47,33 +99,25 @@ class Station:
     ) -> None:
         workers = exchange.workers(wire.size)
         self.works = wire.rank in workers
-        self.algorithm = algorithm
         self.exchange = exchange
         self.wire = wire
         self.ledger = ledger
-        self.seed = seed.at(rank=wire.rank, use="up")
-        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if self.works else None
-        self.listener = Receiver(algorithm.down, start)
+        self.seat = Seat(algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works)
         # A worker that does not coordinate is spared the coordinator's vectors.
         self.desk = None
         if exchange.coordinates(wire.rank):
             self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger)
-        self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
-        # Who waits for the others must meet at the same steps as they do.
-        caller = 0 if isinstance(algorithm.meeting, Sync) else wire.rank
-        self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
-        self.trigger.heard(self.trigger_state, start)
 
     def due(self, t: int) -> bool:
         """Does this rank meet the coordinator after step t?"""
-        return self.trigger.due(self.trigger_state, t)
+        return self.seat.due(t)
 
     def meet(self, v: Vector, t: int) -> Vector:
         """One round: say v (ignored where this rank does not work), hear the new model.
 
         The result is overwritten by the next meeting.
         """
-        news = self._news(self.sender, v, t) if self.sender is not None else None
+        news = self.seat.news(v, t) if self.works else None
         with self.ledger.timed("exchange"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
@@ -85,23 +129,7 @@ class Station:
             reply = self.exchange.broadcast(self.wire, reply)
         if self.works and self.exchange.answers:
             self.ledger.spoke(reply)
-        with self.ledger.timed("decode"):
-            model = self.listener.merge([reply])
-        self.trigger.heard(self.trigger_state, model)
-        return model
-
-    def _news(self, sender: Sender, v: Vector, t: int) -> Payload:
-        with self.ledger.timed("encode"):
-            draft = sender.draft(v, self.seed.at(step=t))
-            payload = draft.payload
-            spoke = self.trigger.worth(self.trigger_state, draft)
-            if spoke:
-                sender.commit(draft)
-            else:
-                payload = skip(draft)
-            self.trigger.settled(self.trigger_state, spoke)
-        self.ledger.spoke(payload)
-        return payload
+        return self.seat.hear(reply)
 
 
 class Desk:

@@ -1,0 +1,96 @@
+"""All ranks of synchronous rounds in one thread, for more workers than there are cores.
+
+The parts, the seeds and the order of sums are those of real ranks, so the bits are too; only the
+exchange is missing. Whoever drives the rounds computes the gradients of all workers, and of many
+runs, at once: where the model is small, that is one matrix product in place of hundreds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm, check
+from qsparse.errors import SettingError
+from qsparse.exchange import ParameterServer
+from qsparse.ledger import Ledger
+from qsparse.rounds.synchronous import Desk, Seat
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+
+
+class Virtual:
+    """The workers and the coordinator of one run.
+
+    Args:
+        algorithm: what they do.
+        workers: R.
+        start: the common starting point, (n,).
+        seed: of the run.
+        layout: the model's layers.
+        ledger: what all of them say together; made here unless given.
+
+    Attributes:
+        models: (R, n), each worker's model in a row.
+        gradients: (R, n), to be filled with the gradients at ``models`` before each step.
+        t: how many steps were taken.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        workers: int,
+        start: Vector,
+        *,
+        seed: Seed = Seed(0),
+        layout: Layout = (),
+        ledger: Ledger | None = None,
+    ) -> None:
+        check(algorithm, ParameterServer(), workers)
+        if not algorithm.local.asks_once:
+            raise SettingError(
+                "virtual workers are given one gradient a step, and the local step asks for more"
+            )
+        self.local = algorithm.local
+        self.ledger = ledger or Ledger()
+        self.models = np.tile(start, (workers, 1))
+        self.gradients = np.zeros_like(self.models)
+        self.t = 0
+        self._states = [self.local.init(x, g) for x, g in zip(self.models, self.gradients, strict=True)]
+        self._seats = [
+            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True) for rank in range(workers)
+        ]
+        self._desk = Desk(algorithm, start, workers, seed, layout, self.ledger)
+        self._report = np.empty_like(start)
+
+    @property
+    def model(self) -> Vector:
+        """The coordinator's model."""
+        return self._desk.model
+
+    def step(self, last: bool = False) -> bool:
+        """Every worker takes a step with its gradient; they meet if that is due, or at the last one.
+
+        Returns:
+            Whether they met.
+        """
+        self.t += 1
+        for state in self._states:
+            self.local.advance(state, _filled, None, self.t)
+        due = [seat.due(self.t) for seat in self._seats][0]
+        if not (due or last):
+            return False
+        payloads = [
+            seat.news(self.local.report(state, self._report), self.t)
+            for seat, state in zip(self._seats, self._states, strict=True)
+        ]
+        self._desk.take(payloads)
+        reply = self._desk.reply(self.t, self._desk.replier)
+        for seat, state in zip(self._seats, self._states, strict=True):
+            self.ledger.spoke(reply)
+            self.local.adopt(state, seat.hear(reply))
+        return True
+
+
+def _filled(x: Vector, batch: None, out: Vector) -> float:
+    """The oracle: the gradient lies in ``out`` already."""
+    return 0.0
