@@ -76,8 +76,8 @@ class Virtual:
         self.t += 1
         for state in self._states:
             self.local.advance(state, _filled, None, self.t)
-        due = [seat.due(self.t) for seat in self._seats][0]
-        if not (due or last):
+        due = [seat.due(self.t) for seat in self._seats]  # each keeps a count of its own
+        if not (due[0] or last):
             return False
         payloads = [
             seat.news(self.local.report(state, self._report), self.t)
