@@ -115,6 +115,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "dist-ef-sgdm",
         "dist-ef-blocksgd(size=8)",
         "dist-ef-blocksgdm",
+        "dist-ef-blocksgdm(bucket=13)",
     ),
 }
 #: No part has a setting of this name.
