@@ -18,11 +18,12 @@ import numpy as np
 
 import qsparse
 from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, Sync, check
+from qsparse.algorithm import Algorithm, Async, Sync, check
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
+from qsparse.local import Oracle
 from qsparse.payload import Kind, Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order
@@ -76,6 +77,8 @@ class Settings:
         evaluations: how many evaluations an epoch, at the next meeting.
         order: whose report is taken next, one rank after the other, to repeat a run whose workers did
             not wait for each other; its ``arrivals.jsonl`` has it.
+        straggler: (rank, factor), to see what a slow rank does to a run: its gradients take so many times
+            as long as they would.
     """
 
     algorithm: Algorithm
@@ -85,6 +88,7 @@ class Settings:
     seed: int = 0
     evaluations: int = 1
     order: tuple[int, ...] | None = None
+    straggler: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -93,6 +97,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingError(f"{name} must be positive, not {value}")
+        if self.straggler is not None and not self.straggler[1] >= 1:
+            raise SettingError(f"a straggler takes at least as long as others, not {self.straggler[1]} times")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """T."""
@@ -145,6 +151,7 @@ def run(
     def prepare() -> tuple[_Job, Mapping[str, Any]]:
         settings = make_settings()
         check(settings.algorithm, settings.exchange, wire.size)
+        _check_ranks(settings, wire.size)
         recorder.check()
         problem = make_problem(settings)
         steps = settings.total_steps(problem.steps_per_epoch)
@@ -166,6 +173,24 @@ def run(
         raise
     finally:
         recorder.close()
+
+
+def _check_ranks(settings: Settings, size: int) -> None:
+    """Refuse ranks in the settings that are none."""
+    workers = set(settings.exchange.workers(size))
+    if settings.straggler is not None and settings.straggler[0] not in workers:
+        raise SettingError(f"rank {settings.straggler[0]} cannot be the straggler: it is none of the workers")
+    if settings.order is None:
+        return
+    rows = (settings.algorithm, settings.algorithm.prelude)
+    if not any(row is not None and isinstance(row.meeting, Async) for row in rows):
+        raise SettingError("an order of arrivals repeats runs whose workers do not wait: this one's do")
+    strangers = set(settings.order) - workers
+    if strangers:
+        raise SettingError(
+            f"the order of arrivals has rank {min(strangers)}, which is none of the workers: repeat a run "
+            "with as many ranks as it had"
+        )
 
 
 def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
@@ -226,6 +251,7 @@ class _Job:
             "steps": self.steps,
             "evaluations": self.settings.evaluations,
             "seed": self.settings.seed,
+            "straggler": self.settings.straggler,
             "layers": [[layer.name, layer.size] for layer in problem.layout],
             "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.aside)),
             "data": problem.description,
@@ -237,7 +263,8 @@ class _Job:
         problem = self.problem
         record: dict[str, Any] = {}
         told = _Told()
-        for happened in self.walk.steps(self.steps, problem.gradient, problem.batch, problem.gradient_vector):
+        oracle = self._oracle()
+        for happened in self.walk.steps(self.steps, oracle, problem.batch, problem.gradient_vector):
             if isinstance(happened, Answered):
                 told.add(happened)
                 self._watch(told)
@@ -254,6 +281,20 @@ class _Job:
         if not self._together:
             record = self._report(self.steps)
         return self._summary(record) if self.wire.rank == 0 else {}
+
+    def _oracle(self) -> Oracle:
+        """The problem's gradient, or on a straggler a slow one."""
+        gradient, straggler = self.problem.gradient, self.settings.straggler
+        if straggler is None or straggler[0] != self.wire.rank:
+            return gradient
+
+        def slow(x: Vector, batch: Any, out: Vector) -> float:
+            begin = time.perf_counter()
+            loss = gradient(x, batch, out)
+            time.sleep((straggler[1] - 1) * (time.perf_counter() - begin))
+            return loss
+
+        return slow
 
     def _watch(self, told: _Told) -> None:
         """The coordinator of workers that do not wait: evaluate now and then."""
@@ -336,6 +377,7 @@ class _Job:
             "dense_bits": {"up": dense, "down": dense},
             **record,
             "seed": settings.seed,
+            "straggler": settings.straggler,
             "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
         }
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mpirun import mpi_run
 
 from qsparse.algorithm import Algorithm, Async, Sync, check
+from qsparse.cli.commands import qsparse
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError
 from qsparse.exchange import AllGather, ParameterServer
@@ -310,18 +312,16 @@ def test_trains_under_mpirun(tmp_path: Any) -> None:
     """Real processes train digits, with batch statistics too, and all that was promised is written."""
     import json
 
-    common = ["--exchange", "server(works=false)", "--trigger", "randomgap(H=4)"]
-    done = mpi_run(
-        4,
-        ["-m", "qsparse", "train", *common, "--meeting", "asynchronous(ahead=8)", "--epochs", "15",
-         "--out", str(tmp_path)],
-        timeout=120,
-    )  # fmt: skip
+    common = ["--trigger", "randomgap(H=4)"]
+    job = ["-m", "qsparse", "train", *common, "--meeting", "asynchronous(ahead=8)", "--epochs", "15"]
+    done = mpi_run(4, [*job, "--out", str(tmp_path)], timeout=120)
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["exchange"] == "server(works=false)"
     assert summary["test_accuracy"] > 0.9, done
     assert summary["workers"] == 3
     assert summary["messages"]["up"] == summary["messages"]["down"] > 0
     assert summary["staleness"]["max"] >= summary["staleness"]["mean"] >= 0
+    assert sum(summary["staleness"]["counts"].values()) == summary["messages"]["up"]
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert lines[-1]["paper_bits"] == summary["paper_bits"]
     assert lines[-1]["messages"] == summary["messages"]
@@ -333,9 +333,33 @@ def test_trains_under_mpirun(tmp_path: Any) -> None:
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps))
     assert set(lines[0]) <= set(lines[-1])
+    # Processes and threads repeat the run from its arrivals, bit for bit; without them they do not.
+    arrivals = tmp_path / "arrivals.jsonl"
+    staleness = [json.loads(line)["staleness"] for line in arrivals.read_text().splitlines()]
+    assert np.mean(staleness) == pytest.approx(summary["staleness"]["mean"])
+    again = ["--repeat", str(arrivals), "--straggler", "1:3"]
+    mpi_run(4, [*job, *again, "--out", str(tmp_path / "mpi")], timeout=120)
+    there = ["--wire", "threads", "--ranks", "4", "--quiet", "--out", str(tmp_path / "threads")]
+    result = CliRunner().invoke(qsparse, [*job[2:], *again, *there])
+    assert result.exit_code == 0, result.output
+    for out in (tmp_path / "mpi", tmp_path / "threads"):
+        assert json.loads((out / "summary.json").read_text())["model_sha256"] == summary["model_sha256"]
+        assert (out / "arrivals.jsonl").read_text() == arrivals.read_text()
+
+
+def test_batch_statistics_under_mpirun(tmp_path: Any) -> None:
+    """A straggler delays nobody: it takes fewer steps; and a model with batch statistics trains."""
+    import json
+
+    common = ["--trigger", "randomgap(H=2)", "--meeting", "asynchronous"]
     mpi_run(
         3,
-        ["-m", "qsparse", "train", *common, "--meeting", "asynchronous", "--model", "resnet20", "--steps",
-         "6", "--out", str(tmp_path)],
+        ["-m", "qsparse", "train", *common, "--model", "resnet20", "--steps",
+         "6", "--out", str(tmp_path), "--straggler", "1:9"],
         timeout=120,
     )  # fmt: skip
+    taken = [json.loads(line) for line in (tmp_path / "arrivals.jsonl").read_text().splitlines()]
+    assert {line["about"] for line in taken} == {"model", "statistics"}
+    steps = {rank: max(line["step"] for line in taken if line["rank"] == rank) for rank in (1, 2)}
+    assert steps[1] < steps[2]
+    assert steps[1] + steps[2] >= 12

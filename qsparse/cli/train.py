@@ -148,6 +148,11 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 )
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
+    "--straggler",
+    metavar="RANK:FACTOR",
+    help="Slow a rank down, e.g. 2:5, to see what that does to the run.",
+)
+@click.option(
     "--repeat",
     type=click.Path(),
     metavar="FILE",
@@ -235,7 +240,17 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
         seed=options["seed"],
         evaluations=options["evaluations"],
         order=None if options["repeat"] is None else _order(options["repeat"]),
+        straggler=None if options["straggler"] is None else _straggler(options["straggler"]),
     )
+
+
+def _straggler(text: str) -> tuple[int, float]:
+    """The rank and the factor of ``RANK:FACTOR``."""
+    rank, _, factor = text.partition(":")
+    try:
+        return int(rank), float(factor)
+    except ValueError:
+        raise SettingError(f"--straggler must be RANK:FACTOR, such as 2:5, not {text}") from None
 
 
 def _order(path: str) -> tuple[int, ...]:
