@@ -145,6 +145,19 @@ def test_probe_of_random_parts_is_near_brute_force(kind: str) -> None:
         assert row.draws == DRAWS
 
 
+def test_a_jump_too_far_is_taken_back() -> None:
+    """Noise may carry a jump beyond the smallest k; the search goes back, to the resolution."""
+    x = vectors(1500)["gaussian"]
+    row = row_of(tune(0.3, probe=x), "randk(k={k}) >> ", "sign", None)
+    fewest = math.inf
+    for part, bits in members(x.size, "randk(k={k}) >> ", "sign", range(0)):
+        draws = measured(part, x, range(DRAWS))
+        if draws.mean() - MARGIN * draws.std(ddof=1) / np.sqrt(DRAWS) >= 0.3:
+            fewest = min(fewest, bits)
+    assert row.bits is not None
+    assert fewest <= row.bits <= 1.01 * fewest
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_what_is_found_reaches_gamma_with_fresh_seeds(kind: str) -> None:
     x = vectors(20_000)[kind]
