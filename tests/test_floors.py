@@ -19,7 +19,7 @@ FLOORS = (
     ("link", "exchange"),
     ("algorithm", "agreement"),
     ("rounds",),
-    ("presets", "allreduce"),
+    ("presets", "allreduce", "tuning"),
     ("run", "checkpoint"),
     ("torch", "testing", "bench", "report"),
     ("cli",),

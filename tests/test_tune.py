@@ -1,0 +1,385 @@
+"""The tuner: cheapest settings for a contraction, by the bounds and on a vector."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from qsparse.cli.commands import qsparse
+from qsparse.compressors import Compressor, decompress
+from qsparse.errors import NotFinite, SettingError
+from qsparse.registry import build, spell
+from qsparse.seeds import Seed
+from qsparse.tuning import DRAWS, MARGIN, Tuned, families, orders_of_h, tune
+
+#: Every s up to 39, not only 2ᵇ − 1, and beyond that 2ᵇ − 1.
+LEVELS = (*range(1, 40), *(2**b - 1 for b in range(6, 16)))
+#: Selector, quantizer without its settings, name of the setting, its values.
+GRID = [
+    ("", "float32", None, ()),
+    ("", "sign", None, ()),
+    ("", "qsgd(levels={})", "s", LEVELS),
+    ("", "qsgd(levels={}, scaled=true)", "s", LEVELS),
+    ("topk(k={k})", "", None, ()),
+    ("topk(k={k}) >> ", "sign", None, ()),
+    ("topk(k={k}) >> ", "ternary", None, ()),
+    ("topk(k={k}) >> ", "qsgd(levels={})", "s", LEVELS),
+    ("topk(k={k}) >> ", "qsgd(levels={}, scaled=true)", "s", LEVELS),
+    ("randk(k={k}) >> ", "minmax(levels={})", "s", LEVELS),
+    ("topk(k={k}) >> ", "uniform(bits={})", "s", range(1, 17)),
+    ("randk(k={k}) >> ", "lowprecision(bits={})", "s", range(2, 17)),
+]
+
+
+def row_of(rows: list[Tuned], selector: str, quantizer: str, s: str | None) -> Tuned:
+    """The row of the family that a line of the grid spells."""
+    front = selector.replace("k={k}", "k")
+    name = quantizer.replace("levels={}", "s").replace("bits={}", "s") if s else quantizer
+    (row,) = [row for row in rows if row.family == front + name]
+    return row
+
+
+def members(n: int, selector: str, quantizer: str, values: range) -> list[tuple[Compressor, int]]:
+    """All members of a family with k < n, and their bits."""
+    found = []
+    for value in values or [0]:
+        for k in range(1, n) if selector else [1]:
+            part = build((selector.format(k=k)) + quantizer.format(value), "compressor")
+            bits = part.claims.bits(n)
+            assert bits is not None
+            found.append((part, bits))
+    return found
+
+
+@pytest.mark.parametrize("line", GRID, ids=lambda line: line[0] + line[1])
+@pytest.mark.parametrize("n", [2, 9, 150])
+def test_bound_agrees_with_brute_force(line: tuple[str, str, str | None, range], n: int) -> None:
+    selector, quantizer, s, values = line
+    known = [(part.claims.gamma(n) or 0.0, bits) for part, bits in members(n, selector, quantizer, values)]
+    reached = 0
+    # From below 1/n to beyond what a family has, peaks included.
+    for gamma in [*np.geomspace(1 / n / 2, 1, 12), max(gamma for gamma, _ in known) or 1.0]:
+        fewest = min((bits for claimed, bits in known if claimed >= gamma), default=None)
+        row = row_of(tune(float(gamma), n), selector, quantizer, s)
+        if fewest is None:
+            assert row.compressor is None
+            assert row.reason
+            continue
+        assert row.bits == fewest, gamma
+        assert row.compressor is not None
+        claims = row.compressor.claims
+        assert (claims.bits(n), claims.gamma(n)) == (row.bits, row.gamma)
+        assert row.gamma is not None
+        assert row.gamma >= gamma
+        reached += 1
+    assert reached
+
+
+def vectors(n: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return {
+        "gaussian": rng.standard_normal(n, dtype=np.float32),
+        "heavy": rng.standard_t(1.5, n).astype(np.float32),
+        "one large": np.r_[np.float32(10), rng.choice([-1, 1], n - 1)].astype(np.float32),
+    }
+
+
+def measured(part: Compressor, x: np.ndarray, seeds: range) -> np.ndarray:
+    """1 − ‖x − C(x)‖²/‖x‖² of single draws, in NumPy."""
+    exact = x.astype(np.float64)
+    out = np.empty(x.size, np.float32)
+    lost = []
+    for number in seeds:
+        decompress(part.compress(x, Seed(0, step=number, use="up")), out)
+        lost.append(np.sum((exact - out) ** 2) / np.sum(exact**2))
+    return 1 - np.array(lost)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "heavy", "one large"])
+@pytest.mark.parametrize("gamma", [0.05, 0.3, 0.6])
+def test_probe_agrees_with_brute_force(kind: str, gamma: float) -> None:
+    """Without chance exactly; k is beyond what is looked at one by one."""
+    x = vectors(400)[kind]
+    rows = tune(gamma, probe=x)
+    for selector, quantizer, s, values in [
+        ("topk(k={k})", "", None, range(0)),
+        ("topk(k={k}) >> ", "sign", None, range(0)),
+        ("topk(k={k}) >> ", "sign(norm=2)", None, range(0)),
+        ("topk(k={k}) >> ", "bfloat16", None, range(0)),
+        ("topk(k={k}) >> ", "uniform(bits={})", "s", range(1, 9)),
+        ("", "sign", None, range(0)),
+        ("", "uniform(bits={})", "s", range(1, 9)),
+    ]:
+        costs = members(x.size, selector, quantizer, values)
+        fewest = min((b for part, b in costs if measured(part, x, range(1))[0] >= gamma), default=None)
+        row = row_of(rows, selector, quantizer, s)
+        assert row.bits == fewest, (row, spell(row.compressor) if row.compressor else "")
+        assert (fewest is None) == bool(row.reason)
+        assert row.draws == (0 if fewest is None else 1)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "one large"])
+def test_probe_of_random_parts_is_near_brute_force(kind: str) -> None:
+    """The same draws, the same margin, over all k: as cheap but for the resolution and hurried looks."""
+    x = vectors(120)[kind]
+    gamma = 0.3
+    rows = tune(gamma, probe=x)
+    for selector, quantizer in [("topk(k={k}) >> ", "qsgd(levels={})"), ("randk(k={k}) >> ", "sign")]:
+        s = "s" if "{}" in quantizer else None
+        fewest = math.inf
+        for part, bits in members(x.size, selector, quantizer, [1, 3, 7, 15, 31] if s else range(0)):
+            draws = measured(part, x, range(DRAWS))
+            if draws.mean() - MARGIN * draws.std(ddof=1) / np.sqrt(DRAWS) >= gamma:
+                fewest = min(fewest, bits)
+        row = row_of(rows, selector, quantizer, s)
+        assert row.bits is not None
+        assert fewest <= row.bits <= 1.03 * fewest
+        assert row.draws == DRAWS
+
+
+def test_a_jump_too_far_is_taken_back() -> None:
+    """Noise may carry a jump beyond the smallest k; the search goes back, to the resolution."""
+    x = vectors(1500)["gaussian"]
+    row = row_of(tune(0.3, probe=x), "randk(k={k}) >> ", "sign", None)
+    fewest = math.inf
+    for part, bits in members(x.size, "randk(k={k}) >> ", "sign", range(0)):
+        draws = measured(part, x, range(DRAWS))
+        if draws.mean() - MARGIN * draws.std(ddof=1) / np.sqrt(DRAWS) >= 0.3:
+            fewest = min(fewest, bits)
+    assert row.bits is not None
+    assert fewest <= row.bits <= 1.01 * fewest
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "heavy"])
+def test_what_is_found_reaches_gamma_with_fresh_seeds(kind: str) -> None:
+    x = vectors(20_000)[kind]
+    gamma = 0.2
+    rows = [row for row in tune(gamma, probe=x) if not row.reason]
+    assert len(rows) > 15
+    for row in rows:
+        assert row.compressor is not None
+        fresh = measured(row.compressor, x, range(1000, 1000 + 2 * DRAWS))
+        slack = 4 * fresh.std(ddof=1) / np.sqrt(fresh.size)
+        assert fresh.mean() >= gamma - slack - 1e-6, row.family
+        assert row.gamma is not None
+        assert row.gamma >= gamma
+        payloads = [row.compressor.compress(x, Seed(0, step=d, use="up")) for d in range(row.draws)]
+        assert row.wire_bytes == np.mean([len(payload) for payload in payloads])
+        assert payloads[0].nbits == row.bits
+
+
+def test_by_hand() -> None:
+    """n = 1000, γ = 0.1: k = 100 without loss; top-k sends 100·(32 + 10), rand-k 64 and 100·32.
+
+    Scaled QSGD (Lemma 2) needs k/(1 + k/s²) ≥ 100: with s = 31 that is k = 112 (111.62), and
+    32 + 112·(1 + 5 + 10) bits; s = 63 needs 103 and 32 + 103·17 = 1783; s = 127: 101, 32 + 101·18 = 1850.
+    """
+    rows = {row.family: row for row in tune(0.1, 1000)}
+    assert (rows["topk(k)"].k, rows["topk(k)"].bits) == (100, 4200)
+    assert (rows["randk(k)"].k, rows["randk(k)"].bits) == (100, 3264)
+    row = rows["topk(k) >> qsgd(s, scaled=true)"]
+    assert (row.s, row.k, row.bits) == (63, 103, 1783)
+    assert spell(row.compressor) == "topk(k=103) >> qsgd(levels=63, scaled=true)"
+    assert (rows["float32"].bits, rows["float32"].gamma) == (32_000, 1.0)
+
+
+def test_top_k_signs_by_hand() -> None:
+    """‖v‖₁²/(k‖x‖²) is 100/199 for k = 1 and (9 + k)²/(199k) else: it falls first, then rises."""
+    x = np.array([10] + [1] * 99, np.float32)
+    rows = {row.family: row for row in tune(0.5, probe=x)}
+    assert rows["topk(k) >> sign"].k == 1
+    rows = {row.family: row for row in tune(0.51, probe=x)}
+    assert rows["topk(k) >> sign"].k == 83  # 92² = 8464 ≥ 0.51·199·83 = 8423.7; 91² = 8281 < 8322.2
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_more_contraction_never_costs_less(probed: bool) -> None:
+    x = vectors(60)["heavy"] if probed else None
+    best = 0.0
+    before: dict[str, float] = {}
+    for gamma in np.linspace(0.01, 1, 25):
+        rows = tune(float(gamma), 60, x)
+        # Draws are noise, and so is a little of k.
+        bits = {row.family: row.bits or math.inf for row in rows if not probed or row.draws <= 1}
+        if before:
+            assert all(bits.get(family, math.inf) >= least for family, least in before.items())
+        before = bits
+        assert rows[0].bits is not None
+        if not probed:
+            assert rows[0].bits >= best
+            best = rows[0].bits
+        reached = [row.bits for row in rows if row.bits is not None]
+        assert reached == sorted(reached)
+        assert all(row.reason for row in rows[len(reached) :])
+
+
+def test_every_family_is_named_once_and_spelled_so_that_it_builds() -> None:
+    named = [family.name for family in families()]
+    assert len(set(named)) == len(named)
+    for row in tune(0.02, 5000):
+        if row.compressor is not None:
+            assert build(spell(row.compressor), "compressor") == row.compressor
+
+
+def test_a_long_vector_takes_few_looks() -> None:
+    rows = {row.family: row for row in tune(0.01, 25_557_032)}
+    assert rows["topk(k)"].k == 255_571
+    row = rows["topk(k) >> qsgd(s)"]
+    k, s = row.k, row.s
+    assert k is not None
+    assert s is not None
+    assert (1 - k / s**2) * k / 25_557_032 >= 0.01 > (1 - (k - 1) / s**2) * (k - 1) / 25_557_032
+    assert row.bits == 32 + k * (1 + s.bit_length() + 25)
+
+
+def test_orders_of_h() -> None:
+    assert orders_of_h(0.01, 10_000, 4, 4) == pytest.approx((0.01 * 10 / 8, 0.1 * math.sqrt(10 / 8)))
+
+
+@pytest.mark.parametrize(
+    ("probe", "error", "text"),
+    [
+        (np.zeros(3, np.float32), SettingError, "the probe is zero"),
+        (np.array([1e-60]), SettingError, "the probe is zero"),
+        (np.ones(0), SettingError, "the probe is empty"),
+        (np.ones((2, 2)), SettingError, "not a float64 array of shape (2, 2)"),
+        (np.ones(3, np.int64), SettingError, "not a int64 array"),
+        (np.array([1.0, np.nan]), NotFinite, "element 1 of the probe is nan"),
+        (np.array([1.0, 1e39]), NotFinite, "element 1 of the probe is 1e+39"),
+        (np.full(4, 3e38), NotFinite, "norm 6e+38 is beyond float32"),
+    ],
+)
+def test_bad_probes(probe: np.ndarray, error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        tune(0.1, probe=probe)
+    assert text in str(caught.value)
+
+
+def test_a_vector_of_one_coordinate() -> None:
+    rows = {row.family: row for row in tune(1, probe=np.array([2.0]))}
+    assert rows["sign"].bits == 33
+    assert rows["topk(k)"].reason == "nothing can be left out of a vector of 1"
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(qsparse, ["tune", *map(str, args)])
+
+
+def test_the_table() -> None:
+    result = invoke("--gamma", 0.1, "--n", 1000, "--sync-every", 4)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "γ ≥ 0.1 for 1,000 coordinates, by bounds for all vectors; a message every 4 steps"
+    (line,) = [line for line in lines if line.startswith("topk(k) >> qsgd(s, scaled=true)")]
+    words = '"topk(k=103) >> qsgd(levels=63, scaled=true)" 63 103 0.1004 1,783 446 71.8'
+    assert " ".join(line.split()).endswith(words)
+    assert "topk(k) >> sign           bound: γ ≥ 0.1 does not hold for all vectors; try --probe" in lines
+    assert "H, by theory" not in result.stdout
+
+
+def test_json_of_a_probe(tmp_path: Path) -> None:
+    x = vectors(1000)["gaussian"]
+    path = tmp_path / "x.npy"
+    np.save(path, x.astype(">f8"))
+    result = invoke(
+        "--gamma", 0.3, "--probe", path, "--sync-every", 8, "--json",
+        "--steps", 10_000, "--workers", 4, "--batch", 4,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    rows = tune(0.3, probe=x)
+    assert (answer["n"], answer["sync_every"]) == (1000, 8)
+    assert [row["family"] for row in answer["reached"]] == [row.family for row in rows if not row.reason]
+    best = answer["reached"][0]
+    assert build(best["compressor"], "compressor") == rows[0].compressor
+    assert best["bits_per_step"] == best["bits"] / 8
+    assert best["gain"] == 32 * 1000 * 8 / best["bits"]
+    assert best["wire_bytes"] > 0
+    assert answer["order_of_h"]["synchronous"] == pytest.approx(0.3 * 10 / 8)
+    assert answer["missed"][0]["reason"]
+
+
+def test_table_of_a_probe(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, vectors(500)["gaussian"])
+    options = ("--steps", 10_000, "--workers", 4, "--batch", 4)
+    result = invoke("--gamma", 0.2, "--n", 500, "--probe", path, *options)
+    assert result.exit_code == 0, result.output
+    assert f"measured on {path}" in result.stdout
+    assert "wire bytes    draws" in result.stdout
+    assert (
+        "H, by theory and up to unknown constants: synchronous O(0.25), asynchronous O(0.5)" in result.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--gamma", 0, "--n", 9], "SettingError: gamma must lie in (0, 1], not 0"),
+        (["--gamma", 1.5, "--n", 9], "SettingError: gamma must lie in (0, 1], not 1.5"),
+        (["--gamma", "nan", "--n", 9], "SettingError: gamma must lie in (0, 1], not nan"),
+        (["--gamma", 0.1, "--n", 0], "SettingError: n must be at least 1, not 0"),
+        (["--gamma", 0.1], "SettingError: give n, the length of the vector, or a probe"),
+        (["--gamma", 0.1, "--n", 9, "--sync-every", 0], "SettingError: --sync-every must be at least 1"),
+        (["--gamma", 0.1, "--n", 9, "--steps", 5], "SettingError: --steps, --workers and --batch belong"),
+        (
+            ["--gamma", 0.1, "--n", 9, "--steps", 5, "--workers", 0, "--batch", 1],
+            "SettingError: steps, workers and batch must be at least 1, not 5, 0 and 1",
+        ),
+        (["--gamma", 0.1, "--probe", "nowhere.npy"], "DataError: cannot read --probe nowhere.npy: No such"),
+        (["--gamma", 0.1, "--probe", "."], "DataError: --probe . is a folder"),
+        (["--gamma", 0.1, "--probe", "text.npy"], "DataError: --probe text.npy holds no array"),
+        (["--gamma", 0.1, "--probe", "empty.npy"], "DataError: --probe empty.npy holds no array"),
+        (["--gamma", 0.1, "--probe", "two.npz"], "DataError: --probe two.npz holds no array"),
+        (["--gamma", 0.1, "--probe", "torn.npy"], "DataError: --probe torn.npy holds no array"),
+        (["--gamma", 0.1, "--probe", "nan.npy"], "NotFinite: element 2 of the probe is nan"),
+        (["--gamma", 0.1, "--probe", "matrix.npy"], "SettingError: a probe is one flat float32 or float64"),
+        (["--gamma", 0.1, "--probe", "good.npy", "--n", 4], "SettingError: n is 4 and the probe has 3"),
+    ],
+)
+def test_refused(args: list[object], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.npy").write_text("1, 2, 3")
+    Path("empty.npy").touch()
+    np.savez("two.npz", a=np.ones(3))
+    np.save("good.npy", np.ones(3))
+    Path("torn.npy").write_bytes(Path("good.npy").read_bytes()[:-3])
+    np.save("nan.npy", np.array([1, 2, np.nan]))
+    np.save("matrix.npy", np.ones((3, 2)))
+    result = invoke(*args)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {text}")
+    assert result.stderr.count("\n") == 1
+
+
+def page(root: Path, language: str) -> str:
+    """The only block of a language in docs/tuning.md."""
+    text = (root / "docs" / "tuning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_the_page_shows_what_is_printed(root: Path) -> None:
+    prompt, _, expected = page(root, "console").partition("\n")
+    result = invoke(*prompt.removeprefix("$ qsparse tune ").split())
+    assert result.exit_code == 0, result.output
+    assert [line.rstrip() for line in result.stdout.splitlines()] == expected.splitlines()
+
+
+def test_the_pages_probe_is_one(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", page(root, "python")], cwd=tmp_path, timeout=120, check=True)
+    rows = tune(0.1, probe=np.load(tmp_path / "probe.npy"))
+    assert not rows[0].reason
