@@ -11,6 +11,7 @@ import qsparse as package
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.ranks import message
+from qsparse.cli.reproduce import reproduce
 from qsparse.cli.train import train
 from qsparse.errors import QsparseError
 
@@ -32,5 +33,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, laws, doctor):
+for command in (train, list_parts, bits, laws, doctor, reproduce):
     qsparse.add_command(command)
