@@ -17,6 +17,7 @@ from qsparse.payload import HEADER_BYTES
 from qsparse.reproduce import softmax
 from qsparse.reproduce.base import Bar, Experiment
 from qsparse.reproduce.laq import DECAY, LAQ, REFERENCE, STORED, ZERO
+from qsparse.reproduce.qsparse_mnist import ROWS, QsparseLocalSGD, _fill, _Run
 from qsparse.reproduce.softmax import Softmax, accuracy, minimum
 from qsparse.seeds import Seed
 
@@ -139,7 +140,7 @@ def test_quick_laq(data_dir: Path, tmp_path: Path) -> None:
         *((name, 0.02, "0") for name in ("GD", "QGD", "LAG-WK")),
         ("LAQ", 0.02, ZERO),
     }
-    codes = np.empty(7850, np.float32)
+    codes = np.ones(7850, np.float32)
     frame = len(Uniform(4).compress(codes, Seed(0, use="up")))
     for (name, _, _), run in runs.items():
         rounds = 10 * (run["iterations"] + 1)
@@ -202,6 +203,59 @@ def test_bars_of_laq() -> None:
         assert [place for place, met in enumerate(bars(change)) if not met] == [failing]
 
 
+# --- Qsparse-local-SGD --------------------------------------------------------------------------
+
+#: What one message of each operator takes: values or signs, 13 bits an index, 32 a scale.
+MESSAGE = {
+    "SGD": 32 * 7850,
+    "EF-sign": 32 + 7850,
+    "TopK": 40 * (32 + 13),
+    "QTopK": 32 + 40 * (1 + 4 + 13),
+    "SignTopK": 32 + 40 * (1 + 13),
+}
+
+
+def test_quick_qsparse(data_dir: Path, tmp_path: Path) -> None:
+    record = shown(QsparseLocalSGD(quick=True), tmp_path, "--data-dir", data_dir, "--quiet")
+    runs = {run["name"]: run for run in record["measured"]["runs"]}
+    assert list(runs) == [row.name for row in ROWS]
+    for row in ROWS:
+        run = runs[row.name]
+        meetings = run["steps"] // row.H
+        assert run["messages"] == 15 * meetings
+        assert run["paper_bits"] == run["messages"] * MESSAGE[row.name.split("_")[0]]
+        assert run["paper_bits_down"] == 15 * meetings * 32 * 7850
+        assert [t for t, _, _ in run["curve"]] == list(range(8, run["steps"] + 1, 8))
+        *before, (_, bits, error) = run["curve"]
+        assert (bits, error) == (run["paper_bits"], run["error"])
+        assert error <= record["measured"]["target"] < min([1.0, *(each for _, _, each in before)])
+    assert runs["SGD"]["paper_bits"] > 100 * runs["SignTopK"]["paper_bits"]
+
+
+def test_every_worker_of_every_run_has_the_gradient_of_its_batch() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 784)).astype(np.float32), rng.integers(0, 10, 40)
+    batches = [rng.permutation(40)[:8] for _ in range(15)]
+    runs = [_Run(ROWS[place], 0.1, 0) for place in (0, 9)]
+    for run in runs:
+        run.virtual.models[...] = 0.05 * rng.normal(size=run.virtual.models.shape)
+    _fill(runs, x, y, batches)
+    for run in runs:
+        for rank, batch in enumerate(batches):
+            _, gradient = naive(run.virtual.models[rank], x[batch], y[batch], 0.0)
+            np.testing.assert_allclose(run.virtual.gradients[rank], gradient, rtol=0, atol=1e-5)
+
+
+def test_bars_of_qsparse() -> None:
+    def failing(**change: float) -> list[int]:
+        runs = [{"name": row.name, "paper_bits": change.get(row.name, row.bits)} for row in ROWS]
+        return [place for place, bar in enumerate(QsparseLocalSGD().bars({"runs": runs})) if not bar.met]
+
+    assert failing() == []
+    assert failing(TopK=1.2e6) == [3]
+    assert failing(SignTopK_16L=4e5) == [7]
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -219,6 +273,7 @@ def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_reproduce_refuses(tmp_path: Path) -> None:
     refused(invoke("laq", "--inits", 0), "--inits must be at least 1, not 0")
+    refused(invoke("qsparse", "--seeds", 0), "--seeds must be at least 1, not 0")
     (tmp_path / "file").touch()
     refused(invoke("laq", "--out", tmp_path / "file" / "deeper"), f"cannot write to --out {tmp_path}/file")
     refused(invoke("laq", "--out", tmp_path, "--data-dir", tmp_path / "none"), "does not exist")

@@ -55,3 +55,9 @@ def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., No
 @click.option("--solve-reference", is_flag=True, help="Find the smallest loss anew, in float64.")
 def laq() -> None:
     """LAQ on MNIST: iterations, uploads and bits to a residual of 1e-6 (Sun et al., 2019)."""
+
+
+@_experiment("qsparse", "qsparse.reproduce.qsparse_mnist", "QsparseLocalSGD")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Seeds of batches and compressors.")
+def qsparse_local_sgd() -> None:
+    """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""

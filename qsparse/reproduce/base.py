@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -173,6 +174,11 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two middle ones."""
+    return statistics.median(values)
+
+
 def _figure() -> Figure:
     """Found missing before the run, not after it; without pyplot, which would look for a display."""
     try:
@@ -193,12 +199,11 @@ def _versions() -> dict[str, Any]:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    threads = os.environ.get("OMP_NUM_THREADS") or "as many as there are cores"
-    return {**found, "machine": platform.machine(), "cores": os.cpu_count(), "threads": threads}
+    return {**found, "machine": platform.machine(), "cores": os.cpu_count()}
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity and knows no tuples as keys; what is not finite is null."""
+    """As JSON can have it: there is no infinity, so what is not finite is null."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

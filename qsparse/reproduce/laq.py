@@ -288,7 +288,7 @@ class LAQ(Experiment):
             elif row.name in FULL:
                 bars.append(_within(f"{who}: uploads", uploads, FULL[row.name], 0.01))
         off = max(abs(run["accuracy"] - ACCURACY) for run in measured["runs"])
-        bars.append(Bar(f"largest distance of a test accuracy from {ACCURACY}", round(off, 6), 0, 0.0002))
+        bars.append(Bar(f"largest distance of a test accuracy from {ACCURACY}", off, 0, 0.0002))
         full, lazy = (mean([run["code_bits"] for run in _of(measured, key)]) for key in (("GD", 0.02), _MAIN))
         bars.append(Bar("bits of GD over those of LAQ, α = 0.02", full / lazy, 260))
         return bars

@@ -6,10 +6,10 @@ A model is a vector of (features + 1)·classes numbers: the kernel row by row, t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from qsparse.reproduce.base import dataset
 from qsparse.types import Vector
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 #: Examples in one product: a block of scores of some dozen models fits the cache.
 BLOCK = 2000
@@ -57,37 +58,67 @@ class Softmax:
         Returns:
             the mean loss of each model, (1/M)Σ_m f_m; sums of it are kept in float64.
         """
-        stacked = stack(models, self.classes)
 
         def work(worker: int) -> npt.NDArray[np.float64]:
-            return self._worker(worker, stacked, models, [rows[worker] for rows in out])
+            own = slice(worker * self.share, (worker + 1) * self.share)
+            return gradients(self.x[own], self.y[own], models, [rows[worker] for rows in out], self.classes)
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            losses = sum(threads.map(work, range(self.workers)), np.zeros(len(models)))
+        losses = np.sum(on_cores(work, self.workers), axis=0) / self.workers
+        for model, rows in zip(models, out, strict=True):
+            rows += self.decay * model
         squares = [np.square(model, dtype=np.float64).sum() for model in models]
-        return losses / len(self.x) + self.decay / 2 * np.array(squares)
+        mean: npt.NDArray[np.float64] = losses + self.decay / 2 * np.array(squares)
+        return mean
 
-    def _worker(
-        self, worker: int, stacked: Stacked, models: Sequence[Vector], out: Sequence[Vector]
-    ) -> npt.NDArray[np.float64]:
-        """One worker's gradients of all models; returns its Σ of −log p_y, for each model."""
-        loss = np.zeros(len(models))
-        kernels = np.zeros_like(stacked.kernels)
-        biases = np.zeros_like(stacked.biases)
-        end = (worker + 1) * self.share
-        for begin in range(worker * self.share, end, BLOCK):
-            x, y = self.x[begin : min(begin + BLOCK, end)], self.y[begin : min(begin + BLOCK, end)]
-            scores = stacked.scores(x)
-            loss += slopes(scores.reshape(self.classes, len(models), len(y)), y)
-            scores /= self.share
-            kernels += scores @ x
-            biases += scores.sum(axis=1, keepdims=True)
-        for place, (model, row) in enumerate(zip(models, out, strict=True)):
-            mine = slice(place, None, len(models))
-            row[: -self.classes].reshape(-1, self.classes)[...] = kernels[mine].T
-            row[-self.classes :] = biases[mine, 0]
-            row += self.decay * model
-        return loss
+
+def gradients(
+    x: Array, y: Array, models: Sequence[Vector], out: Sequence[Vector], classes: int = 10
+) -> npt.NDArray[np.float64]:
+    """The gradient of the mean of −log softmax(Wx + b)_y, for each model; returns that mean of each.
+
+    Args:
+        x, y: examples (N, features) of the type of the models, and their labels.
+        models: (n,) each.
+        out: where the gradient of each goes, (n,).
+    """
+    stacked = stack(models, classes)
+    loss = np.zeros(len(models))
+    kernels, biases = np.zeros_like(stacked.kernels), np.zeros_like(stacked.biases)
+    for begin in range(0, len(x), BLOCK):
+        block = slice(begin, begin + BLOCK)
+        scores = stacked.scores(x[block])
+        loss += _slopes(scores.reshape(classes, len(models), -1), y[block])
+        scores /= len(x)
+        kernels += scores @ x[block]
+        biases += scores.sum(axis=1, keepdims=True)
+    for place, gradient in enumerate(out):
+        mine = slice(place, None, len(models))
+        gradient[:-classes].reshape(-1, classes)[...] = kernels[mine].T
+        gradient[-classes:] = biases[mine, 0]
+    return loss / len(x)
+
+
+def _slopes(scores: Array, y: Array) -> npt.NDArray[np.float64]:
+    """Turn scores, (classes, models, N), into p − 1_y in place; returns Σ −log p_y of each model."""
+    each = np.arange(len(y))
+    scores -= scores.max(axis=0)
+    true = scores[y, :, each].sum(axis=0, dtype=np.float64)
+    np.exp(scores, out=scores)
+    totals = scores.sum(axis=0)
+    scores /= totals
+    scores[y, :, each] -= 1
+    loss: npt.NDArray[np.float64] = np.log(totals).sum(axis=1, dtype=np.float64) - true
+    return loss
+
+
+def on_cores(work: Callable[[int], T], count: int) -> list[T]:
+    """work(0) … work(count − 1), dealt to as many threads as there are cores: NumPy lets go of the lock.
+
+    One thread of the linear algebra library each is quicker than all of its threads for one product
+    after the other, above all where others use the cores too.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(work, range(count)))
 
 
 class Stacked(NamedTuple):
@@ -108,19 +139,6 @@ def stack(models: Sequence[Vector], classes: int) -> Stacked:
     rows = np.stack([model.reshape(-1, classes).T for model in models], axis=1)
     rows = rows.reshape(-1, rows.shape[2])
     return Stacked(np.ascontiguousarray(rows[:, :-1]), rows[:, -1:].copy())
-
-
-def slopes(scores: Array, y: Array) -> npt.NDArray[np.float64]:
-    """Turn scores, (classes, models, N), into p − 1_y in place; returns Σ −log p_y of each model."""
-    each = np.arange(len(y))
-    scores -= scores.max(axis=0)
-    true = scores[y, :, each].sum(axis=0, dtype=np.float64)
-    np.exp(scores, out=scores)
-    totals = scores.sum(axis=0)
-    scores /= totals
-    scores[y, :, each] -= 1
-    loss: npt.NDArray[np.float64] = np.log(totals).sum(axis=1, dtype=np.float64) - true
-    return loss
 
 
 def accuracy(models: Sequence[Vector], x: Array, y: Array, classes: int = 10) -> list[float]:
