@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from qsparse.compressors import Float32
+from qsparse.compressors import Compressor, Float32
 from qsparse.errors import CompositionError, SettingError
+from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
 from qsparse.link import Link
-from qsparse.local import Gradient, Local
+from qsparse.local import SVRG, Gradient, Local
 from qsparse.memory import ErrorFeedback
 from qsparse.registry import register, spell
-from qsparse.schedules import Schedule, rate_over
-from qsparse.server import Descend, ServerRule
+from qsparse.schedules import Schedule, over
+from qsparse.server import Descend, Hold, ServerRule, VarianceReduced
 from qsparse.triggers import Every, Trigger
 
 
@@ -52,7 +55,7 @@ class Async(Meeting):
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What every rank does in every round.
+    """What every rank does in every round: one choice per axis, for a whole run or for a phase of it.
 
     Args:
         local: what a worker does between meetings, and what it reports.
@@ -61,6 +64,8 @@ class Algorithm:
         server: what the coordinator does with their mean.
         down: how models are said.
         meeting: who waits for whom.
+        prelude: another phase, which comes before this one and again after every ``length`` steps.
+        length: steps of a worker in this phase; None: all that remain.
     """
 
     local: Local
@@ -69,9 +74,23 @@ class Algorithm:
     server: ServerRule = Descend()
     down: Link = Link()
     meeting: Meeting = Sync()
+    prelude: Algorithm | None = None
+    length: int | None = None
+
+    def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
+        """The phases of a run of so many steps, each with its number of steps: walked in a circle."""
+        circle = [self] if self.prelude is None else [self.prelude, self]
+        for phase in itertools.cycle(circle):
+            taken = steps if phase.length is None else min(phase.length, steps)
+            if taken == 0:
+                return
+            yield phase, taken
+            steps -= taken
 
     def axes(self) -> dict[str, str]:
-        """The choice on each axis as text."""
+        """The choice on each axis as text; those of the prelude under ``prelude …``."""
+        prelude = {} if self.prelude is None else self.prelude.axes()
+        length = {} if self.length is None else {"length": str(self.length)}
         return {
             "local": spell(self.local),
             "trigger": spell(self.trigger),
@@ -81,20 +100,25 @@ class Algorithm:
             "down": spell(self.down.compressor),
             "down_memory": spell(self.down.memory),
             "meeting": spell(self.meeting),
+            **length,
+            **{f"prelude {axis}": text for axis, text in prelude.items()},
         }
 
     def over(self, steps: int) -> Algorithm:
         """The algorithm for a run of so many steps: schedules without a length get this one."""
-        parts: dict[str, Any] = {}
-        for axis in ("local", "server"):
-            part: Any = getattr(self, axis)
-            if hasattr(part, "lr"):
-                parts[axis] = replace(part, lr=rate_over(part.lr, steps))
-        return replace(self, **parts)
+        parts = {axis: over(getattr(self, axis), steps) for axis in ("local", "trigger", "server")}
+        prelude = None if self.prelude is None else self.prelude.over(steps)
+        return replace(self, prelude=prelude, **parts)
 
     def spelling(self) -> str:
         """All axes on one line."""
         return ", ".join(f"{axis} {text}" for axis, text in self.axes().items())
+
+
+def natural_exchange(algorithm: Algorithm) -> Exchange:
+    """The exchange that an algorithm is run over unless another is asked for."""
+    meetings = {type(phase.meeting) for phase in (algorithm, algorithm.prelude) if phase is not None}
+    return ParameterServer(works=Async not in meetings)
 
 
 def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
@@ -105,7 +129,23 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
         SettingError: the exchange does not fit the number of ranks.
     """
     exchange.check(size)
+    if algorithm.prelude is not None:
+        _check_phases(algorithm, algorithm.prelude)
+        check(algorithm.prelude, exchange, size)
     up, local, server = algorithm.up, algorithm.local, algorithm.server
+    for link in (up, algorithm.down):
+        fixed = type(link.compressor).within is Compressor.within
+        if link.memory.demanding and fixed:
+            raise CompositionError(
+                f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
+                "one: use lowprecision or float32"
+            )
+    held = algorithm.prelude is not None and isinstance(algorithm.prelude.server, Hold)
+    if held != isinstance(server, VarianceReduced) or held != isinstance(local, SVRG):
+        raise CompositionError(
+            "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
+            f"full gradient, go together: not {algorithm.spelling()}"
+        )
     if isinstance(local, Gradient) and not algorithm.trigger.always_due:
         raise CompositionError(
             f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
@@ -147,3 +187,17 @@ def refuse_if_inhomogeneous(up: Link) -> None:
             "not scale with its input (C(a·x) is not a·C(x)): choose a homogeneous compressor, such as "
             "bfloat16 for float16 or a grid without a fixed delta"
         )
+
+
+def _check_phases(algorithm: Algorithm, prelude: Algorithm) -> None:
+    """All ranks must stand at one model when a phase begins."""
+    if prelude.prelude is not None or prelude.length is None:
+        raise CompositionError("a prelude needs a length, and has no prelude of its own")
+    for phase in (prelude, algorithm):
+        ends = phase is prelude or phase.length is not None
+        exact = isinstance(phase.down.compressor, Float32) or phase.server.silent
+        if ends and isinstance(phase.meeting, Sync) and not exact:
+            raise CompositionError(
+                f"a synchronous phase before another must end with the coordinator's own model at all ranks, "
+                f"not with what {spell(phase.down.compressor)} says of it: use float32 on its down link"
+            )

@@ -1,4 +1,4 @@
-"""What this rank said: paper bits, wire bytes, messages, skips and seconds.
+"""What this rank said: paper bits, wire bytes, messages, skips and seconds; and how stale it was.
 
 Paper bits are counted where a message is committed (up, once per speaking worker) or received
 (down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
@@ -9,7 +9,8 @@ apart ("beside"). Bits and bytes are never mixed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -29,6 +30,10 @@ class Ledger:
         self.wire_bytes = {"up": 0, "down": 0, "beside": 0}
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
+        #: How often a report was so many other reports old when it was taken.
+        self.staleness: Counter[int] = Counter()
+        #: Told of each report that came when it liked: rank, its step, what about, staleness.
+        self.on_arrival: Callable[[int, int, int, int], None] | None = None
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._within = 0.0  # seconds of the blocks inside the one that is being timed
 
@@ -44,6 +49,20 @@ class Ledger:
     def sent(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
         self.wire_bytes[payload.way.name.lower()] += len(payload)
+
+    def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
+        """Note a report that came when it liked: called by the coordinator that took it.
+
+        Args:
+            rank: who reported.
+            step: its own step.
+            about: 0 for the model, 1 for what is averaged beside it.
+            staleness: how many reports about the model were taken since that rank was told one.
+        """
+        if about == 0:
+            self.staleness[staleness] += 1
+        if self.on_arrival is not None:
+            self.on_arrival(rank, step, about, staleness)
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:
@@ -64,6 +83,7 @@ class Ledger:
             "wire_bytes": dict(self.wire_bytes),
             "messages": dict(self.messages),
             "skips": self.skips,
+            "staleness": {str(age): count for age, count in sorted(self.staleness.items())},
             "seconds": dict(self.seconds),
         }
 

@@ -54,8 +54,11 @@ class Sender:
             NotFinite: with the rank, the step and the parameter.
         """
         target = self.memory.compensate(self.state, v, self._target)
+        compressor, tolerance = self.compressor, self.memory.tolerance(self.state, target)
         try:
-            return Draft(self.compressor.compress(target, seed), target)
+            if tolerance is not None:
+                compressor = compressor.within(target, tolerance)
+            return Draft(compressor.compress(target, seed), target)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""

@@ -19,7 +19,10 @@ class Oracle(Protocol):
     """Gradients of the training loss."""
 
     def __call__(self, x: Vector, batch: Any, out: Vector) -> float:
-        """Write the gradient at x on a batch into ``out``, (n,); returns the loss."""
+        """Write the gradient at x on a batch into ``out``, (n,); returns the loss.
+
+        Without a batch (None) it is the gradient on all of this rank's examples.
+        """
 
 
 class Local(ABC):
@@ -62,6 +65,10 @@ class Local(ABC):
         """The coordinator has answered."""
         np.copyto(state["x"], model)
         np.copyto(state["anchor"], model)
+
+    def enter(self, state: State, model: Vector) -> None:
+        """A phase begins again, at a model that all ranks have."""
+        self.adopt(state, model)
 
     @property
     def scheduled(self) -> bool:
@@ -163,22 +170,68 @@ class Gradient(Heavy):
     """Reports the gradient, or its momentum m = μm + g, and leaves the step to the server rule.
 
     With Nesterov it reports g + μm.
+
+    Args:
+        momentum, nesterov: μ.
+        whole: the gradient is that of the worker's whole share, not of a batch.
     """
 
     reports_afresh: ClassVar[bool] = True
     momentum: float = 0.0
     nesterov: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self._check_momentum()
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """The gradient at x, which stays where it is."""
-        loss = oracle(state["x"], batch, state["gradient"])
+        loss = oracle(state["x"], None if self.whole else batch, state["gradient"])
         self._turn(state)
         return loss
 
     def report(self, state: State, out: Vector) -> Vector:
         """The gradient or its momentum."""
         np.copyto(out, state["gradient"])
+        return out
+
+
+@register("svrg")
+@dataclass(frozen=True)
+class SVRG(Local):
+    """α = ∇f_B(x) − ∇f_B(x̃): the same batch B at the model and at the snapshot x̃, where the phase began.
+
+    Johnson & Zhang, 2013; as the workers of AsyLPG report it (Yu et al., 2019). The server rule adds
+    the full gradient at x̃.
+    """
+
+    reports_afresh: ClassVar[bool] = True
+    asks_once: ClassVar[bool] = False
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """The snapshot is where one is."""
+        more = {"snapshot": x.copy(), "here": x.copy(), "difference": np.zeros_like(x)}
+        return super().init(x, gradient) | more
+
+    def enter(self, state: State, model: Vector) -> None:
+        """A new snapshot."""
+        self.adopt(state, model)
+        np.copyto(state["snapshot"], model)
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """Two gradients; x stays where it is."""
+        x, g, difference = state["x"], state["gradient"], state["difference"]
+        loss = oracle(x, batch, g)
+        np.copyto(difference, g)
+        # The oracle knows one vector, the model's own, so the snapshot is put there for a moment.
+        np.copyto(state["here"], x)
+        np.copyto(x, state["snapshot"])
+        oracle(x, batch, g)
+        np.copyto(x, state["here"])
+        np.subtract(difference, g, out=difference)
+        return loss
+
+    def report(self, state: State, out: Vector) -> Vector:
+        """α."""
+        np.copyto(out, state["difference"])
         return out

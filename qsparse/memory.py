@@ -18,6 +18,7 @@ from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.payload import Payload
 from qsparse.registry import register, spell
+from qsparse.schedules import momentum_weight
 from qsparse.types import State, Vector
 
 
@@ -42,6 +43,11 @@ class Memory(ABC):
     #: Does a round without a message stand for what was said last?
     bridges_skips: ClassVar[bool] = False
 
+    @property
+    def demanding(self) -> bool:
+        """Does a message have to keep within a tolerance?"""
+        return type(self).tolerance is not Memory.tolerance
+
     @abstractmethod
     def init(self, start: Vector) -> State:
         """The state before the first message; ``start`` is what both ends know, (n,)."""
@@ -53,6 +59,13 @@ class Memory(ABC):
     @abstractmethod
     def commit(self, state: State, draft: Draft) -> None:
         """The draft was sent."""
+
+    def enter(self, state: State, start: Vector) -> None:
+        """A phase begins at a model that both ends know; asked of the down link only."""
+
+    def tolerance(self, state: State, target: Vector) -> float | None:
+        """The E‖C(target) − target‖² that a message may have, for compressors that go by it; None: any."""
+        return None
 
     @abstractmethod
     def restore(self, state: State, total: Vector) -> Vector:
@@ -131,6 +144,10 @@ class Innovation(Memory):
         """Both ends know ``start``."""
         return {"known": start.copy()}
 
+    def enter(self, state: State, start: Vector) -> None:
+        """Both ends know the model."""
+        np.copyto(state["known"], start)
+
     def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
         """v − known."""
         np.subtract(v, state["known"], out=out)
@@ -145,3 +162,50 @@ class Innovation(Memory):
         np.add(state["known"], total, out=state["known"])
         known: Vector = state["known"]
         return known
+
+
+@register("snapshot")
+@dataclass(frozen=True)
+class Snapshot(Memory):
+    """Keeps the model x̃ with which the phase began, and sends x with an error that is small beside its way.
+
+    E‖Q(x) − x‖² ≤ μ‖x − x̃‖², times θₛ = 2/(s + 2) in phase s where ``accelerated`` (Yu et al., 2019,
+    eqs. 2 and 4): the compressor takes as many bits as that needs.
+
+    Args:
+        mu: μ.
+        accelerated: the condition of Acc-AsyLPG.
+    """
+
+    mu: float = 0.5
+    accelerated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.mu > 0:
+            raise SettingError(f"{spell(self)}: mu must be positive")
+
+    def init(self, start: Vector) -> State:
+        """The start is the first snapshot."""
+        return {"snapshot": start.copy(), "phase": -1}
+
+    def enter(self, state: State, start: Vector) -> None:
+        """A new snapshot."""
+        np.copyto(state["snapshot"], start)
+        state["phase"] += 1
+
+    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+        """v itself."""
+        return v
+
+    def tolerance(self, state: State, target: Vector) -> float | None:
+        """μ‖x − x̃‖²."""
+        weight = momentum_weight(state["phase"]) if self.accelerated else 1.0
+        way = np.subtract(target, state["snapshot"])
+        return self.mu * weight * float(vector.squared_norm(way))
+
+    def commit(self, state: State, draft: Draft) -> None:
+        """Nothing to do."""
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """The total itself."""
+        return total

@@ -7,22 +7,26 @@ makes one.
 
 from __future__ import annotations
 
-from qsparse.algorithm import Algorithm
+from dataclasses import replace
+
+from qsparse.algorithm import Algorithm, Async
 from qsparse.compressors import (
     QSGD,
     Blockwise,
     Compressor,
+    LowPrecision,
+    RandSparse,
     Sign,
     Ternary,
     TopK,
     Uniform,
 )
 from qsparse.link import Link
-from qsparse.local import SGD, Gradient
-from qsparse.memory import ErrorFeedback, Innovation, Memory
+from qsparse.local import SGD, SVRG, Gradient
+from qsparse.memory import ErrorFeedback, Innovation, Memory, Snapshot
 from qsparse.registry import register
 from qsparse.schedules import Rate
-from qsparse.server import Descend, Majority
+from qsparse.server import Accelerated, Descend, Hold, Majority, ProxSVRG, ServerRule
 from qsparse.triggers import Every, Lazy, RandomGap, Trigger
 
 
@@ -165,6 +169,26 @@ def qsparse_local_sgd(
     return _local_sgd(lr, momentum, nesterov, weight_decay, up, trigger)
 
 
+@register("qsparse-local-sgd-async", "algorithm")
+def qsparse_local_sgd_async(
+    lr: Rate = 0.1,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    H: int = 8,
+    compressor: Compressor | None = None,
+    memory: Memory | None = None,
+    ahead: int | None = None,
+) -> Algorithm:
+    """As qsparse-local-sgd, but worker r meets at steps of its own: x ← x − (1/R)·g_r, told to r alone.
+
+    Qsparse-local-SGD, asynchronous (Basu et al., 2019, Algorithm 2). The gaps of each worker are drawn
+    from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest.
+    """
+    row = qsparse_local_sgd(lr, momentum, nesterov, weight_decay, H, compressor, memory, random_gaps=True)
+    return replace(row, meeting=Async(ahead))
+
+
 @register("gd", "algorithm")
 def gd(lr: Rate = 0.2) -> Algorithm:
     """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), with workers that report gradients: the baseline of LAG and LAQ.
@@ -225,25 +249,125 @@ def dist_ef_sgdm(
 
 
 @register("dist-ef-blocksgd", "algorithm")
-def dist_ef_blocksgd(lr: Rate = 0.1, size: int | None = None) -> Algorithm:
-    """As dist-ef-sgd with (‖v_b‖₁/d_b)·sign(v_b) for each layer, or for blocks of a size."""
-    return _dist_ef(SGD(lr), _blocks(size))
+def dist_ef_blocksgd(lr: Rate = 0.1, size: int | None = None, bucket: int | None = None) -> Algorithm:
+    """As dist-ef-sgd with (‖v_b‖₁/d_b)·sign(v_b) for each layer, block of a size, or bucket of layers.
+
+    The authors' code takes layers for CIFAR, and for ImageNet buckets of 50 MiB, bucket=13107200.
+    """
+    return _dist_ef(SGD(lr), _blocks(size, bucket))
 
 
 @register("dist-ef-blocksgdm", "algorithm")
 def dist_ef_blocksgdm(
-    lr: Rate = 0.1, momentum: float = 0.9, nesterov: bool = True, size: int | None = None
+    lr: Rate = 0.1,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    size: int | None = None,
+    bucket: int | None = None,
 ) -> Algorithm:
-    """As dist-ef-sgdm with (‖v_b‖₁/d_b)·sign(v_b) for each layer, or for blocks of a size."""
-    return _dist_ef(SGD(lr, momentum, nesterov), _blocks(size))
+    """As dist-ef-sgdm with (‖v_b‖₁/d_b)·sign(v_b) for the blocks of dist-ef-blocksgd."""
+    return _dist_ef(SGD(lr, momentum, nesterov), _blocks(size, bucket))
+
+
+@register("asylpg", "algorithm")
+def asylpg(
+    lr: Rate = 0.1,
+    bits: int = 8,
+    mu: float = 0.5,
+    inner: int = 100,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    ahead: int | None = None,
+) -> Algorithm:
+    """x ← prox_{ηh}(x − η(Q_b(α) + ∇f(x̃))), α = ∇f_B(Q(x)) − ∇f_B(x̃), with workers that do not wait.
+
+    AsyLPG (Yu et al., 2019, Algorithm 1): gradients and models are quantized, models with as few bits
+    as E‖Q(x) − x‖² ≤ μ‖x − x̃‖² allows. After ``inner`` steps of a worker x̃ ← x, and the full gradient
+    there is made by all workers together. h(x) = l1·‖x‖₁ + (l2/2)·‖x‖².
+    """
+    down = Link(LowPrecision(2), Snapshot(mu))
+    return _variance_reduced(ProxSVRG(lr, l1, l2), Link(LowPrecision(bits)), down, inner, ahead)
+
+
+@register("sparse-asylpg", "algorithm")
+def sparse_asylpg(
+    lr: Rate = 0.1,
+    budget: float | None = None,
+    mu: float = 0.5,
+    inner: int = 100,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    ahead: int | None = None,
+) -> Algorithm:
+    """As asylpg with Q_b(β) for Q_b(α): β_i = Z_iα_i/p_i, Z_i = 1 with probability p_i = φ|α_i|/‖α‖₁.
+
+    Sparse-AsyLPG (Yu et al., 2019, Algorithm 2), φ = ‖α‖₁/‖α‖∞ unless a smaller ``budget`` is given. All
+    kept values have one magnitude, so a sign for each is what Q_b makes of them for any b.
+    """
+    up, down = Link(RandSparse(budget) >> Sign()), Link(LowPrecision(2), Snapshot(mu))
+    return _variance_reduced(ProxSVRG(lr, l1, l2), up, down, inner, ahead)
+
+
+@register("acc-asylpg", "algorithm")
+def acc_asylpg(
+    lr: Rate = 0.1,
+    bits: int = 8,
+    mu: float = 0.5,
+    inner: int = 100,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    ahead: int | None = None,
+) -> Algorithm:
+    """As asylpg with y ← prox(y − (η/θₛ)(Q_b(α) + ∇f(x̃))), x ← θₛy + (1 − θₛ)x̃, θₛ = 2/(s + 2).
+
+    Acc-AsyLPG (Yu et al., 2019, Algorithm 3); the model's error is bounded by θₛμ‖x − x̃‖².
+    """
+    down = Link(LowPrecision(2), Snapshot(mu, accelerated=True))
+    return _variance_reduced(Accelerated(lr, l1, l2), Link(LowPrecision(bits)), down, inner, ahead)
+
+
+@register("asyfpg", "algorithm")
+def asyfpg(
+    lr: Rate = 0.1, inner: int = 100, l1: float = 0.0, l2: float = 0.0, ahead: int | None = None
+) -> Algorithm:
+    """As asylpg with float32 both ways: its baseline."""
+    return _variance_reduced(ProxSVRG(lr, l1, l2), Link(), Link(), inner, ahead)
+
+
+@register("acc-asyfpg", "algorithm")
+def acc_asyfpg(
+    lr: Rate = 0.1, inner: int = 100, l1: float = 0.0, l2: float = 0.0, ahead: int | None = None
+) -> Algorithm:
+    """As acc-asylpg with float32 both ways: its baseline."""
+    return _variance_reduced(Accelerated(lr, l1, l2), Link(), Link(), inner, ahead)
+
+
+@register("qsvrg", "algorithm")
+def qsvrg(
+    lr: Rate = 0.1,
+    bits: int = 8,
+    inner: int = 100,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    ahead: int | None = None,
+) -> Algorithm:
+    """As asylpg with quantized gradients only: models are float32 (after Alistarh et al., 2017)."""
+    return _variance_reduced(ProxSVRG(lr, l1, l2), Link(LowPrecision(bits)), Link(), inner, ahead)
+
+
+def _variance_reduced(server: ServerRule, up: Link, down: Link, inner: int, ahead: int | None) -> Algorithm:
+    snapshot = Algorithm(local=Gradient(whole=True), server=Hold(), length=1)
+    return Algorithm(
+        local=SVRG(), up=up, server=server, down=down, meeting=Async(ahead), prelude=snapshot, length=inner
+    )
 
 
 def _dist_ef(local: SGD, compressor: Compressor) -> Algorithm:
     return Algorithm(local=local, up=Link(compressor, ErrorFeedback()), down=Link(compressor, Innovation()))
 
 
-def _blocks(size: int | None) -> Blockwise:
-    return Blockwise(Sign(), layers=True) if size is None else Blockwise(Sign(), size=size)
+def _blocks(size: int | None, bucket: int | None) -> Blockwise:
+    return Blockwise(Sign(), size, layers=size is None and bucket is None, bucket=bucket)
 
 
 def _top(k: int | None, ratio: float | None) -> TopK:

@@ -9,8 +9,8 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,16 +18,16 @@ import numpy as np
 
 import qsparse
 from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, Async, check
-from qsparse.compressors import decompress
+from qsparse.algorithm import Algorithm, Sync, check
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
-from qsparse.payload import Payload, Way, raw
+from qsparse.payload import Kind, Payload, Way, raw
 from qsparse.registry import spell
-from qsparse.rounds.asynchronous import leave, serve
-from qsparse.rounds.synchronous import Desk, Station, averaging, rounds
+from qsparse.rounds.asynchronous import Answered, Order
+from qsparse.rounds.phases import Walk
+from qsparse.rounds.synchronous import Station, rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
@@ -57,7 +57,7 @@ class Problem(Protocol):
         """This rank's batch of step t = 1, 2, …"""
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
-        """The oracle of `qsparse.local`."""
+        """The oracle of `qsparse.local`; without a batch, over this rank's whole share."""
 
     def evaluate(self) -> dict[str, float]:
         """``test_accuracy`` and ``test_loss`` of the model in ``vector``."""
@@ -74,6 +74,8 @@ class Settings:
         steps: how many steps it takes.
         seed: of everything random.
         evaluations: how many evaluations an epoch, at the next meeting.
+        order: whose report is taken next, one rank after the other, to repeat a run whose workers did
+            not wait for each other; its ``arrivals.jsonl`` has it.
     """
 
     algorithm: Algorithm
@@ -82,6 +84,7 @@ class Settings:
     steps: int | None = None
     seed: int = 0
     evaluations: int = 1
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -154,6 +157,7 @@ def run(
     job = agree(wire, prepare)
     try:
         recorder.open(job.steps)
+        wire.ledger.on_arrival = recorder.arrived
         summary = job.train()
         recorder.write(summary)
         return summary
@@ -166,14 +170,16 @@ def run(
 
 def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
     def once(wire: Wire) -> None:
+        # What would be said to workers that do not wait is the same, so one that waits will do.
+        row = replace(algorithm, meeting=Sync())
         x = problem.vector.copy()
-        station = Station(algorithm, ParameterServer(), wire, x, Seed(0), problem.layout, Ledger())
+        station = Station(row, ParameterServer(), wire, x, Seed(0), problem.layout, Ledger())
 
         def oracle(x: Vector, batch: Any, out: Vector) -> float:
             out[...] = 1.0
             return 0.0
 
-        for _ in rounds(algorithm, station, x, 1, oracle, problem.batch):
+        for _ in rounds(row, station, x, 1, oracle, problem.batch):
             pass
 
     run_threads(1, once)
@@ -193,18 +199,21 @@ class _Job:
     ) -> None:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
-        self.step = 0
         self._begun = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report
-        self._staleness: list[int] = []
         self._evaluated = 0
-        seed = Seed(settings.seed)
-        exchange = settings.exchange
-        self.station = Station(algorithm, exchange, wire, problem.vector, seed, problem.layout, wire.ledger)
-        self._aside = None
-        if problem.aside.size:
-            self._aside = Station(averaging(algorithm), exchange, wire, problem.aside, seed, (), wire.ledger)
-            self._aside_anchor = problem.aside.copy()
+        self.walk = Walk(
+            algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
+            problem.aside, Order(settings.order),
+        )  # fmt: skip
+        # Reports on the way need everybody; a coordinator that only serves reports by itself.
+        rows = (algorithm, algorithm.prelude)
+        self._together = all(row is None or isinstance(row.meeting, Sync) for row in rows)
+
+    @property
+    def step(self) -> int:
+        """The step that this rank is in."""
+        return self.walk.pace.t
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal on all ranks before the first message."""
@@ -225,85 +234,50 @@ class _Job:
     def train(self) -> dict[str, Any]:
         """All steps; the summary on rank 0."""
         self._begun = time.perf_counter()
-        meeting = self.algorithm.meeting
-        if isinstance(meeting, Async) and not self.station.works:
-            self._serve(meeting)
-            record = self._report(self.steps)
-        else:
-            record = self._work(isinstance(meeting, Async))
-        return self._summary(record) if self.wire.rank == 0 else {}
-
-    def _work(self, asynchronous: bool) -> dict[str, Any]:
-        """A worker's steps; the last report."""
         problem = self.problem
         record: dict[str, Any] = {}
-        for t, loss, met in rounds(
-            self.algorithm,
-            self.station,
-            problem.vector,
-            self.steps,
-            problem.gradient,
-            problem.batch,
-            gradient=problem.gradient_vector,
-            beside=self._average_aside,
-            begin=self._begin,
-        ):
-            if loss is not None:
-                self._losses += (loss, 1)
-            self.recorder.watcher.stepped(t, loss)
-            if asynchronous:
-                if t % problem.steps_per_epoch == 0 and t < self.steps:
-                    self._losses[:] = 0  # the loss that is reported is the last epoch's
-            elif met and (self._is_due(t) or t == self.steps):
-                record = self._report(t)
-        if asynchronous:
-            finals = leave(self.wire, 0, self.steps)
-            for vector, payload in zip((problem.vector, problem.aside), finals, strict=False):
-                decompress(payload, vector)
+        told = _Told()
+        for happened in self.walk.steps(self.steps, problem.gradient, problem.batch, problem.gradient_vector):
+            if isinstance(happened, Answered):
+                told.add(happened)
+                self._watch(told)
+                continue
+            t = happened.t
+            if happened.loss is not None:
+                self._losses += (happened.loss, 1)
+            if self._together:
+                self.recorder.watcher.stepped(t, happened.loss)
+                if happened.met and (self._is_due(t) or t == self.steps):
+                    record = self._report(t)
+            elif t % problem.steps_per_epoch == 0 and t < self.steps:
+                self._losses[:] = 0  # the loss that is reported is the last epoch's
+        if not self._together:
             record = self._report(self.steps)
-        return record
+        return self._summary(record) if self.wire.rank == 0 else {}
 
-    def _serve(self, meeting: Async) -> None:
-        """The coordinator's part where nobody waits: serve, and evaluate now and then."""
-        problem, workers = self.problem, self.settings.exchange.workers(self.wire.size)
-        stations = [station for station in (self.station, self._aside) if station is not None]
-        desks = [station.desk for station in stations if station.desk is not None]
-        steps = dict.fromkeys(workers, 0)
-        paper, sent, messages = ({"up": 0, "down": 0} for _ in range(3))
-        for answered in serve(desks, meeting, self.wire, workers):
-            for way, payload in (("up", answered.report), ("down", answered.reply)):
-                paper[way] += payload.nbits
-                sent[way] += len(payload)
-                messages[way] += 1
-            if answered.about == 0:
-                steps[answered.rank] = answered.report.step
-                self._staleness.append(answered.staleness)
-            mean = sum(steps.values()) // len(workers)
-            while self.step < mean:
-                self.step += 1
-                self.recorder.watcher.stepped(self.step, None)
-            if mean < self.steps and self._is_due(mean):
-                self._adopt(desks)
-                self.recorder.add(
-                    {
-                        "step": mean,
-                        "epoch": mean / problem.steps_per_epoch,
-                        "train_loss": None,
-                        **problem.evaluate(),
-                        "paper_bits": dict(paper),
-                        "wire_bytes": dict(sent),
-                        "messages": dict(messages),
-                        "staleness": self._stale(),
-                    }
-                )
-        self._adopt(desks)
+    def _watch(self, told: _Told) -> None:
+        """The coordinator of workers that do not wait: evaluate now and then."""
+        problem, clock = self.problem, self.walk.pace.clock
+        while told.clock < clock:
+            told.clock += 1
+            self.recorder.watcher.stepped(told.clock, None)
+        if clock < self.steps and self._is_due(clock):
+            for vector, desk in zip((problem.vector, problem.aside), self.walk.desks, strict=False):
+                np.copyto(vector, desk.model)
+            self.recorder.add(
+                {
+                    "step": clock,
+                    "epoch": clock / problem.steps_per_epoch,
+                    "train_loss": None,
+                    **problem.evaluate(),
+                    **told.counted(),
+                    "staleness": self._stale(),
+                }
+            )
 
     def _stale(self) -> dict[str, float]:
-        return {"mean": float(np.mean(self._staleness)), "max": max(self._staleness)}
-
-    def _adopt(self, desks: Sequence[Desk]) -> None:
-        for vector, desk in zip((self.problem.vector, self.problem.aside), desks, strict=False):
-            np.copyto(vector, desk.model)
+        counts = self.wire.ledger.staleness
+        return {"mean": sum(age * n for age, n in counts.items()) / counts.total(), "max": max(counts)}
 
     def _is_due(self, t: int) -> bool:
         """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice."""
@@ -312,17 +286,6 @@ class _Job:
             return False
         self._evaluated = t * evaluations // per_epoch
         return True
-
-    def _begin(self, t: int) -> None:
-        self.step = t
-
-    def _average_aside(self, t: int) -> None:
-        """Meet about what is not trained: report anchor − aside, adopt the mean."""
-        if self._aside is None:
-            return
-        model = self._aside.meet(self._aside_anchor - self.problem.aside, t)
-        np.copyto(self.problem.aside, model)
-        np.copyto(self._aside_anchor, model)
 
     def _report(self, t: int) -> dict[str, Any]:
         """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
@@ -338,8 +301,8 @@ class _Job:
         total, count = np.sum([report["losses"] for report in reports], axis=0)
         counted: Snapshot = combine(report["ledger"] for report in reports)
         counted["seconds"]["total"] = time.perf_counter() - self._begun
-        if self._staleness:
-            counted["staleness"] = self._stale()
+        if self.wire.ledger.staleness:
+            counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
         record = {
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,
@@ -377,12 +340,34 @@ class _Job:
         }
 
 
+class _Told:
+    """What the coordinator has heard and said where workers do not wait, as it goes."""
+
+    def __init__(self) -> None:
+        self.clock = 0
+        self.bits, self.bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
+
+    def add(self, answered: Answered) -> None:
+        """One report and its answer."""
+        for way, payload in (("up", answered.report), ("down", answered.reply)):
+            self.bits[way] += payload.nbits
+            self.bytes[way] += len(payload)
+            self.messages[way] += payload.kind is not Kind.SKIP
+
+    def counted(self) -> dict[str, dict[str, int]]:
+        """The counts so far, as a line of the history has them."""
+        return {
+            "paper_bits": dict(self.bits), "wire_bytes": dict(self.bytes), "messages": dict(self.messages)
+        }  # fmt: skip
+
+
 class _Recorder:
     """Writes what a run leaves behind: whole files or whole lines, never half of one."""
 
     def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Watcher) -> None:
         self.out, self.files, self.watcher = out, files, watcher
         self._history: Any = None
+        self._arrivals: Any = None
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, before anything is trained."""
@@ -405,7 +390,8 @@ class _Recorder:
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "summary.json").unlink(missing_ok=True)
+        for name in ("summary.json", "arrivals.jsonl"):
+            (self.out / name).unlink(missing_ok=True)
         for name, text in self.files.items():
             write_whole(self.out / name, text)
         self._history = (self.out / "history.jsonl").open("w", encoding="utf-8")
@@ -417,6 +403,16 @@ class _Recorder:
             self._history.write(json.dumps(record) + "\n")
             self._history.flush()
 
+    def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
+        """One line of the arrivals."""
+        if self.out is None:
+            return
+        if self._arrivals is None:
+            self._arrivals = (self.out / "arrivals.jsonl").open("w", encoding="utf-8")
+        what = "statistics" if about else "model"
+        line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
+        self._arrivals.write(json.dumps(line) + "\n")
+
     def write(self, summary: Mapping[str, Any]) -> None:
         """The summary, last of all: where it stands, the run ended well."""
         if self.out is not None:
@@ -425,9 +421,10 @@ class _Recorder:
     def close(self) -> None:
         """Close the history."""
         self.watcher.stopped()
-        if self._history is not None:
-            self._history.close()
-            self._history = None
+        for file in (self._history, self._arrivals):
+            if file is not None:
+                file.close()
+        self._history = self._arrivals = None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, TypeAlias, TypeVar
 
 from qsparse.errors import SettingError
 from qsparse.registry import register, spell
@@ -26,6 +26,8 @@ class Schedule(ABC):
         return self
 
 
+T = TypeVar("T")
+
 #: A fixed number or a schedule.
 Rate: TypeAlias = float | Schedule
 
@@ -35,9 +37,16 @@ def rate_at(rate: Rate, t: int) -> float:
     return rate.at(t) if isinstance(rate, Schedule) else float(rate)
 
 
-def rate_over(rate: Rate, steps: int) -> Rate:
-    """The rate for a run of so many steps."""
-    return rate.over(steps) if isinstance(rate, Schedule) else rate
+def over(part: T, steps: int) -> T:
+    """The part for a run of so many steps: schedules among its settings get this length."""
+    found = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
+    lasting = {name: value.over(steps) for name, value in found.items() if hasattr(value, "over")}
+    return replace(part, **lasting) if lasting else part  # type: ignore[type-var]
+
+
+def momentum_weight(phase: int) -> float:
+    """θₛ = 2/(s + 2) in phase s = 0, 1, … (Acc-AsyLPG: Yu et al., 2019)."""
+    return 2 / (max(phase, 0) + 2)
 
 
 def check_rate(part: object, name: str, rate: Rate) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -108,6 +109,17 @@ def grid_random(x, origin, step, low, high, key):
     """⌊(x − origin)/step + u⌋, clipped."""
     u = uniforms(key, len(x))
     return [clip(math.floor((float(v) - origin) / step + u[i]), low, high) for i, v in enumerate(x)]
+
+
+def expected_error(x, step, low, high):
+    """Σ over both neighbours of v on the grid, clipped: chance·(neighbour − v)², in exact fractions."""
+    total = Fraction(0)
+    for v in x:
+        v, floor = Fraction(float(v)), math.floor(Fraction(float(v)) / Fraction(step))
+        f = v / Fraction(step) - floor
+        for code, chance in ((floor, 1 - f), (floor + 1, f)):
+            total += chance * (Fraction(step) * clip(code, low, high) - v) ** 2
+    return float(total)
 
 
 def levels_random(x, step, high, key):

@@ -31,6 +31,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: What a room may take from a neighbour on its floor: (room, module that it imports).
 NEIGHBOURS = {
     ("memory", "compressors.base"),
+    ("memory", "schedules"),
     ("guard", "launchers"),
     ("triggers", "memory"),
     ("triggers", "schedules"),

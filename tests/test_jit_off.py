@@ -36,5 +36,6 @@ def test_every_part_gives_the_same_bytes_and_values():
 
 
 def test_the_kernels_agree_with_their_twins():
-    plain = without_jit("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_kernels.py"))
+    tests = (str(HERE / name) for name in ("test_kernels.py", "test_within.py"))
+    plain = without_jit("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     assert plain.returncode == 0, plain.stdout + plain.stderr

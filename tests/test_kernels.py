@@ -236,6 +236,36 @@ def test_rounding_at_random(values, origin, step, key):
     assert out.tolist() == oracles.grid_random(x, origin, step, -8, 7, key)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@held
+@given(values=st.lists(st.one_of(floats32, st.floats(-9, 9)), max_size=30), step=steps)
+def test_the_expected_error_of_rounding_at_random(kind, values, step):
+    x = floats(values, kind)
+    wanted = oracles.expected_error(x, step, -8, 7)
+    got = quantize.expected_error(x, step, -8, 7, np.inf)
+    assert got == pytest.approx(wanted, rel=1e-12, abs=1e-13 * step**2)
+    # A limit that is kept to changes nothing.
+    assert quantize.expected_error(x, step, -8, 7, got) == got
+
+
+def test_the_expected_error_of_what_lies_on_the_grid_is_nothing():
+    x = 0.375 * np.arange(-8.0, 8.0)
+    assert quantize.expected_error(x, 0.375, -8, 7, np.inf) == 0
+    assert quantize.expected_error(np.empty(0), 0.375, -8, 7, np.inf) == 0
+
+
+def test_the_expected_error_of_a_long_vector_is_known_to_be_too_large_early():
+    x = np.random.default_rng(2).standard_normal(20_003).astype(np.float32)
+    t = x.astype(np.float64)
+    inside = np.clip(t, -8, 7)
+    wanted = np.sum((inside % 1) * (1 - inside % 1) + (t - inside) ** 2)
+    whole = quantize.expected_error(x, 1.0, -8, 7, np.inf)
+    assert whole == pytest.approx(wanted, rel=1e-12)
+    early = quantize.expected_error(x, 1.0, -8, 7, whole / 1000)
+    assert whole / 1000 < early < whole / 3
+    assert quantize.expected_error(x, 1.0, -8, 7, whole * (1 - 1e-9)) == whole
+
+
 @held
 @given(values=st.lists(floats32, max_size=30), step=steps, key=keys)
 def test_rounding_magnitudes_at_random(values, step, key):

@@ -18,6 +18,8 @@ from qsparse.registry import build, kinds, names
 from qsparse.testing import laws, parts
 from qsparse.testing.vectors import REFUSED, hostile
 
+NINE = {"nine": hostile()["nine"]}
+
 
 @pytest.fixture(scope="module")
 def report():
@@ -168,6 +170,29 @@ def test_a_part_that_changes_its_input_is_caught():
     assert "input" in broken(Changing())
 
 
+def test_a_part_that_does_not_keep_to_a_tolerance_is_caught():
+    coarse = build("lowprecision(bits=2)", "compressor")
+
+    class Deaf(Wrapped):
+        inner = coarse
+
+        def within(self, x, tolerance):
+            return coarse
+
+    class Dear(Wrapped):
+        inner = coarse
+
+        def within(self, x, tolerance):
+            return build("lowprecision" if tolerance else "lowprecision(bits=2)", "compressor")
+
+    failures = [check for check in laws.check(Deaf(), NINE) if check.reason and check.law != "text"]
+    assert [check.law for check in failures] == ["within"]
+    assert "the mean loss is" in failures[0].reason
+    on_grid = {"on the grid": np.array([1, -1, 0, 1], np.float32)}
+    (failure,) = [check for check in laws.check(Dear(), on_grid) if check.law == "within"]
+    assert failure.reason == "0 of ‖x‖² costs 40 bits, and a larger tolerance 64"
+
+
 @pytest.fixture
 def free_code():
     """A wire code that is given back after the test."""
@@ -213,7 +238,7 @@ def test_a_part_with_failures_does_not_stop_the_others():
     report = laws.run([worse, Sign()], {"nine": hostile()["nine"]})
     assert report.parts == 2
     assert {check.law for check in report.failures} == {"text", "bits", "unbiasedness"}
-    assert report.checks > 2 * len(laws.LAWS["compressor"]) - 9
+    assert report.checks > 2 * len(laws.LAWS["compressor"]) - 11
     assert all(check.vector == "nine" and check.reason for check in report.failures)
 
 

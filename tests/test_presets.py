@@ -17,7 +17,7 @@ import transcriptions as paper
 from mpirun import mpi_run
 
 from qsparse.algorithm import Algorithm, check
-from qsparse.errors import CompositionError
+from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.kernels import random
 from qsparse.registry import build, names
@@ -127,6 +127,8 @@ CASES = [
     Case(f"dist-ef-sgdm(lr={COSINE}, momentum=0.5)", {"momentum": 0.5}, COSINE),
     Case(f"dist-ef-blocksgd(lr={COSINE}, size=7)", {"size": 7}, COSINE),
     Case(f"dist-ef-blocksgdm(lr={COSINE}, momentum=0.5)", {"momentum": 0.5}, COSINE),
+    Case("dist-ef-blocksgd(lr=0.02, bucket=20)", {"bucket": 20}, 0.02),
+    Case(f"dist-ef-blocksgdm(lr={COSINE}, momentum=0.5, bucket=31)", {"momentum": 0.5, "bucket": 31}, COSINE),
     Case("dist-ef-blocksgdm(lr=0.01, momentum=0.5, nesterov=false)",
          {"momentum": 0.5, "nesterov": False}, 0.01),
 ]  # fmt: skip
@@ -213,6 +215,13 @@ def counted(text: str) -> tuple[np.ndarray, int, int]:
 
     models, spoken, skipped = zip(*run_threads(WORKERS, body, timeout=60), strict=True)
     return models[0], sum(spoken), sum(skipped)
+
+
+def test_blocks_are_of_a_size_or_of_layers() -> None:
+    """Not both."""
+    for name in ("dist-ef-blocksgd", "dist-ef-blocksgdm"):
+        with pytest.raises(SettingError, match="give one of size, layers and bucket"):
+            build(f"{name}(size=8, bucket=9)", "algorithm")
 
 
 def test_lazy_workers_skip() -> None:

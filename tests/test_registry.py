@@ -47,6 +47,7 @@ def test_text_becomes_the_part_it_says():
     )
     assert compressor("blockwise(sign, size=8)") == Blockwise(Sign(), size=8)
     assert compressor("blockwise(sign, layers=[3, 4])") == Blockwise(Sign(), layers=(3, 4))
+    assert compressor("blockwise(sign, bucket=9)") == Blockwise(Sign(), bucket=9)
     assert compressor("bysize(float32, topk(k=2) >> sign, limit=9)") == BySize(
         Float32(), Composed(TopK(k=2), Sign()), 9
     )
@@ -146,7 +147,13 @@ blockwise
 blockwise(sign)
 blockwise(sign, size=0)
 blockwise(sign, size=2.5)
+blockwise(sign, size=true)
 blockwise(sign, size=8, layers=true)
+blockwise(sign, size=8, bucket=9)
+blockwise(sign, layers=true, bucket=9)
+blockwise(sign, bucket=0)
+blockwise(sign, bucket=2.5)
+blockwise(sign, bucket=true)
 blockwise(sign, layers=[3, -4])
 blockwise(sign, layers='all')
 blockwise(3, size=8)

@@ -20,7 +20,7 @@ from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Gradient, Local
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build, spell
-from qsparse.schedules import Cosine, Rate, Steps, rate_at, rate_over
+from qsparse.schedules import Cosine, Rate, Steps, over, rate_at
 from qsparse.seeds import Seed
 from qsparse.server import Descend, Majority, ServerRule
 from qsparse.triggers import Every, Lazy, RandomGap, Trigger
@@ -99,8 +99,9 @@ def test_a_schedule_without_a_length_gets_the_runs() -> None:
     assert Cosine(0.4, warmup=5, floor=0.1).over(100) == Cosine(0.4, 100, 5, 0.1)
     assert Cosine(0.4, 50).over(100) == Cosine(0.4, 50)
     assert Cosine(0.4, warmup=8).over(3).at(3) == pytest.approx(0.15), "a run shorter than its warm-up"
-    assert rate_over(0.3, 100) == 0.3
-    assert rate_over(Steps(0.3, (5,)), 100) == Steps(0.3, (5,))
+    assert over(SGD(0.3), 100) == SGD(0.3)
+    assert over(SGD(Steps(0.3, (5,))), 100) == SGD(Steps(0.3, (5,)))
+    assert over(SGD(Cosine(0.3)), 100) == SGD(Cosine(0.3, 100))
     algorithm = Algorithm(SGD(Cosine(0.4)), server=Majority(Cosine(0.2)))
     assert algorithm.over(60).local == SGD(Cosine(0.4, 60))
     assert algorithm.over(60).server == Majority(Cosine(0.2, 60))

@@ -320,20 +320,29 @@ def dist_ef_sgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True):
     return dist_ef(x, g, T, R, eta, scaled_sign, momentum, nesterov)
 
 
-def blocks(x, layers, size):
-    """The layers, or stretches of a size."""
-    return layers if size is None else [slice(i, i + size) for i in range(0, len(x), size)]
+def blocks(x, layers, size, bucket):
+    """The layers; or stretches of a size; or layers side by side, as many as a bucket holds."""
+    if size is not None:
+        return [slice(i, i + size) for i in range(0, len(x), size)]
+    if bucket is None:
+        return layers
+    found, start = [], 0
+    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+        if after is None or after.stop - start > bucket:
+            found.append(slice(start, layer.stop))
+            start = layer.stop
+    return found
 
 
-def dist_ef_blocksgd(x, g, T, R, layers, u, eta, size=None):
+def dist_ef_blocksgd(x, g, T, R, layers, u, eta, size=None, bucket=None):
     """C is the scaled sign of each block, no momentum."""
-    parts = blocks(x, layers, size)
+    parts = blocks(x, layers, size, bucket)
     return dist_ef(x, g, T, R, eta, lambda v: by_layers(lambda w, _: scaled_sign(w), v, parts))
 
 
-def dist_ef_blocksgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True, size=None):
+def dist_ef_blocksgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True, size=None, bucket=None):
     """C is the scaled sign of each block."""
-    parts = blocks(x, layers, size)
+    parts = blocks(x, layers, size, bucket)
     C = lambda v: by_layers(lambda w, _: scaled_sign(w), v, parts)  # noqa: E731
     return dist_ef(x, g, T, R, eta, C, momentum, nesterov)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import math
 import os
 import sys
@@ -18,7 +19,7 @@ import click
 from click.core import ParameterSource
 from tabulate import tabulate
 
-from qsparse.algorithm import Algorithm
+from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
@@ -120,9 +121,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 @click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
 @click.option(
     "--exchange",
-    default="server",
-    show_default=True,
-    help="server, server(root=1, works=false), tree or allgather.",
+    help="server, server(root=1, works=false), tree or allgather.  [default: as the meeting needs it]",
 )
 @click.option(
     "--wire",
@@ -148,6 +147,12 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
     help="Of torch, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
+@click.option(
+    "--repeat",
+    type=click.Path(),
+    metavar="FILE",
+    help="Take asynchronous reports in the order of another run's arrivals.jsonl.",
+)
 @click.option(
     "--import",
     "imports",
@@ -220,14 +225,28 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
     epochs, steps = options["epochs"], options["steps"]
     if epochs is not None and steps is not None:
         raise SettingError("give either --epochs or --steps")
+    algorithm = _algorithm(options)
+    exchange = options["exchange"]
     return Settings(
-        algorithm=_algorithm(options),
-        exchange=build(options["exchange"], "exchange"),
+        algorithm=algorithm,
+        exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
         epochs=60.0 if epochs is None and steps is None else epochs,
         steps=steps,
         seed=options["seed"],
         evaluations=options["evaluations"],
+        order=None if options["repeat"] is None else _order(options["repeat"]),
     )
+
+
+def _order(path: str) -> tuple[int, ...]:
+    """The ranks of a run's ``arrivals.jsonl``, in order."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return tuple(int(json.loads(line)["rank"]) for line in file)
+    except OSError as error:
+        raise SettingError(f"cannot read --repeat {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise SettingError(f"--repeat {path} is no arrivals.jsonl of a run") from None
 
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:

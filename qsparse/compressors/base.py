@@ -193,6 +193,24 @@ class Compressor(ABC):
     def check(self, n: int) -> None:
         """Refuse, with SettingError, a vector length that the settings do not fit."""
 
+    def within(self, x: Vector, tolerance: float) -> Compressor:
+        """The cheapest setting of this compressor with E‖C(x) − x‖² ≤ tolerance for this x.
+
+        Condition (2) of Yu et al. (2019), whose tolerance is μ‖x − x̃‖².
+
+        Args:
+            x: (n,) as for `compress`.
+            tolerance: 0 or more, in the square of the units of x; infinity allows everything.
+
+        Raises:
+            CompositionError: this compressor has one precision.
+            SettingError: the tolerance is negative or NaN, or x is nothing that `compress` takes.
+            NotFinite: as for `compress`.
+        """
+        raise CompositionError(
+            f"{spell(self)}: this compressor has one precision, whatever the tolerance; use lowprecision"
+        )
+
     def compress(self, x: Vector, seed: Seed) -> Payload:
         """Spell x as a payload; changes nothing.
 
@@ -205,10 +223,7 @@ class Compressor(ABC):
             NotFinite: x holds NaN, infinity or what float32 cannot hold.
             SettingError: x has another type or shape, or does not fit the settings.
         """
-        x = as_vector(x)
-        index = vector.first_beyond(x, LARGEST)
-        if index >= 0:
-            raise NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
+        x = as_sendable(x)
         self.check(x.size)
         out = Writer()
         nbits = self.write(x, seed, out)
@@ -238,6 +253,15 @@ def as_vector(x: Vector) -> Vector:
     if not x.flags.c_contiguous:
         raise SettingError("a compressor takes a contiguous vector: pass numpy.ascontiguousarray(x)")
     return x if x.flags.writeable else x.copy()
+
+
+def as_sendable(x: Vector) -> Vector:
+    """Refuse what is no `as_vector`, and values that float32 cannot hold."""
+    x = as_vector(x)
+    index = vector.first_beyond(x, LARGEST)
+    if index >= 0:
+        raise NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
+    return x
 
 
 def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterator[Piece]:

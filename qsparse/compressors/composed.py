@@ -241,6 +241,10 @@ class Float32(Quantizer):
         out[...] = section.array(out.size, "f4")
         return out
 
+    def within(self, x: Vector, tolerance: float) -> Compressor:
+        """As it is: exact."""
+        return self
+
     def promise(self, k: int) -> QuantizerClaims:
         """Exact for float32 vectors."""
         return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, Reader, refuse
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import contraction, on_grid, packed, read_width, unpacked
-from qsparse.errors import NotFinite
+from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, refuse
+from qsparse.compressors.composed import FLOAT32, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import WIDEST, contraction, on_grid, packed, read_width, unpacked
+from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
-from qsparse.registry import register
+from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
@@ -27,7 +27,7 @@ class LowPrecision(Quantizer):
     E‖Q(v) − v‖² ≤ kδ²/4. A fixed δ clips: biased, and not homogeneous.
 
     Args:
-        bits: b, 2 to 16; a message takes 32 + b·k bits.
+        bits: b, 2 to 16, and the floor under `within`; a message takes 32 + b·k bits.
         delta: a fixed δ > 0, or None for the one above.
     """
 
@@ -45,19 +45,44 @@ class LowPrecision(Quantizer):
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
         half = 1 << (self.bits - 1)
         if self.delta is None:
-            low, high = vector.extremes(values)
-            end = max(-low, high)
+            end = _reach(values)
         else:
             end = self.delta * (half - 1)
             if self.delta * half > LARGEST:
                 raise NotFinite(f"{self}: the grid ends at {end:.3g}, beyond float32", -1)
-        end = float(np.float32(end))
+            end = float(np.float32(end))
         codes = np.zeros(values.size, np.int32)
         if end > 0:
             step = end / (half - 1)
             quantize.grid_random(values, 0.0, step, -half, half - 1, *random.halves(seed.key), codes)
         parts = [struct.pack("<Bf", self.bits, end), packed(codes, -half, self.bits)]
         return Section(parts, 32 + self.bits * values.size)
+
+    def within(self, x: Vector, tolerance: float) -> Compressor:
+        """The least b ≥ ``bits`` with E‖Q(x) − x‖² = δ²·Σf_i(1 − f_i) ≤ tolerance (Yu et al., 2019, eq. 2).
+
+        f_i is the fractional part of x_i/δ. Where 16 bits are too few it is `Float32`, which is exact for
+        float32 vectors. See `Compressor.within` for arguments and errors; a fixed δ is refused.
+        """
+        if self.delta is not None:
+            raise CompositionError(
+                f"{spell(self)}: more bits of a fixed delta reach further and are no finer; leave delta out"
+            )
+        if not tolerance >= 0:
+            raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
+        x = as_sendable(x)
+        end = _reach(x) if x.size else 0.0
+        # The error does not always fall with b, as a value may lie on a coarse grid and between the points
+        # of a finer one. So b is searched from below; a width that is far too small shows after few values.
+        for bits in range(self.bits, WIDEST + 1):
+            half = 1 << (bits - 1)
+            if end > 0:
+                error = quantize.expected_error(x, end / (half - 1), -half, half - 1, float(tolerance))
+            else:
+                error = vector.squared_norm(x)
+            if error <= tolerance:
+                return LowPrecision(bits)
+        return FLOAT32
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
@@ -77,3 +102,9 @@ class LowPrecision(Quantizer):
             omega=omega if free else None,
             bits=32 + self.bits * k,
         )
+
+
+def _reach(values: Vector) -> float:
+    """The end of the grid that holds all values: ‖v‖∞ as it travels, float32."""
+    low, high = vector.extremes(values)
+    return float(np.float32(max(-low, high)))

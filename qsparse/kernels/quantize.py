@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.kernels.jit import kernel
+from qsparse.kernels.jit import inlined, kernel
 from qsparse.kernels.random import four_uniforms
+from qsparse.kernels.vector import total
+
+#: Entries between two looks at a limit: a multiple of eight.
+_STRIDE = 4096
 
 
 @kernel
@@ -33,6 +37,35 @@ def grid_random(x, origin, step, low, high, k0, k1, out):
             i = 4 * block + j
             code = np.floor((float(x[i]) - origin) / step + u[j])
             out[i] = min(max(code, low), high)
+
+
+@inlined
+def _expected_square(t, low, high):
+    """E(clip(⌊t + u⌋, low, high) − t)²: f(1 − f) for the fractional part f of what lies inside."""
+    inside = min(max(t, low), high)
+    outside = t - inside
+    f = inside - np.floor(inside)
+    return f * (1.0 - f) + outside * outside
+
+
+@kernel
+def expected_error(x, step, low, high, limit):
+    """E‖Q(x) − x‖² where Q is `grid_random` at origin 0, in the sums of `vector`.
+
+    Once that is beyond the limit, some number beyond it: terms are not negative, so it is not worth
+    reading on.
+    """
+    sums = np.zeros(8)
+    whole = x.size - x.size % 8
+    for start in range(0, whole, _STRIDE):
+        for i in range(start, min(start + _STRIDE, whole), 8):
+            for j in range(8):
+                sums[j] += _expected_square(np.float64(x[i + j]) / step, low, high)
+        if step * step * total(sums) > limit:
+            break
+    for i in range(whole, x.size):
+        sums[i - whole] += _expected_square(np.float64(x[i]) / step, low, high)
+    return step * step * total(sums)
 
 
 @kernel

@@ -23,7 +23,8 @@ def first_beyond(x, limit):
 
 
 @kernel
-def _tail_sum(sums):
+def total(sums):
+    """The sum of eight sums, added up in a fixed order."""
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
 
 
@@ -37,7 +38,7 @@ def norm1(x):
             sums[j] += abs(float(x[i + j]))
     for i in range(whole, x.size):
         sums[i - whole] += abs(float(x[i]))
-    return _tail_sum(sums)
+    return total(sums)
 
 
 @kernel
@@ -53,7 +54,7 @@ def squared_norm(x):
     for i in range(whole, x.size):
         value = np.float64(x[i])
         sums[i - whole] += value * value
-    return _tail_sum(sums)
+    return total(sums)
 
 
 @kernel

@@ -4,6 +4,10 @@ Basu et al., 2019, Algorithm 2: every worker has a synchronisation set of its ow
 takes each report with the factor 1/R at once and sends the new model to who reported, and only to
 it. A worker's side of a meeting is the same as in synchronous rounds (`Station.meet`); this file is
 the coordinator's side, and the end.
+
+The work is shared, not dealt out: the workers take T·R steps together, fast ones more of them than
+slow ones, and then the coordinator stops everybody. Until then it tells with every answer how far the
+run is (the clock), because schedules go by the run and not by one worker's own steps.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ from typing import NamedTuple
 
 from qsparse.algorithm import Async
 from qsparse.compressors import Float32
-from qsparse.errors import WireError
+from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
 from qsparse.memory import Stateless
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.synchronous import Desk
-from qsparse.seeds import Seed
+from qsparse.rounds.synchronous import Desk, Pace
+from qsparse.seeds import COORDINATOR, Seed
 from qsparse.wire.base import Wire
 
 
@@ -31,7 +35,7 @@ class Answered(NamedTuple):
     Attributes:
         rank: who reported.
         about: the number of the desk it was about.
-        report, reply: what it said, and what it was answered.
+        report, reply: what it said, and what it was answered; at the end the final values.
         staleness: how many reports about the model were taken since this worker was last told one.
     """
 
@@ -42,8 +46,41 @@ class Answered(NamedTuple):
     staleness: int
 
 
-def serve(desks: Sequence[Desk], meeting: Async, wire: Wire, workers: Sequence[int]) -> Iterator[Answered]:
-    """The coordinator's event loop: yields after each answer, ends when all workers have stopped.
+class Order:
+    """Whose report is taken next.
+
+    Args:
+        ranks: the recorded order of a run that is to be repeated, one rank for each report; None: who
+            comes first.
+    """
+
+    def __init__(self, ranks: Sequence[int] | None = None) -> None:
+        self._ranks = ranks
+        self._taken = 0
+
+    def receive(self, wire: Wire) -> tuple[int, Payload]:
+        """The next report, and whose it is."""
+        if self._ranks is None:
+            return receive_one(wire)
+        if self._taken == len(self._ranks):
+            raise DisagreementError(
+                f"the recorded order of arrivals ends after {self._taken} reports and the run does not: "
+                "repeat it with the settings, the seed and the ranks of the recorded one"
+            )
+        self._taken += 1
+        return receive_one(wire, self._ranks[self._taken - 1])
+
+
+def serve(
+    desks: Sequence[Desk],
+    meeting: Async,
+    wire: Wire,
+    workers: Sequence[int],
+    steps: int,
+    pace: Pace,
+    order: Order,
+) -> Iterator[Answered]:
+    """The coordinator's event loop: yields after each answer, ends when all workers were stopped.
 
     A worker has one credit: it may not report again before it was answered. The wire takes the ranks
     in turn, so nobody starves; with ``meeting.ahead`` a worker is answered only while it is not
@@ -54,60 +91,75 @@ def serve(desks: Sequence[Desk], meeting: Async, wire: Wire, workers: Sequence[i
         meeting: the bound.
         wire: between the ranks.
         workers: who reports.
+        steps: T; when the workers have taken T·R steps, each is stopped at its next report.
+        pace: where the run stands; it is moved on.
+        order: of arrivals.
 
     Raises:
         RankError: a worker failed.
     """
+    begin, first = pace.clock, pace.t
     turn = dict.fromkeys(workers, 0)  # reports taken of each worker, about anything
     met = dict.fromkeys(workers, 0)  # and about the model
     told = dict.fromkeys(workers, 0)  # reports about the model that were in the one it was last told
+    taken = dict.fromkeys(workers, 0)  # local steps
     waiting: dict[int, tuple[int, Payload, int]] = {}
-    running = set(workers)
+    stopped: dict[int, tuple[int, Payload, int]] = {}
     # What a worker knows is its own, where the down link has a memory at all.
     repliers: dict[tuple[int, int], Sender] = {}
-    while running:
-        rank, report = receive_one(wire)
-        if rank not in running:
-            raise WireError(f"rank {rank} spoke at step {report.step} after it had stopped")
-        if report.kind is Kind.STOP:
-            running.discard(rank)
-        else:
-            about = turn[rank] % len(desks)
-            staleness = sum(met.values()) - told[rank] if about == 0 else 0
-            turn[rank] += 1
-            met[rank] += about == 0
-            desks[about].take([report])
-            waiting[rank] = about, report, staleness
-        slowest = min((met[each] for each in running), default=math.inf)
-        furthest = math.inf if meeting.ahead is None else slowest + meeting.ahead
+    answers = 0
+    while len(stopped) < len(workers):
+        rank, report = order.receive(wire)
+        about = turn[rank] % len(desks)
+        turn[rank] += 1
+        staleness = 0
+        if about == 0:
+            staleness = sum(met.values()) - told[rank]
+            met[rank] += 1
+            taken[rank] = report.step - first
+            pace.t = max(pace.t, report.step)
+            pace.clock = begin + min(sum(taken.values()) // len(workers), steps)
+        wire.ledger.arrived(rank, report.step, about, staleness)
+        desks[about].take([report], pace.clock)
+        waiting[rank] = about, report, staleness
+        over = sum(taken.values()) >= steps * len(workers)
+        slowest = min((met[each] for each in workers if each not in stopped), default=0)
+        furthest = math.inf if over or meeting.ahead is None else slowest + meeting.ahead
         for each in sorted(waiting):
             about, report, staleness = waiting[each]
             if about == 0 and met[each] > furthest:
                 continue
             del waiting[each]
+            if over and about == len(desks) - 1:
+                stopped[each] = about, report, staleness
+                continue
             desk = desks[about]
             replier = desk.replier
             if not isinstance(desk.algorithm.down.memory, Stateless):
                 if (about, each) not in repliers:
                     repliers[about, each] = copy.deepcopy(desk.replier)
                 replier = repliers[about, each]
-            reply = desk.reply(report.step, replier)
+            answers += 1
+            reply = desk.reply(pace.clock, replier, answers)
             wire.send([reply], each)
             if about == 0:
                 told[each] = sum(met.values())
             yield Answered(each, about, report, reply, staleness)
-    finals = [Float32().compress(desk.model, Seed(0)) for desk in desks]
-    for rank in workers:
+    final = Seed(0, rank=COORDINATOR, step=pace.clock, use="down")
+    finals = [Float32().compress(desk.leave(), final) for desk in desks]
+    for rank, (about, report, staleness) in stopped.items():
+        wire.send([Payload.build(kind=Kind.STOP, way=Way.BESIDE, step=pace.t)], rank)
         wire.send(finals, rank)
+        yield Answered(rank, about, report, finals[0], staleness)
     wire.flush()
 
 
-def leave(wire: Wire, root: int, step: int) -> list[Payload]:
-    """A worker's last word; returns the final values when all have left, a frame for each desk.
+def leave(wire: Wire, root: int) -> list[Payload]:
+    """What a worker that was stopped is told: the final values, a frame for each desk.
 
     They are not compressed: they are sent once, and nobody would correct them later.
     """
-    wire.send([Payload.build(kind=Kind.STOP, way=Way.BESIDE, origin=wire.rank, step=step)], root)
     _, payloads = wire.receive(root)
     raise_error(payloads[0])
+    wire.ledger.spoke(payloads[0])
     return payloads

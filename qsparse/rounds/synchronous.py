@@ -6,21 +6,37 @@ do not wait for each other, the coordinator's side is in `asynchronous.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Sync
+from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.exchange.base import Exchange
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.local import Oracle
 from qsparse.memory import Draft
-from qsparse.payload import Kind, Payload
+from qsparse.payload import Kind, Payload, Way
 from qsparse.seeds import COORDINATOR, Seed
-from qsparse.types import Layout, Vector
+from qsparse.types import Layout, State, Vector
 from qsparse.wire.base import Wire
+
+
+@dataclass
+class Pace:
+    """Where a rank stands in a run.
+
+    Attributes:
+        t: the steps that this rank has taken.
+        clock: the steps that the workers have taken on average, as far as this rank was told; schedules
+            go by it. Where everybody waits for everybody it is t.
+    """
+
+    t: int = 0
+    clock: int = 0
 
 
 class Seat:
@@ -67,12 +83,19 @@ class Seat:
         self.ledger.spoke(payload)
         return payload
 
-    def hear(self, reply: Payload) -> Vector:
-        """The coordinator's answer; the result is overwritten by the next one."""
+    def hear(self, reply: Payload) -> Vector | None:
+        """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
+        if reply.kind is not Kind.DATA:
+            return None
         with self.ledger.timed("decode"):
             model = self.listener.merge([reply])
         self.trigger.heard(self.trigger_state, model)
         return model
+
+    def enter(self, x: Vector) -> None:
+        """A phase begins at a model that all ranks have."""
+        self.listener.memory.enter(self.listener.state, x)
+        self.trigger.heard(self.trigger_state, x)
 
 
 class Station:
@@ -85,6 +108,7 @@ class Station:
         seed: of the run.
         layout: the model's layers.
         ledger: where messages and seconds are counted.
+        pace: where this rank stands; stations of one rank share it.
     """
 
     def __init__(
@@ -96,26 +120,34 @@ class Station:
         seed: Seed,
         layout: Layout,
         ledger: Ledger,
+        pace: Pace | None = None,
     ) -> None:
         workers = exchange.workers(wire.size)
         self.works = wire.rank in workers
+        self.algorithm = algorithm
         self.exchange = exchange
         self.wire = wire
         self.ledger = ledger
+        self.pace = pace or Pace()
         self.seat = Seat(algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works)
         # A worker that does not coordinate is spared the coordinator's vectors.
         self.desk = None
         if exchange.coordinates(wire.rank):
             self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger)
+        #: The local step's state, made by `rounds`.
+        self.local: State | None = None
+        #: Has the coordinator stopped this worker?
+        self.stopped = False
 
     def due(self, t: int) -> bool:
         """Does this rank meet the coordinator after step t?"""
         return self.seat.due(t)
 
-    def meet(self, v: Vector, t: int) -> Vector:
+    def meet(self, v: Vector, t: int) -> Vector | None:
         """One round: say v (ignored where this rank does not work), hear the new model.
 
-        The result is overwritten by the next meeting.
+        Returns:
+            The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
         news = self.seat.news(v, t) if self.works else None
         with self.ledger.timed("exchange"):
@@ -123,13 +155,26 @@ class Station:
         reply = None
         if payloads is not None:
             assert self.desk is not None
-            self.desk.take(payloads)
+            self.desk.take(payloads, self.pace.clock)
             reply = self.desk.reply(t, self.desk.replier)
         with self.ledger.timed("exchange"):
             reply = self.exchange.broadcast(self.wire, reply)
-        if self.works and self.exchange.answers:
+        if reply.kind is Kind.STOP:
+            self.stopped, self.pace.t = True, reply.step
+        elif self.works and self.exchange.answers:
             self.ledger.spoke(reply)
+        if reply.kind is Kind.DATA and isinstance(self.algorithm.meeting, Async):
+            self.pace.clock = reply.step
         return self.seat.hear(reply)
+
+    def enter(self, x: Vector, before: Station) -> None:
+        """A phase begins (again) at a model that all ranks have, after the phase of another station."""
+        self.stopped = False
+        self.seat.enter(x)
+        if self.local is not None:
+            self.algorithm.local.enter(self.local, x)
+        if self.desk is not None and before.desk is not None:
+            self.desk.enter(x, before.desk)
 
 
 class Desk:
@@ -141,7 +186,12 @@ class Desk:
         self.algorithm = algorithm
         self.seed = seed.at(rank=COORDINATOR, use="down")
         self.ledger = ledger
-        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=workers)
+        one_by_one = isinstance(algorithm.meeting, Async) and algorithm.server.one_by_one
+        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=1 if one_by_one else workers)
+        # One report that comes alone is the R-th part of a round; where what is restored is not that
+        # part but the running mean of all, the part is taken here.
+        alone = isinstance(algorithm.meeting, Async) and not one_by_one
+        self._part = 1 / workers if alone and algorithm.up.memory.bridges_skips else 1.0
         self.replier = Sender(algorithm.down, start, layout)
         self.server = algorithm.server.init(start)
 
@@ -150,17 +200,38 @@ class Desk:
         """The coordinator's model."""
         return self.algorithm.server.model(self.server)
 
-    def take(self, payloads: Sequence[Payload]) -> None:
-        """Absorb the mean of reports, silent workers included."""
+    def take(self, payloads: Sequence[Payload], clock: int) -> None:
+        """Absorb the mean of reports, silent workers included; schedules go by the clock."""
         with self.ledger.timed("decode"):
-            self.algorithm.server.absorb(self.server, self.hearer.merge(payloads), payloads[0].step)
+            u = self.hearer.merge(payloads)
+            if self._part != 1:
+                u = u * self._part
+            self.algorithm.server.absorb(self.server, u, clock)
 
-    def reply(self, t: int, replier: Sender) -> Payload:
-        """The answer to who stands at step t, to be sent at once."""
+    def reply(self, t: int, replier: Sender, number: int = 0) -> Payload:
+        """The answer to who stands at step t, to be sent at once.
+
+        Args:
+            t: goes into the header.
+            replier: the sending end of who is answered.
+            number: tells answers of the same step apart, so that each draws its own random numbers.
+        """
+        seed = self.seed.at(step=t)
+        if self.algorithm.server.silent:
+            return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
-            draft = replier.draft(self.model, self.seed.at(step=t))
+            draft = replier.draft(self.model, seed.child(number) if number else seed)
             replier.commit(draft)
         return draft.payload
+
+    def leave(self) -> Vector:
+        """The model with which a phase ends."""
+        return self.algorithm.server.leave(self.server)
+
+    def enter(self, x: Vector, before: Desk) -> None:
+        """A phase begins at x, after the phase of another desk."""
+        self.replier.memory.enter(self.replier.state, x)
+        self.algorithm.server.enter(self.server, x, before.server)
 
 
 def skip(draft: Draft) -> Payload:
@@ -186,36 +257,48 @@ def rounds(
     oracle: Oracle,
     batch: Callable[[int], Any],
     gradient: Vector | None = None,
-    beside: Callable[[int], None] | None = None,
+    beside: Callable[[int], bool] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, float | None, bool]]:
-    """Train: yields (step, loss, whether this rank met) after each step; the last step always meets.
+    """Train: yields (step, loss, whether this rank met) after each step.
+
+    Where everybody waits for everybody, the last step always meets; where nobody waits, the coordinator
+    says when it is over.
 
     Args:
         algorithm: what to do; its local step moves x in place.
-        station: this rank's place in the meetings.
+        station: this rank's place in the meetings; its pace says where to go on.
         x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
         steps: T.
         oracle: gradients of the training loss.
         batch: step t = 1, 2, … → this rank's batch.
         gradient: where the oracle leaves gradients, (n,), if it has a place of its own.
-        beside: called with the step at every meeting, for what is exchanged beside the model.
+        beside: called with the step at every meeting, for what is exchanged beside the model; returns
+            whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
     """
-    local = algorithm.local
-    state = local.init(x, gradient)
+    local, pace = algorithm.local, station.pace
+    if station.local is None:
+        station.local = local.init(x, gradient)
+    state = station.local
     report = np.empty_like(x)
-    for t in range(1, steps + 1):
+    last = math.inf if isinstance(algorithm.meeting, Async) else pace.t + steps
+    while pace.t < last and not station.stopped:
+        pace.t += 1
+        pace.clock += 1
+        t = pace.t
         if begin is not None:
             begin(t)
         loss = None
         if station.works:
             with station.ledger.timed("compute"):
-                loss = local.advance(state, oracle, batch(t), t)
+                loss = local.advance(state, oracle, batch(t), pace.clock)
         # Asked at every step, so that the trigger's own count stays in step.
-        met = station.due(t) or t == steps
+        met = station.due(t) or t == last
         if met:
-            local.adopt(state, station.meet(local.report(state, report), t))
-            if beside is not None:
-                beside(t)
+            model = station.meet(local.report(state, report), t)
+            if model is not None:
+                local.adopt(state, model)
+            if beside is not None and beside(t):
+                station.stopped = True
         yield t, loss, met

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, check
+from qsparse.algorithm import Algorithm, Async, check
 from qsparse.errors import SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
@@ -46,6 +46,8 @@ class Virtual:
         ledger: Ledger | None = None,
     ) -> None:
         check(algorithm, ParameterServer(), workers)
+        if algorithm.prelude is not None or isinstance(algorithm.meeting, Async):
+            raise SettingError("virtual workers meet all at once, in one phase")
         if not algorithm.local.asks_once:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
@@ -83,11 +85,13 @@ class Virtual:
             seat.news(self.local.report(state, self._report), self.t)
             for seat, state in zip(self._seats, self._states, strict=True)
         ]
-        self._desk.take(payloads)
+        self._desk.take(payloads, self.t)
         reply = self._desk.reply(self.t, self._desk.replier)
         for seat, state in zip(self._seats, self._states, strict=True):
             self.ledger.spoke(reply)
-            self.local.adopt(state, seat.hear(reply))
+            model = seat.hear(reply)
+            if model is not None:
+                self.local.adopt(state, model)
         return True
 
 

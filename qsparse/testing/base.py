@@ -82,9 +82,8 @@ def layout(n: int) -> Layout:
     return tuple(layer for layer in layers if layer.size)
 
 
-def is_random(part: Compressor) -> bool:
-    """Whether the body for some fixed vector depends on the seed."""
-    n = 64
+def is_random(part: Compressor, n: int = 64) -> bool:
+    """Whether the body for some vector of n coordinates depends on the seed; yes where none fits."""
     probe = np.cos(np.arange(n)).astype(np.float32)
     for candidate in (part, part.bind(layout(n)).limited(n)):
         try:

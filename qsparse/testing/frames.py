@@ -82,7 +82,7 @@ def _determinism(part: Compressor, name: str, x: Vector) -> bool:
 @law("seeding")
 def _seeding(part: Compressor, name: str, x: Vector) -> bool:
     """A random part draws anew for every step and rank."""
-    if x.size < 1000 or not is_random(part):
+    if x.size < 1000 or not is_random(part, x.size):
         return False
     first = bytes(part.compress(x, SEED).body)
     for other in (SEED.at(step=6), SEED.at(rank=2), SEED.at(use="down")):

@@ -99,6 +99,7 @@ EXAMPLES: Final = (
     "blockwise(topk(k=3) >> sign, size=64)",
     "blockwise(qsgd(levels=4), layers=true)",
     "blockwise(blockwise(uniform, size=5), size=16)",
+    "blockwise(sign, bucket=20)",
     "bysize(float32, topk(ratio=0.05) >> sign, limit=10)",
     "*.bias: float32; conv.*: topk(k=4) >> uniform; *: sign",
 )

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors import Float32, Sign, TopK
+from qsparse.compressors import Float32, LowPrecision, Sign, TopK
 from qsparse.link import Link, Receiver, Sender
 from qsparse.memory import Draft, ErrorFeedback, Innovation, Memory, Stateless
 from qsparse.testing.base import (
@@ -30,7 +30,8 @@ _MANY: Final = 40
 
 
 def _links(memory: Memory, n: int) -> Iterator[Link]:
-    yield Link((TopK(k=3) >> Sign()).limited(n), memory)
+    coarse = LowPrecision(bits=2) if memory.demanding else (TopK(k=3) >> Sign()).limited(n)
+    yield Link(coarse, memory)
     yield Link(Float32(), memory)
 
 

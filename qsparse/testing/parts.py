@@ -20,6 +20,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "errorfeedback",
         "errorfeedback(decay=0.5)",
         "innovation",
+        "snapshot",
+        "snapshot(mu=0.1, accelerated=true)",
     ),
     "trigger": (
         "every",
@@ -38,6 +40,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "gradient",
         "gradient(momentum=0.9)",
         "gradient(momentum=0.9, nesterov=true)",
+        "gradient(whole=true)",
+        "svrg",
     ),
     "schedule": (
         "cosine(peak=0.1)",
@@ -53,6 +57,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "descend(lr=cosine(peak=0.1, warmup=2))",
         "majority(lr=0.001)",
         "majority(lr=steps(start=0.1, after=[2]))",
+        "hold",
+        "proxsvrg(lr=0.1)",
+        "proxsvrg(lr=0.1, l1=0.01, l2=0.1)",
+        "accelerated(lr=0.1)",
+        "accelerated(lr=cosine(peak=0.1), l1=0.01, l2=0.1)",
     ),
     "exchange": (
         "server",
@@ -87,6 +96,15 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "qsparse-local-sgd",
         "qsparse-local-sgd(H=3, random_gaps=true, compressor=topk(k=4) >> qsgd(levels=4))",
         "qsparse-local-sgd(H=2, compressor=uniform(bits=4), memory=innovation)",
+        "qsparse-local-sgd-async",
+        "qsparse-local-sgd-async(H=3, compressor=randk(k=4), ahead=2)",
+        "asylpg(inner=2)",
+        "asylpg(bits=4, mu=0.1, inner=3, l1=0.001, l2=0.01, ahead=1)",
+        "sparse-asylpg(inner=2)",
+        "acc-asylpg(inner=2)",
+        "asyfpg(inner=2)",
+        "acc-asyfpg(inner=2)",
+        "qsvrg(inner=2)",
         "gd",
         "qgd",
         "qgd(bits=2)",
@@ -98,6 +116,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "dist-ef-sgdm",
         "dist-ef-blocksgd(size=8)",
         "dist-ef-blocksgdm",
+        "dist-ef-blocksgdm(bucket=13)",
     ),
 }
 #: No part has a setting of this name.

@@ -10,15 +10,16 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse.algorithm import Algorithm, Async, check, natural_exchange
 from qsparse.compressors import decompress
 from qsparse.errors import NotFinite, QsparseError, RankError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.registry import build, spell
-from qsparse.rounds.asynchronous import leave, serve
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.asynchronous import Answered, Order, leave, serve
+from qsparse.rounds.phases import Walk
+from qsparse.rounds.synchronous import Pace, Station
 from qsparse.seeds import Seed
 from qsparse.testing.base import HUGE, hold, law, layout
 from qsparse.types import Vector
@@ -40,9 +41,9 @@ class Row(NamedTuple):
 
 def natural(algorithm: Algorithm) -> tuple[Exchange, int, list[int]]:
     """The exchange that an algorithm is run over here, the ranks, and which of them work."""
-    if isinstance(algorithm.meeting, Async):
-        return ParameterServer(works=False), _WORKERS + 1, list(range(1, _WORKERS + 1))
-    return ParameterServer(), _WORKERS, list(range(_WORKERS))
+    exchange = natural_exchange(algorithm)
+    size = _WORKERS if exchange.workers(1) else _WORKERS + 1
+    return exchange, size, exchange.workers(size)
 
 
 def _together(size: int, body: Callable[[Wire], Any]) -> list[Any]:
@@ -66,13 +67,16 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
         station = Station(algorithm, exchange, wire, start, Seed(1), layout(start.size), Ledger())
         try:
             if not isinstance(algorithm.meeting, Async):
-                return station.meet(reports[workers.index(wire.rank)], 1).copy()
+                model = station.meet(reports[workers.index(wire.rank)], 1)
+                return start if model is None else model.copy()
             if (desk := station.desk) is not None:
-                for _ in serve([desk], algorithm.meeting, wire, workers):
+                for _ in serve([desk], algorithm.meeting, wire, workers, 1, Pace(), Order()):
                     pass
-                return desk.model.copy()
+                return desk.leave().astype(np.float32)
             station.meet(reports[workers.index(wire.rank)], 1)
-            (final,) = leave(wire, 0, 1)
+            while not station.stopped:
+                station.meet(np.zeros_like(start), 1)
+            (final,) = leave(wire, 0)
             return decompress(final, np.empty_like(start))
         except QsparseError as error:
             exchange.tell(wire, error, 1)
@@ -144,19 +148,26 @@ def _refusal(row: Row, name: str, x: Vector) -> bool:
     return True
 
 
-@law("axes", "algorithm", once=True)
-def _axes(row: Row, name: str, x: Vector) -> bool:
-    """The choice on each axis, as text, makes the same algorithm again."""
-    algorithm = row.algorithm
-    texts = algorithm.axes()
-    again = Algorithm(
+def _made(texts: dict[str, str]) -> Algorithm:
+    """The algorithm of these axes."""
+    before = {axis.removeprefix("prelude "): text for axis, text in texts.items() if "prelude " in axis}
+    return Algorithm(
         local=build(texts["local"], "local"),
         trigger=build(texts["trigger"], "trigger"),
         up=Link(build(texts["compressor"], "compressor"), build(texts["memory"], "memory")),
         server=build(texts["server"], "server"),
         down=Link(build(texts["down"], "compressor"), build(texts["down_memory"], "memory")),
         meeting=build(texts["meeting"], "meeting"),
+        prelude=_made(before) if before else None,
+        length=int(texts["length"]) if "length" in texts else None,
     )
+
+
+@law("axes", "algorithm", once=True)
+def _axes(row: Row, name: str, x: Vector) -> bool:
+    """The choice on each axis, as text, makes the same algorithm again."""
+    algorithm = row.algorithm
+    again = _made(algorithm.axes())
     hold(again == algorithm, f"its axes make {again}, not {algorithm}")
     hold(again.spelling() == algorithm.spelling(), "made again of its axes it is spelled otherwise")
     return True
@@ -177,26 +188,31 @@ def _composition(row: Row, name: str, x: Vector) -> bool:
 def _training(row: Row, name: str, x: Vector) -> bool:
     """Some steps towards a point of each worker's own: one model everywhere, each time, over any exchange."""
     fitted = _fitted(row.algorithm, 24)
-    if fitted is None or isinstance(fitted.meeting, Async):
+    if fitted is None:
         return False
     start = np.linspace(-1, 1, 24).astype(np.float32)
+    natural_one, size, _ = natural(fitted)
 
     def body(wire: Wire, exchange: Exchange) -> bytes:
         own = np.roll(start, wire.rank)
-        station = Station(fitted, exchange, wire, start, Seed(1), layout(24), Ledger())
 
         def oracle(x: Vector, batch: Any, out: Vector) -> float:
             np.subtract(x, own, out=out)
             return 0.5 * float(out @ out)
 
         mine = start.copy()
-        for _, loss, _ in rounds(fitted, station, mine, _STEPS, oracle, lambda t: t):
-            hold(loss is not None and np.isfinite(loss), f"the loss is {loss}")
+        walk = Walk(fitted, exchange, wire, mine, Seed(1), layout(24))
+        for happened in walk.steps(_STEPS, oracle, lambda t: t):
+            if not isinstance(happened, Answered) and walk.station.works:
+                hold(happened.loss is not None and np.isfinite(happened.loss), f"the loss is {happened.loss}")
         return mine.tobytes()
 
+    everywhere = [natural_one]
+    if size == _WORKERS:
+        everywhere += [ParameterServer(), TreeBroadcast(), AllGather()]
     models = set()
-    for exchange in (ParameterServer(), ParameterServer(), TreeBroadcast(), AllGather()):
-        ranks = set(_together(_WORKERS, partial(body, exchange=exchange)))
+    for exchange in everywhere:
+        ranks = set(_together(size, partial(body, exchange=exchange)))
         hold(len(ranks) == 1, f"after {_STEPS} steps over {spell(exchange)} the ranks have different models")
         models |= ranks
         hold(len(models) == 1, f"the same run over {spell(exchange)} gave another model")

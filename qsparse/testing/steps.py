@@ -90,7 +90,8 @@ def _in_place(part: Local, name: str, x: Vector) -> bool:
         hold(alike, "the oracle was not given the array in which the gradient is to lie")
         overlapping = any(shared and x.size for shared, _ in oracle.asked)
         hold(not overlapping, "the oracle was asked to write the gradient over x")
-        hold(all(batch is _BATCH for _, batch in oracle.asked), "the oracle was given another batch")
+        wanted = None if getattr(part, "whole", False) else _BATCH
+        hold(all(batch is wanted for _, batch in oracle.asked), "the oracle was given another batch")
     return True
 
 
@@ -206,7 +207,9 @@ def _heard(x: Vector, t: int) -> Vector:
 
 @law("zero", "server")
 def _zero(part: ServerRule, name: str, x: Vector) -> bool:
-    """News of zero leaves the model bit for bit."""
+    """News of zero leaves the model bit for bit, where nothing pulls it to zero."""
+    if getattr(part, "l1", 0) or getattr(part, "l2", 0):
+        return False
     for start in _precisions(x):
         rule, state = _ruling(part, start)
         for _ in range(2):
@@ -238,7 +241,7 @@ def _server_input(part: ServerRule, name: str, x: Vector) -> bool:
     for t in (0, 1):
         u = _heard(x, t)
         before = u.tobytes()
-        rule.absorb(state, u, t)
+        rule.absorb(state, u, t + 1)
         hold(u.tobytes() == before, "absorb changed its input")
         after = bits_of(state)
         u[...] = 7

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.compressors import Compressor, accumulate_into, decompress, subtract_from
-from qsparse.errors import NotFinite, SettingError
+from qsparse.errors import CompositionError, NotFinite, SettingError
 from qsparse.testing.base import HUGE, SEED, Broken, decoded, hold, is_random, law, same
 from qsparse.types import Vector
 
@@ -76,6 +76,24 @@ def _variance(part: Compressor, name: str, x: Vector) -> bool:
     """E‖C(x) − x‖² ≤ ω‖x‖², where ω is claimed."""
     omega = part.claims.omega(x.size) if x.size else None
     return omega is not None and _loses_at_most(omega, part, x)
+
+
+@law("within")
+def _within(part: Compressor, name: str, x: Vector) -> bool:
+    """`within` gives E‖C(x) − x‖² ≤ tolerance, and a smaller tolerance never costs fewer bits."""
+    norm, cost = float(np.sum(x.astype(np.float64) ** 2)), 0
+    for share in (0.25, 1e-3, 0.0):
+        try:
+            fitted = part.within(x, share * norm)
+        except CompositionError:
+            return False
+        if x.size:
+            _loses_at_most(share, fitted, x)
+        bits = fitted.claims.bits(x.size)
+        if bits is not None:
+            hold(bits >= cost, f"{share:g} of ‖x‖² costs {bits} bits, and a larger tolerance {cost}")
+            cost = bits
+    return True
 
 
 @law("unbiasedness")

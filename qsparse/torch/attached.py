@@ -19,7 +19,7 @@ from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import build, spell
-from qsparse.rounds.synchronous import Station, averaging
+from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
 from qsparse.wire.base import Wire
@@ -102,6 +102,8 @@ class Attached:
                     "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
                     "reports net updates"
                 )
+            if chosen.prelude is not None:
+                raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
             check(chosen, pattern, self.wire.size)
             if len(pattern.workers(self.wire.size)) < self.wire.size:
                 raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
@@ -135,14 +137,17 @@ class Attached:
             self._adopt_from_rank_0(vector)
         for _, tensor in flat.rest:
             self._adopt_rest_from_rank_0(tensor)
+        self._pace = Pace()
         self._station = Station(
-            self.algorithm, self.exchange, self.wire, flat.vector, self._seed, flat.layout, self.ledger
-        )
+            self.algorithm, self.exchange, self.wire, flat.vector, self._seed, flat.layout, self.ledger,
+            self._pace,
+        )  # fmt: skip
         self._aside = None
         if flat.aside.size:
             self._aside = Station(
-                averaging(self.algorithm), self.exchange, self.wire, flat.aside, self._seed, (), self.ledger
-            )
+                averaging(self.algorithm), self.exchange, self.wire, flat.aside, self._seed, (), self.ledger,
+                self._pace,
+            )  # fmt: skip
         self._anchor = flat.vector.copy()
         self._aside_anchor = flat.aside.copy()
         self._report = np.empty_like(flat.vector)
@@ -208,13 +213,15 @@ class Attached:
         self._check_rates()
         flat = self.flat
         np.subtract(self._anchor, flat.vector, out=self._report)
-        model = self._station.meet(self._report, self.steps)
-        np.copyto(flat.vector, model)
-        np.copyto(self._anchor, model)
+        self._pace.t = self._pace.clock = self.steps
+        met = [(self._station, self._report, flat.vector, self._anchor)]
         if self._aside is not None:
-            model = self._aside.meet(self._aside_anchor - flat.aside, self.steps)
-            np.copyto(flat.aside, model)
-            np.copyto(self._aside_anchor, model)
+            met.append((self._aside, self._aside_anchor - flat.aside, flat.aside, self._aside_anchor))
+        for station, report, vector, anchor in met:
+            model = station.meet(report, self.steps)
+            if model is not None:
+                np.copyto(vector, model)
+                np.copyto(anchor, model)
         self._met = self.steps
 
     def _learning_rates(self) -> list[float]:

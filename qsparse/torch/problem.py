@@ -20,6 +20,10 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+#: Examples at a time, where many are gone through.
+_CHUNK = 1000
+
+
 class Classification:
     """Cross entropy of a model on one rank's share of a data set; a `qsparse.run.Problem`.
 
@@ -52,21 +56,36 @@ class Classification:
         # Shares may differ by an example, or in size where labels are skewed; all ranks take the
         # same number of steps, so an epoch is the smallest share's.
         self.steps_per_epoch = Batches(min(shares, key=len), batch_size, seed).steps_per_epoch
-        self._batches = Batches(shares[share or 0], batch_size, seed.at(rank=share or 0, use="batch"))
+        self._share = shares[share or 0]
+        self._batches = Batches(self._share, batch_size, seed.at(rank=share or 0, use="batch"))
 
     def batch(self, t: int) -> Any:
         """The examples of step t = 1, 2, …"""
         return as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
-        """The gradient at the model's own vector, which lands in ``gradient_vector``."""
+        """The gradient at the model's own vector, which lands in ``gradient_vector``.
+
+        Without a batch it is that of the mean loss over this rank's whole share.
+        """
         assert x is self.vector
         assert out is self.gradient_vector
         model = self.flat.model
         model.train()
         self.flat.zero_grad()
+        if batch is not None:
+            return self._add_gradient(batch, 1.0)
+        share = self._share
+        chunks = [share[i : i + _CHUNK] for i in range(0, len(share), _CHUNK)]
+        data = self.data
+        return sum(
+            self._add_gradient(as_batch(data.train_x, data.train_y, chunk), len(chunk) / len(share))
+            for chunk in chunks
+        )
+
+    def _add_gradient(self, batch: Any, weight: float) -> float:
         examples, labels = batch
-        loss = functional.cross_entropy(model(examples), labels)
+        loss = functional.cross_entropy(self.flat.model(examples), labels) * weight
         loss.backward()
         return float(loss.detach())
 
@@ -76,8 +95,8 @@ class Classification:
         model.eval()
         right, loss, count = 0, 0.0, len(self.data.test_y)
         with torch.no_grad():
-            for start in range(0, count, 1000):
-                indices = np.arange(start, min(start + 1000, count))
+            for start in range(0, count, _CHUNK):
+                indices = np.arange(start, min(start + _CHUNK, count))
                 examples, labels = as_batch(self.data.test_x, self.data.test_y, indices)
                 logits = model(examples)
                 right += int((logits.argmax(1) == labels).sum())

@@ -1,0 +1,149 @@
+"""One rank's way through the phases of an algorithm, whoever waits for whom in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm, Async
+from qsparse.compressors import Float32, decompress
+from qsparse.exchange.base import Exchange
+from qsparse.local import Oracle
+from qsparse.payload import Payload
+from qsparse.rounds.asynchronous import Answered, Order, leave, serve
+from qsparse.rounds.synchronous import Desk, Pace, Station, averaging, rounds
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+from qsparse.wire.base import Wire
+
+
+class Stepped(NamedTuple):
+    """A step of this rank.
+
+    Attributes:
+        t: its number.
+        loss: of the batch; None where this rank does not work.
+        met: did it meet the coordinator?
+        phase: of which phase it was.
+    """
+
+    t: int
+    loss: float | None
+    met: bool
+    phase: Algorithm
+
+
+class Walk:
+    """A rank's stations in all phases, and where it stands.
+
+    Args:
+        algorithm: the phases.
+        exchange, wire: how payloads travel.
+        x: this rank's model at the common starting point, (n,); moved in place.
+        seed: of the run.
+        layout: the model's layers.
+        aside: what is not trained but averaged exactly at every meeting; may be empty. Moved in place.
+        order: of arrivals, where workers do not wait.
+
+    Attributes:
+        pace: where this rank stands.
+        station: its place in the phase that it is in.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        exchange: Exchange,
+        wire: Wire,
+        x: Vector,
+        seed: Seed,
+        layout: Layout = (),
+        aside: Vector | None = None,
+        order: Order | None = None,
+    ) -> None:
+        self.algorithm, self.exchange, self.wire = algorithm, exchange, wire
+        self.x = x
+        self.aside = np.empty(0, x.dtype) if aside is None else aside
+        self.pace = Pace()
+        self.order = order or Order()
+        self._seed, self._layout = seed, layout
+        self._anchor = self.aside.copy()
+        self._places: dict[Algorithm, list[Station]] = {}
+        self._here = self._place(next(algorithm.phases(1))[0])
+
+    @property
+    def station(self) -> Station:
+        """This rank's place in the phase that it is in."""
+        return self._here[0]
+
+    @property
+    def desks(self) -> list[Desk]:
+        """The coordinator's desks in the phase that it is in: the model's, and what is averaged beside."""
+        return [station.desk for station in self._here if station.desk is not None]
+
+    def steps(
+        self,
+        steps: int,
+        oracle: Oracle,
+        batch: Callable[[int], Any],
+        gradient: Vector | None = None,
+        begin: Callable[[int], None] | None = None,
+    ) -> Iterator[Stepped | Answered]:
+        """Take T steps: yields what happens on this rank; see `rounds` and `serve`."""
+        entered = False
+        for phase, length in self.algorithm.phases(steps):
+            before, self._here = self._here, self._place(phase)
+            if entered:
+                for station, former, vector in zip(self._here, before, self._vectors, strict=False):
+                    station.enter(vector, former)
+            entered = True
+            meeting = phase.meeting
+            if isinstance(meeting, Async) and not self.station.works:
+                yield from self._serve(meeting, length)
+                continue
+            for t, loss, met in rounds(
+                phase, self.station, self.x, length, oracle, batch, gradient, self._meet_beside, begin
+            ):
+                yield Stepped(t, loss, met, phase)
+            if isinstance(meeting, Async):
+                self._adopt(leave(self.wire, 0))
+
+    @property
+    def _vectors(self) -> tuple[Vector, Vector]:
+        return self.x, self.aside
+
+    def _place(self, phase: Algorithm) -> list[Station]:
+        if phase not in self._places:
+            rows: list[tuple[Algorithm, Vector, Layout]] = [(phase, self.x, self._layout)]
+            if self.aside.size:
+                rows.append((averaging(phase), self.aside, ()))
+            self._places[phase] = [
+                Station(row, self.exchange, self.wire, start, self._seed, layout, self.wire.ledger, self.pace)
+                for row, start, layout in rows
+            ]
+        return self._places[phase]
+
+    def _serve(self, meeting: Async, steps: int) -> Iterator[Answered]:
+        workers = self.exchange.workers(self.wire.size)
+        yield from serve(self.desks, meeting, self.wire, workers, steps, self.pace, self.order)
+        # The workers have the final values in 32 bits, so the coordinator goes on from the same.
+        self._adopt([Float32().compress(desk.leave(), Seed(0, step=self.pace.clock)) for desk in self.desks])
+
+    def _adopt(self, finals: Sequence[Payload]) -> None:
+        self.pace.clock = finals[0].step
+        for vector, payload in zip(self._vectors, finals, strict=False):
+            decompress(payload, vector)
+        np.copyto(self._anchor, self.aside)
+
+    def _meet_beside(self, t: int) -> bool:
+        """Meet about what is not trained: report anchor − aside, adopt the mean."""
+        if len(self._here) == 1:
+            return False
+        station = self._here[1]
+        model = station.meet(self._anchor - self.aside, t)
+        if model is not None:
+            np.copyto(self.aside, model)
+            np.copyto(self._anchor, model)
+        return station.stopped
