@@ -50,7 +50,9 @@ def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., No
 
 
 @_experiment("laq", "qsparse.reproduce.laq", "LAQ")
-@click.option("--inits", type=int, default=4, show_default=True, help="Random starting points.")
+@click.option(
+    "--inits", type=int, default=4, show_default=True, help="Random starting points; 1 with --quick."
+)
 @click.option("--inits-baselines", is_flag=True, help="GD, QGD and LAG-WK from all of them too.")
 @click.option("--solve-reference", is_flag=True, help="Find the smallest loss anew, in float64.")
 def laq() -> None:
@@ -58,6 +60,12 @@ def laq() -> None:
 
 
 @_experiment("qsparse", "qsparse.reproduce.qsparse_mnist", "QsparseLocalSGD")
-@click.option("--seeds", type=int, default=3, show_default=True, help="Seeds of batches and compressors.")
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Seeds of batches and compressors; 1 with --quick.",
+)
 def qsparse_local_sgd() -> None:
     """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""

@@ -1,5 +1,6 @@
 """Published experiments on real data, with as many virtual workers as the papers had.
 
-Each module is one experiment: `qsparse.reproduce.base.Experiment` says what it must be able to do, and
-``qsparse reproduce NAME`` runs it.
+Each is a module with one `qsparse.reproduce.base.Experiment` and a command of a few lines in
+``qsparse/cli/reproduce.py``: ``qsparse reproduce NAME``. The base finds the data, checks before the run
+that the figure can be drawn, and writes ``NAME.json`` and ``NAME.png``.
 """

@@ -1,4 +1,4 @@
-"""Qsparse-local-SGD on MNIST (Basu et al., 2019, figure 2): bits until a test error of 0.10."""
+"""Qsparse-local-SGD on MNIST (Basu et al., 2019, figures 2 and 3): bits until a test error of 0.10."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Compressor, Sign, TopK
 from qsparse.errors import SettingError
-from qsparse.presets import local_sgd, qsparse_local_sgd
+from qsparse.presets import local_sgd, qsparse_local_sgd, qsparse_local_sgd_async
 from qsparse.registry import spell
 from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, median, number, spread
 from qsparse.reproduce.softmax import Array, accuracy, gradients, mnist, on_cores
@@ -38,24 +38,27 @@ LIMIT: Final = 4000
 class Row(NamedTuple):
     """A method of the figure: C on the net update of H steps, with error feedback.
 
-    ``steps`` and ``bits`` are those of an earlier program, from one seed and another grid of step sizes.
+    ``steps`` and ``bits`` are those of an earlier program, from one seed and another grid of step sizes;
+    it had no workers that do not wait for each other (``alone``), whose gaps are drawn from 1 … H.
     """
 
     name: str
     compressor: Compressor | None  # None: everything is sent
     H: int
-    steps: int
-    bits: float
+    steps: int | None = None
+    bits: float | None = None
+    alone: bool = False
 
     def algorithm(self, lr: Rate) -> Algorithm:
         """The row with these step sizes."""
+        if self.alone:
+            return qsparse_local_sgd_async(lr, weight_decay=DECAY, H=self.H, compressor=self.compressor)
         if self.compressor is None:
             return local_sgd(lr, weight_decay=DECAY, H=self.H)
         return qsparse_local_sgd(lr, weight_decay=DECAY, H=self.H, compressor=self.compressor)
 
 
 _TOP: Final = TopK(KEPT)
-# Workers that do not wait for each other (figure 3) are rows of their own once a preset has them.
 ROWS: Final = (
     Row("SGD", None, 1, 136, 5.124e8),
     Row("SGD_4L", None, 4, 184, 1.733e8),
@@ -68,6 +71,9 @@ ROWS: Final = (
     Row("SignTopK_4L", _TOP >> Sign(), 4, 272, 6.038e5),
     Row("SignTopK_8L", _TOP >> Sign(), 8, 368, 4.085e5),
     Row("SignTopK_16L", _TOP >> Sign(), 16, 528, 2.930e5),
+    Row("TopK_8L async", _TOP, 8, alone=True),
+    Row("SignTopK_8L async", _TOP >> Sign(), 8, alone=True),
+    Row("SignTopK_16L async", _TOP >> Sign(), 16, alone=True),
 )
 #: The rows whose bits should fall in this order.
 ORDER: Final = (
@@ -77,10 +83,9 @@ ORDER: Final = (
 
 def grid(row: Row, quick: bool) -> list[Rate]:
     """The step sizes that are tried: η, and η·a/(a + t − 1) with the paper's a = dH/k."""
-    if quick:
-        return [0.6, 1.2]
-    fixed: list[Rate] = [0.3, 0.6, 1.2, 2.4]
-    return fixed + [Inverse(start, SIZE * row.H / KEPT) for start in (0.3, 0.6, 1.2, 2.4)]
+    starts = (0.6, 1.2) if quick else (0.3, 0.6, 1.2, 2.4, 4.8)
+    falling = [] if quick else [Inverse(start, SIZE * row.H / KEPT) for start in starts]
+    return [*starts, *falling]
 
 
 class _Run:
@@ -197,9 +202,9 @@ class QsparseLocalSGD(Experiment):
             steps = [run["steps"] for run in runs]
             rows.append(
                 [
-                    *(row.name, number(median(steps)), spread(steps), number(row.steps)),
-                    *(number(median(bits)), spread(bits), number(row.bits), f"{median(bits) / row.bits:.3f}"),
-                    *(f"{base / median(bits):,.1f}", f"{ROWS[0].bits / row.bits:,.1f}"),
+                    *(row.name, number(median(steps)), spread(steps), _given(row.steps)),
+                    *(number(median(bits)), spread(bits), _given(row.bits), _ratio(bits, row.bits)),
+                    *(f"{base / median(bits):,.1f}", _gain(row.bits)),
                     ", ".join(sorted({run["lr"] for run in runs})),
                 ]
             )
@@ -216,7 +221,7 @@ class QsparseLocalSGD(Experiment):
                 f"paper bits of all workers, up, until a test error of {target:g}",
                 ("", "steps", "range", "stored", "bits", "range", "stored", "ratio", "gain", "stored", "η"),
                 rows,
-                f"Medians over {len(runs)} seeds, each with its best step sizes; gain: over SGD.\n"
+                f"Medians, seeds: {len(runs)}, each with its best step sizes; gain: over SGD.\n"
                 f"Stored: an earlier program, one seed, another grid of step sizes{short}.",
             ),
             Table("Times fewer bits with SignTopK_16L than with", ("", "ours", "published"), claims),
@@ -229,6 +234,8 @@ class QsparseLocalSGD(Experiment):
             Bar(f"bits of {more} over those of {less}", bits[more] / bits[less], 1.0)
             for more, less in pairwise(ORDER)
         ]
+        alone = median(_bits(measured, "SignTopK_8L async"))
+        bars.append(Bar("bits of TopK over those of SignTopK_8L async", bits["TopK"] / alone, 1))
         return [*bars, Bar("bits of SGD over those of SignTopK_16L", bits["SGD"] / bits[ORDER[-1]], 1500)]
 
     def draw(self, measured: Measured, figure: Figure) -> None:
@@ -260,6 +267,18 @@ def _fill(active: Sequence[_Run], x: Array, y: Array, batches: Sequence[Array]) 
 
 def _bits(measured: Measured, name: str) -> Sequence[int]:
     return [run["paper_bits"] for run in measured["runs"] if run["name"] == name]
+
+
+def _given(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _ratio(bits: Sequence[int], stored: float | None) -> str:
+    return "" if stored is None else f"{median(bits) / stored:.3f}"
+
+
+def _gain(stored: float | None) -> str:
+    return "" if stored is None or ROWS[0].bits is None else f"{ROWS[0].bits / stored:,.1f}"
 
 
 def _text(lr: Rate) -> str:
