@@ -272,9 +272,10 @@ def test_bars_of_qsparse() -> None:
         return [place for place, bar in enumerate(QsparseLocalSGD().bars({"runs": runs})) if not bar.met]
 
     assert failing() == []
-    assert failing(TopK=1.2e6) == [3]
+    assert failing(TopK=1.2e6) == [3, 9]
     assert failing(**{"SignTopK_8L async": 4e6}) == [7]
-    assert failing(SignTopK_16L=4e5) == [8]
+    assert failing(SGD=2e8) == [8]
+    assert failing(SignTopK_16L=1e5) == [9]
 
 
 # --- the command --------------------------------------------------------------------------------
