@@ -249,8 +249,9 @@ class QsparseLocalSGD(Experiment):
         left, right = figure.subplots(1, 2)
         for row in ROWS:
             run = next(run for run in measured["runs"] if run["name"] == row.name)
-            _, bits, errors = zip(*run["curve"], strict=True)
-            left.plot(bits, errors, label=row.name, marker=".")
+            # Before the first meeting there are no bits, and a logarithm has no place for none.
+            _, bits, errors = zip(*(point for point in run["curve"] if point[1]), strict=True)
+            left.plot(bits, errors, "--" if row.alone else "-", label=row.name, marker=".")
             right.barh(row.name, median(_bits(measured, row.name)))
         left.set(xlabel="paper bits of all workers, up", ylabel="test error", xscale="log")
         left.legend(fontsize="small")
