@@ -120,3 +120,24 @@ class Steps(Schedule):
             if t > boundary:
                 value *= self.factor
         return value
+
+
+@register("inverse")
+@dataclass(frozen=True)
+class Inverse(Schedule):
+    """start·a/(a + t − 1): c/(a + t) of the theory, with c = start·a and steps from 0 (Basu et al., 2019).
+
+    >>> [Inverse(0.5, a=2).at(t) for t in (1, 3, 7)]
+    [0.5, 0.25, 0.125]
+    """
+
+    start: float
+    a: float
+
+    def __post_init__(self) -> None:
+        if not (self.start > 0 and self.a > 0):
+            raise SettingError(f"{spell(self)}: start and a must be positive")
+
+    def at(self, t: int) -> float:
+        """Half of it after a steps, a third after 2a, …"""
+        return self.start * self.a / (self.a + t - 1)

@@ -22,6 +22,7 @@ FLOORS = (
     ("presets", "allreduce", "tuning"),
     ("run", "checkpoint"),
     ("torch", "testing", "bench", "report"),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_presets import CASES, LAYOUT, RUN, START, STEPS, WORKERS, Case, gradient, made, trained
 
 from qsparse.exchange import ParameterServer
+from qsparse.link import Link
+from qsparse.memory import Innovation
+from qsparse.registry import build
 from qsparse.rounds.virtual import Virtual
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -40,3 +45,40 @@ def test_virtual_workers_are_ranks(case: Case) -> None:
         assert run.ledger.paper_bits[way] == sum(bits[way] for _, bits, _, _ in ranks)
         assert run.ledger.messages[way] == sum(messages[way] for _, _, messages, _ in ranks)
     assert run.ledger.skips == sum(skips for _, _, _, skips in ranks)
+
+
+def test_asynchronous_virtual_workers_follow_the_paper() -> None:
+    """Basu et al., 2019, Algorithm 2, line by line, on one clock."""
+    row = build("qsparse-local-sgd-async(lr=0.1, H=4, compressor=topk(k=3) >> sign)", "algorithm")
+    run = Virtual(row, WORKERS, START, seed=Seed(RUN), layout=LAYOUT)
+    sets = [row.trigger.init(Seed(RUN, rank=r, use="trigger")) for r in range(WORKERS)]
+    master, told, local = START.astype(np.float64), [START] * WORKERS, [START] * WORKERS
+    memory = [np.zeros(START.size) for _ in range(WORKERS)]
+    alone = said = 0
+    for t in range(1, STEPS + 1):
+        for r in range(WORKERS):
+            run.gradients[r] = gradient(r, run.models[r], t)
+            local[r] = local[r] - 0.1 * gradient(r, local[r].astype(np.float32), t)
+        meeting = [r for r in range(WORKERS) if row.trigger.due(sets[r], t) or t == STEPS]
+        for r in meeting:
+            u = memory[r] + told[r] - local[r]
+            kept = np.argsort(-np.abs(u))[:3]
+            g = np.zeros_like(u)
+            g[kept] = np.abs(u[kept]).mean() * np.sign(u[kept])
+            memory[r] = u - g
+            master = master - g / WORKERS
+        for r in meeting:
+            told[r] = local[r] = master
+        assert run.step(last=t == STEPS) == bool(meeting)
+        np.testing.assert_allclose(run.models, np.stack(local), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(run.model, master, rtol=0, atol=2e-6)
+        alone += 0 < len(meeting) < WORKERS
+        said += len(meeting)
+    assert alone > 3, "the sets are all alike"
+    assert run.ledger.messages == {"up": said, "down": said}
+
+
+def test_virtual_workers_that_do_not_wait_have_no_memory_of_models() -> None:
+    row = build("qsparse-local-sgd-async(H=4)", "algorithm")
+    with pytest.raises(ValueError, match="use down memory stateless, not innovation"):
+        Virtual(replace(row, down=Link(memory=Innovation())), WORKERS, START)

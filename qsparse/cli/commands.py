@@ -11,6 +11,7 @@ import qsparse as package
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.ranks import message
+from qsparse.cli.reproduce import reproduce
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
 from qsparse.errors import QsparseError
@@ -33,5 +34,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor):
+for command in (train, list_parts, bits, tune_command, laws, doctor, reproduce):
     qsparse.add_command(command)

@@ -1,8 +1,11 @@
-"""All ranks of synchronous rounds in one thread, for more workers than there are cores.
+"""All ranks in one thread, for more workers than there are cores.
 
-The parts, the seeds and the order of sums are those of real ranks, so the bits are too; only the
-exchange is missing. Whoever drives the rounds computes the gradients of all workers, and of many
-runs, at once: where the model is small, that is one matrix product in place of hundreds.
+In synchronous rounds the parts, the seeds and the order of sums are those of real ranks, so the bits
+are too; only the exchange is missing. Whoever drives the rounds computes the gradients of all workers,
+and of many runs, at once: where the model is small, that is one matrix product in place of hundreds.
+
+Asynchronous workers keep the common clock of the papers here: each takes one step at a time, and those
+whose sets hold the step meet (Basu et al., 2019, Algorithm 2).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from qsparse.algorithm import Algorithm, Async, check
 from qsparse.errors import SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
+from qsparse.memory import Stateless
+from qsparse.registry import spell
 from qsparse.rounds.synchronous import Desk, Seat
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -45,9 +50,15 @@ class Virtual:
         layout: Layout = (),
         ledger: Ledger | None = None,
     ) -> None:
-        check(algorithm, ParameterServer(), workers)
-        if algorithm.prelude is not None or isinstance(algorithm.meeting, Async):
-            raise SettingError("virtual workers meet all at once, in one phase")
+        alone = isinstance(algorithm.meeting, Async)
+        check(algorithm, ParameterServer(works=not alone), workers + alone)
+        if algorithm.prelude is not None:
+            raise SettingError("virtual workers have one phase")
+        if alone and not isinstance(algorithm.down.memory, Stateless):
+            raise SettingError(
+                f"virtual workers that meet at steps of their own share one down link, which cannot remember "
+                f"what each of them knows: use down memory stateless, not {spell(algorithm.down.memory)}"
+            )
         if not algorithm.local.asks_once:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
@@ -70,24 +81,24 @@ class Virtual:
         return self._desk.model
 
     def step(self, last: bool = False) -> bool:
-        """Every worker takes a step with its gradient; they meet if that is due, or at the last one.
+        """Every worker takes a step with its gradient; those meet for whom it is due, or all at the last.
 
         Returns:
-            Whether they met.
+            Whether anybody met.
         """
         self.t += 1
         for state in self._states:
             self.local.advance(state, _filled, None, self.t)
         due = [seat.due(self.t) for seat in self._seats]  # each keeps a count of its own
-        if not (due[0] or last):
+        pairs = zip(self._seats, self._states, due, strict=True)
+        meeting = [(seat, state) for seat, state, now in pairs if now or last]
+        if not meeting:
             return False
-        payloads = [
-            seat.news(self.local.report(state, self._report), self.t)
-            for seat, state in zip(self._seats, self._states, strict=True)
-        ]
+        payloads = [seat.news(self.local.report(state, self._report), self.t) for seat, state in meeting]
+        # Divided by the number of all workers, however few speak.
         self._desk.take(payloads, self.t)
         reply = self._desk.reply(self.t, self._desk.replier)
-        for seat, state in zip(self._seats, self._states, strict=True):
+        for seat, state in meeting:
             self.ledger.spoke(reply)
             model = seat.hear(reply)
             if model is not None:

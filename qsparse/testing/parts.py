@@ -47,6 +47,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "cosine(peak=0.1)",
         "cosine(peak=0.1, warmup=5, floor=0.001)",
         "cosine(peak=0.1, steps=100, warmup=20)",
+        "inverse(start=0.1, a=20)",
         "steps(start=0.1, after=[])",
         "steps(start=0.1, after=[10, 500], factor=0.5)",
     ),

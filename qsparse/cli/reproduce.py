@@ -1,0 +1,71 @@
+"""``qsparse reproduce``: published experiments, and their figures beside ours."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group("reproduce")
+def reproduce() -> None:
+    """Run a published experiment on real data, and print our figures beside the published ones.
+
+    All workers are virtual: they stand in one process, with the parts and the bits of ranks.
+    """
+
+
+def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Decorator: the command of an experiment; what it takes beside the common options are its fields."""
+
+    def add(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def command(data_dir: str | None, out: str, quiet: bool, **settings: Any) -> None:
+            from qsparse.reproduce.base import reproduce as run
+
+            made = getattr(importlib.import_module(module), kind)(**settings)
+            say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
+            click.echo(run(made, Path(data_dir) if data_dir else None, Path(out), say))
+
+        for option in (
+            click.option("--quiet", is_flag=True, help="No lines of progress."),
+            click.option(
+                "--out", type=click.Path(), default="reproduced", show_default=True,
+                help="Folder of NAME.json and NAME.png.",
+            ),
+            click.option("--quick", is_flag=True, help="A short version, under a minute."),
+            click.option(
+                "--data-dir", type=click.Path(),
+                help="Where the data lies; else QSPARSE_DATA, the cache, a download.",
+            ),
+        ):  # fmt: skip
+            command = option(command)
+        return reproduce.command(name)(command)
+
+    return add
+
+
+@_experiment("laq", "qsparse.reproduce.laq", "LAQ")
+@click.option(
+    "--inits", type=int, default=4, show_default=True, help="Random starting points; 1 with --quick."
+)
+@click.option("--inits-baselines", is_flag=True, help="GD, QGD and LAG-WK from all of them too.")
+@click.option("--solve-reference", is_flag=True, help="Find the smallest loss anew, in float64.")
+def laq() -> None:
+    """LAQ on MNIST: iterations, uploads and bits to a residual of 1e-6 (Sun et al., 2019)."""
+
+
+@_experiment("qsparse", "qsparse.reproduce.qsparse_mnist", "QsparseLocalSGD")
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Seeds of batches and compressors; 1 with --quick.",
+)
+def qsparse_local_sgd() -> None:
+    """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""

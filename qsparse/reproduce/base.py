@@ -1,0 +1,213 @@
+"""What every reproduction is, and how it is run, written down and held against what was published.
+
+An experiment measures; its tables, bars and figure are made of what it measured and of nothing else,
+so that the JSON file holds whatever is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from tabulate import tabulate
+
+import qsparse
+from qsparse.errors import SettingError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from qsparse.torch.data import Dataset
+
+#: What a run measured, by name: numbers, texts, lists and dictionaries.
+Measured = dict[str, Any]
+#: Takes a line of progress.
+Say = Callable[[str], None]
+
+
+class Table(NamedTuple):
+    """Ours beside theirs; ``note`` says what the columns do not."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        body = tabulate(self.rows, self.head, tablefmt="simple", disable_numparse=True, stralign="right")
+        return "\n\n".join(filter(None, [f"{self.title}\n\n{body}", self.note]))
+
+
+class Bar(NamedTuple):
+    """What is claimed of a figure: it lies from ``low`` to ``high``."""
+
+    claim: str
+    ours: float
+    low: float
+    high: float = math.inf
+
+    @property
+    def met(self) -> bool:
+        """Does it?"""
+        return self.low <= self.ours <= self.high
+
+    def __str__(self) -> str:
+        wanted = f"at least {number(self.low)}"
+        if self.high < math.inf:
+            wanted = f"{number(self.low)} to {number(self.high)}"
+        return f"{'met' if self.met else 'NOT MET'}: {self.claim}: {number(self.ours)}, wanted {wanted}"
+
+
+@dataclass(frozen=True)
+class Experiment(ABC):
+    """One published experiment; its fields are what may be chosen.
+
+    Args:
+        quick: a short version of the same code, whose figures are not held against the bars.
+    """
+
+    name: ClassVar[str]
+    #: Who published it, and where.
+    source: ClassVar[str]
+
+    quick: bool = False
+
+    @abstractmethod
+    def measure(self, data_dir: Path | None, say: Say) -> Measured:
+        """Run it; what is returned can be written as JSON."""
+
+    @abstractmethod
+    def tables(self, measured: Measured) -> list[Table]:
+        """Ours beside the published figures."""
+
+    @abstractmethod
+    def bars(self, measured: Measured) -> list[Bar]:
+        """What the whole experiment should show."""
+
+    @abstractmethod
+    def draw(self, measured: Measured, figure: Figure) -> None:
+        """Draw it."""
+
+
+def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say) -> str:
+    """Run an experiment and write ``out/NAME.json`` and ``out/NAME.png``; returns what is to be printed.
+
+    Raises:
+        SettingError: a library is missing or the folder cannot be made, before the run.
+        DataError: the data is nowhere.
+    """
+    figure = _figure()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
+    begin = time.perf_counter()
+    measured = experiment.measure(data_dir, say)
+    seconds = time.perf_counter() - begin
+    tables = experiment.tables(measured)
+    bars = [] if experiment.quick else experiment.bars(measured)
+    record = {
+        "experiment": experiment.name,
+        "source": experiment.source,
+        "settings": asdict(experiment),
+        "seconds": seconds,
+        "versions": _versions(),
+        "measured": measured,
+        "tables": [table._asdict() for table in tables],
+        "bars": [{**bar._asdict(), "met": bar.met} for bar in bars],
+    }
+    file = out / f"{experiment.name}.json"
+    file.write_text(json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    experiment.draw(measured, figure)
+    figure.savefig(file.with_suffix(".png"), dpi=150)
+    held = [str(bar) for bar in bars] or ["quick: too short to be held against what was published"]
+    last = f"{seconds:,.0f} seconds; written to {file} and {file.with_suffix('.png')}"
+    return "\n\n".join([*map(str, tables), "\n".join(held), last])
+
+
+def dataset(name: str, data_dir: Path | None) -> Dataset:
+    """A data set by name; SettingError where the libraries that load it are missing."""
+    try:
+        from qsparse.torch.data import load
+
+        return load(name, data_dir)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f'reproduce needs more than is installed ({error}): pip install "qsparse[train]"'
+        ) from None
+
+
+def number(value: float) -> str:
+    """Short: whole below a million, else four figures.
+
+    >>> [number(x) for x in (2663, 1.94e7, 0.9082, 2541.25)]
+    ['2,663', '1.94e+07', '0.9082', '2,541.2']
+    """
+    if abs(value) >= 1e6:
+        return f"{value:.4g}"
+    if value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The range in which values lie, or nothing where there is one only.
+
+    >>> spread([3, 1, 2]), spread([5])
+    ('1 … 3', '')
+    """
+    return f"{number(min(values))} … {number(max(values))}" if len(values) > 1 else ""
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two middle ones."""
+    return statistics.median(values)
+
+
+def _figure() -> Figure:
+    """Found missing before the run, not after it; without pyplot, which would look for a display."""
+    try:
+        figure = import_module("matplotlib.figure")
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f'reproduce draws a figure and lacks a library ({error}): pip install "qsparse[plot]"'
+        ) from None
+    made: Figure = figure.Figure(figsize=(11, 4.5), layout="constrained")
+    return made
+
+
+def _versions() -> dict[str, Any]:
+    """What figures may depend on."""
+    found = {"qsparse": qsparse.__version__, "python": platform.python_version()}
+    for library in ("numpy", "numba", "scipy", "torch", "matplotlib"):
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "machine": platform.machine(), "cores": os.cpu_count()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can have it: there is no infinity, so what is not finite is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,366 @@
+"""LAQ on MNIST (Sun et al., 2019): softmax regression, ten workers, full batches, to a residual of 1e-6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm
+from qsparse.compressors import Uniform
+from qsparse.errors import SettingError
+from qsparse.payload import HEADER_BYTES
+from qsparse.presets import gd, lag_wk, laq, qgd
+from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, mean, number, spread
+from qsparse.reproduce.softmax import Softmax, accuracy, minimum, mnist
+from qsparse.rounds.virtual import Virtual
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORKERS: Final = 10
+DECAY: Final = 0.01
+#: The smallest loss: L-BFGS in float64, ‖∇f‖ = 6e-9; ``--solve-reference`` finds it again.
+REFERENCE: Final = 0.5551074299
+ACCURACY: Final = 0.9082
+#: Uploads of those who always speak, from the first random starting point.
+FULL: Final = {"GD": 28_100, "QGD": 28_060}
+#: The name of the starting point that is not random.
+ZERO: Final = "zero"
+_MAIN: Final = ("LAQ", 0.02)
+#: No run of the table needs as many iterations.
+LIMIT: Final = 20_000
+#: Every how many iterations the curves have a point.
+GRAIN: Final = 20
+
+
+class Published(NamedTuple):
+    """A row of the table; what the code counts is 4·7850 or 32·7850 bits an upload."""
+
+    iterations: int
+    uploads: int
+    bits: float
+
+
+class Row(NamedTuple):
+    """One algorithm with one of the authors' step sizes α, which they put on the sum over the workers."""
+
+    name: str
+    alpha: float
+    algorithm: Algorithm
+    published: Published
+    source: str
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What tells rows apart."""
+        return self.name, self.alpha
+
+
+def _rows() -> list[Row]:
+    responses = {
+        0.01: Published(5219, 825, 2.59e7),
+        0.015: Published(3459, 626, 1.96e7),
+        0.02: Published(2663, 618, 1.94e7),
+        0.04: Published(1410, 1908, 5.99e7),
+    }
+    rate = WORKERS * 0.02
+    return [
+        *(Row("LAQ", a, laq(WORKERS * a), theirs, "response") for a, theirs in responses.items()),
+        Row("GD", 0.02, gd(rate), Published(2820, 28200, 7.08e9), "table 2"),
+        Row("QGD", 0.02, qgd(rate), Published(2805, 28050, 8.81e8), "table 2"),
+        Row("LAG-WK", 0.02, lag_wk(rate), Published(2659, 2382, 5.98e8), "table 2"),
+    ]
+
+
+#: From zero with α = 0.02: k, mean loss before iteration k, uploads up to its end. Measured with the
+#: rule written out in NumPy, by an earlier program; iteration 2458 was its last.
+STORED: Final = (
+    (0, 2.302585, 10),
+    (1, 2.096516, 10),
+    (2, 1.914054, 10),
+    (3, 1.756277, 10),
+    (5, 1.512346, 10),
+    (10, 1.132824, 26),
+    (20, 0.842482, 46),
+    (50, 0.748844, 84),
+    (100, 0.655839, 94),
+    (500, 0.563344, 186),
+    (1000, 0.555869, 275),
+    (2458, REFERENCE + 1e-6, 544),
+)
+
+
+class _Run:
+    """One row from one starting point, as far as it has come."""
+
+    def __init__(self, row: Row, start: str, model: Vector) -> None:
+        self.row = row
+        self.start = start
+        self.virtual = Virtual(row.algorithm, WORKERS, model)
+        self.k = 0
+        self.loss = 0.0
+        self.ended = False
+        self.accuracy = 0.0
+        self.curve: list[tuple[int, float, int]] = []
+        self.marks: list[tuple[int, float, int]] = []
+
+    def advance(self, k: int, loss: float, ended: bool) -> None:
+        """Iteration k at a model of this loss; with the last one a run's uploads are counted too."""
+        self.virtual.step()
+        self.k, self.loss, self.ended = k, loss, ended
+        point = (k, loss, self.virtual.ledger.messages["up"])
+        if k % GRAIN == 0 or k < GRAIN or ended:
+            self.curve.append(point)
+        if any(k == mark for mark, _, _ in STORED):
+            self.marks.append(point)
+
+    def describe(self) -> str:
+        """Who, and how far."""
+        uploads = self.virtual.ledger.messages["up"]
+        return (
+            f"{self.row.name} with α = {self.row.alpha:g} from start {self.start}: {self.k} iterations, "
+            f"{uploads} uploads"
+        )
+
+    def record(self) -> Measured:
+        """What this run measured."""
+        ledger = self.virtual.ledger
+        uploads = ledger.messages["up"]
+        compressor = self.row.algorithm.up.compressor
+        # All messages of a run are equally long.
+        message = compressor.compress(self.virtual.gradients[0], Seed(0, use="up"))
+        return {
+            "name": self.row.name,
+            "alpha": self.row.alpha,
+            "algorithm": self.row.algorithm.spelling(),
+            "start": self.start,
+            "iterations": self.k,
+            "uploads": uploads,
+            "skips": ledger.skips,
+            "code_bits": ledger.paper_bits["up"] - (32 * uploads if isinstance(compressor, Uniform) else 0),
+            "paper_bits": ledger.paper_bits["up"],
+            "wire_bytes": uploads * len(message) + ledger.skips * HEADER_BYTES,
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "curve": self.curve,
+            "marks": self.marks,
+        }
+
+
+@dataclass(frozen=True)
+class LAQ(Experiment):
+    """The table of step sizes of the authors' response, with GD, QGD and LAG-WK beside it.
+
+    Args:
+        inits: how many random starting points; uploads depend much on them.
+        inits_baselines: GD, QGD and LAG-WK from every starting point too, not from the first only.
+        solve_reference: find the smallest loss anew.
+    """
+
+    name: ClassVar[str] = "laq"
+    source: ClassVar[str] = (
+        "Sun, Chen, Giannakis, Yang: Communication-Efficient Distributed Learning via Lazily Aggregated "
+        "Quantized Gradients, NeurIPS 2019, table 2, and the authors' response to its reviewers"
+    )
+
+    inits: int = 4
+    inits_baselines: bool = False
+    solve_reference: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inits < 1:
+            raise SettingError(f"--inits must be at least 1, not {self.inits}")
+
+    @property
+    def tolerance(self) -> float:
+        """The residual at which a run ends."""
+        return 0.25 if self.quick else 1e-6
+
+    def measure(self, data_dir: Path | None, say: Say) -> Measured:
+        """All rows from all starting points, side by side."""
+        x, y, test_x, test_y = mnist(data_dir)
+        problem = Softmax(x, y, WORKERS, DECAY)
+        reference, norm = REFERENCE, None
+        if self.solve_reference:
+            say("solving for the smallest loss in float64")
+            reference, norm = minimum(problem)
+        runs = self._runs(problem.size)
+        say(f"{len(runs)} runs of {WORKERS} workers, each until its loss is within {self.tolerance:g}")
+        active = runs
+        for k in range(LIMIT):
+            models = [run.virtual.models[0] for run in active]
+            losses = problem.gradients(models, [run.virtual.gradients for run in active])
+            if not np.isfinite(losses).all():
+                raise SettingError(f"a run has diverged by iteration {k}: its loss is no longer finite")
+            for run, loss in zip(active, losses, strict=True):
+                run.advance(k, float(loss), loss - reference <= self.tolerance)
+            ended = [run for run in active if run.ended]
+            if ended:
+                shares = accuracy([run.virtual.model for run in ended], test_x, test_y)
+                for run, share in zip(ended, shares, strict=True):
+                    run.accuracy = share
+                    say(run.describe())
+            active = [run for run in active if not run.ended]
+            if not active:
+                break
+            if k % 100 == 99:
+                say(f"iteration {k + 1}: {len(active)} runs, residual up to {losses.max() - reference:.2g}")
+        else:
+            raise SettingError(f"{active[0].describe()}, and the loss is not yet within {self.tolerance:g}")
+        return {
+            "workers": WORKERS,
+            "parameters": problem.size,
+            "decay": DECAY,
+            "tolerance": self.tolerance,
+            "reference": {"loss": reference, "gradient_norm": norm, "solved_here": self.solve_reference},
+            "runs": [run.record() for run in runs],
+        }
+
+    def _runs(self, size: int) -> list[_Run]:
+        rows, runs = _rows(), []
+        for init in range(1 if self.quick else self.inits):
+            start = glorot(init, size)
+            for row in rows:
+                if row.name == "LAQ" or init == 0 or self.inits_baselines:
+                    runs.append(_Run(row, str(init), start))
+        main = next(row for row in rows if row.key == _MAIN)
+        return [*runs, _Run(main, ZERO, np.zeros(size, np.float32))]
+
+    def tables(self, measured: Measured) -> list[Table]:
+        """The response's table, and the run from zero beside the stored one."""
+        counts, bits = [], []
+        for row in _rows():
+            runs, theirs = _of(measured, row.key), row.published
+            line = [f"{row.name} α = {row.alpha:g}"]
+            for name, published in (("iterations", theirs.iterations), ("uploads", theirs.uploads)):
+                values = [run[name] for run in runs]
+                line += [number(mean(values)), spread(values), number(published), _ratio(values, published)]
+            counts.append([*line, str(len(runs)), row.source])
+            code, paper, wire, right = (
+                [run[name] for run in runs] for name in ("code_bits", "paper_bits", "wire_bytes", "accuracy")
+            )
+            bits.append(
+                [
+                    *(line[0], number(mean(code)), number(theirs.bits), _ratio(code, theirs.bits)),
+                    *(number(mean(paper)), number(mean(wire)), f"{mean(right):.5f}", f"{ACCURACY:.4f}"),
+                ]
+            )
+        loss, tolerance = measured["reference"]["loss"], measured["tolerance"]
+        compared = ("ours", "range", "published", "ratio")
+        short = f"; published for 1e-06, ours for {tolerance:g}" if self.quick else ""
+        return [
+            Table(
+                f"MNIST, softmax regression, {WORKERS} workers: iterations, then uploads of all workers, "
+                f"until f − {loss:.10f} ≤ {tolerance:g}",
+                ("", *compared, *compared, "starts", "published in"),
+                counts,
+                f"Ours: mean over random starting points; ratio: ours over theirs{short}.\n"
+                "The figures of the paper's table 2 were not checked against its text.",
+            ),
+            Table(
+                "Bits of all workers, up, and test accuracy",
+                ("", "bits", "published", "ratio", "paper bits", "wire bytes", "accuracy", "published"),
+                bits,
+                "Bits as the authors' code counts them; paper bits have 32 more for each radius.\n"
+                "Wire bytes are those of the frames, with the frames of skips.",
+            ),
+            _checkpoints(measured, self.quick),
+        ]
+
+    def bars(self, measured: Measured) -> list[Bar]:
+        """Iterations, accuracy, uploads, and what LAQ saves."""
+        bars = []
+        for row in _rows():
+            runs = _of(measured, row.key)
+            iterations, uploads = (mean([run[name] for run in runs]) for name in ("iterations", "uploads"))
+            who, theirs = f"{row.name}, α = {row.alpha:g}", row.published
+            if row.name == "LAQ":
+                bars.append(_within(f"{who}: mean iterations", iterations, theirs.iterations, 0.08))
+                if row.alpha <= 0.02:
+                    ratio = uploads / theirs.uploads
+                    bars.append(Bar(f"{who}: mean uploads over published", ratio, 1 / 1.4, 1.4))
+            elif row.name in FULL:
+                bars.append(_within(f"{who}: uploads", uploads, FULL[row.name], 0.01))
+        off = max(abs(run["accuracy"] - ACCURACY) for run in measured["runs"])
+        bars.append(Bar(f"largest distance of a test accuracy from {ACCURACY}", off, 0, 0.0002))
+        full, lazy = (mean([run["code_bits"] for run in _of(measured, key)]) for key in (("GD", 0.02), _MAIN))
+        bars.append(Bar("bits of GD over those of LAQ, α = 0.02", full / lazy, 260))
+        return bars
+
+    def draw(self, measured: Measured, figure: Figure) -> None:
+        """The residual against iterations and against bits, from the first starting point."""
+        loss = measured["reference"]["loss"]
+        across = figure.subplots(1, 2, sharey=True)
+        for row in _rows():
+            run = _of(measured, row.key)[0]
+            k, losses, uploads = (np.array(column) for column in zip(*run["curve"], strict=True))
+            left = np.maximum(losses - loss, 1e-9)
+            style = {
+                "label": f"{row.name}, α = {row.alpha:g}",
+                "linestyle": "-" if row.name == "LAQ" else "--",
+            }
+            across[0].plot(k, left, **style)
+            across[1].plot(uploads * (run["code_bits"] / run["uploads"]), left, **style)
+        across[0].set(xlabel="iteration", ylabel="loss − smallest loss", yscale="log")
+        across[1].set(xlabel="bits of all workers, up", xscale="log")
+        across[0].legend()
+        for axes in across:
+            axes.grid(alpha=0.3)
+
+
+def _checkpoints(measured: Measured, quick: bool) -> Table:
+    (run,) = _of(measured, _MAIN, ZERO)
+    marks = {mark[0]: mark for mark in run["marks"]}
+    rows = []
+    for k, loss, uploads in STORED[:-1]:
+        if k in marks:
+            _, ours, said = marks[k]
+            rows.append(
+                [str(k), f"{ours:.6f}", f"{loss:.6f}", f"{ours - loss:+.6f}", str(said), str(uploads)]
+            )
+    if not quick:
+        k, loss, uploads = STORED[-1]
+        rows.append([f"{run['iterations']} ({k})", f"{run['loss']:.6f}", f"{loss:.6f}",
+                     f"{run['loss'] - loss:+.6f}", str(run["uploads"]), str(uploads)])  # fmt: skip
+    return Table(
+        "From zero, LAQ with α = 0.02: mean loss before iteration k, uploads up to its end",
+        ("k", "loss", "stored", "difference", "uploads", "stored"),
+        rows,
+        "Stored: an earlier program, which wrote the authors' rule out in NumPy"
+        + ("." if quick else "; in brackets its last iteration."),
+    )
+
+
+def _of(measured: Measured, key: tuple[str, float], start: str | None = None) -> list[Measured]:
+    """The runs of a row: from a starting point, or from all the random ones."""
+    return [
+        run
+        for run in measured["runs"]
+        if (run["name"], run["alpha"]) == key
+        and (run["start"] != ZERO if start is None else run["start"] == start)
+    ]
+
+
+def _ratio(values: Sequence[float], published: float) -> str:
+    return f"{mean(values) / published:.3f}"
+
+
+def _within(claim: str, ours: float, theirs: float, part: float) -> Bar:
+    return Bar(
+        f"{claim} within {part:.0%} of {number(theirs)}", ours, theirs * (1 - part), theirs * (1 + part)
+    )
+
+
+def glorot(seed: int, size: int, classes: int = 10) -> Vector:
+    """A kernel uniform within ±√(6/(features + classes)), as Keras starts a dense layer, and bias 0."""
+    features = size // classes - 1
+    limit = np.sqrt(6 / (features + classes))
+    model = np.zeros((features + 1, classes), np.float32)
+    model[:-1] = np.random.default_rng(seed).uniform(-limit, limit, (features, classes))
+    return model.ravel()
