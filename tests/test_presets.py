@@ -229,16 +229,6 @@ def test_lazy_workers_skip() -> None:
         assert skipped > 0
 
 
-def test_lazy_in_its_limits() -> None:
-    """Never patient: QGD. No weight on the moves and exact values: GD. Exact values: LAG."""
-    without, spoken, skipped = counted("laq(lr=0.05, patience=0)")
-    assert np.array_equal(without, counted("qgd(lr=0.05)")[0])
-    assert (spoken, skipped) == (WORKERS * STEPS, 0)
-    plain, _, skipped = counted("lag-wk(lr=0.05, xi=0.0)")
-    assert skipped == 0
-    np.testing.assert_allclose(plain, counted("gd(lr=0.05)")[0], rtol=0, atol=1e-6)
-
-
 def test_batch_statistics_are_averaged_though_workers_are_lazy() -> None:
     """What is averaged beside a lazy algorithm meets every time: a skipped statistic would count as zero."""
     beside = averaging(build("laq", "algorithm"))

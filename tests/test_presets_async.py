@@ -17,7 +17,8 @@ import transcriptions_async as paper_async
 from mpirun import mpi_run
 from test_presets import COSINE, LAYERS, LAYOUT, NESTEROV, RUN, START, WORKERS, A, B
 
-from qsparse.algorithm import Algorithm, check, natural_exchange
+from qsparse.algorithm import Algorithm, check
+from qsparse.exchange import ParameterServer
 from qsparse.kernels import random
 from qsparse.registry import build, names
 from qsparse.rounds.asynchronous import Answered, Order
@@ -29,6 +30,8 @@ from qsparse.wire.threads import run_threads
 
 #: Of a worker: four phases with inner = 39, each after its full gradient, and four steps of a fifth.
 STEPS = 165
+#: The coordinator only serves.
+ASIDE = ParameterServer(works=False)
 
 
 def gradient(r: int, x: np.ndarray, t: int | None) -> np.ndarray:
@@ -125,7 +128,7 @@ class Trained(NamedTuple):
     Attributes:
         order: (rank, its step) of each report, in the order in which they were taken.
         models: the coordinator's, before each of them, and its last one.
-        answers: what `serve` yielded, with the model that was said.
+        answers: what `serve` yielded, with the coordinator's model then.
         final: this rank's last model.
     """
 
@@ -137,10 +140,9 @@ class Trained(NamedTuple):
 
 def trained(wire: Wire, algorithm: Algorithm, order: list[int] | None = None, slow: int = 0) -> Trained:
     """This rank's part in a run, all of whose random numbers are named; a slow rank rests now and then."""
-    exchange = natural_exchange(algorithm)
-    check(algorithm, exchange, wire.size)
+    check(algorithm, ASIDE, wire.size)
     x = START.copy()
-    walk = Walk(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, order=Order(order))
+    walk = Walk(algorithm, ASIDE, wire, x, Seed(RUN), LAYOUT, order=Order(order))
     done = Trained([], [], [], x)
 
     def arrived(rank: int, step: int, about: int, staleness: int) -> None:
@@ -163,14 +165,14 @@ def trained(wire: Wire, algorithm: Algorithm, order: list[int] | None = None, sl
     return done
 
 
-def followed(case: Case, order: list[tuple[int, int]]) -> list[np.ndarray]:
+def followed(case: Case, order: list[tuple[int, int]], workers: int) -> list[np.ndarray]:
     """The models of the transcription."""
     eta = build(case.eta, "schedule").over(STEPS) if isinstance(case.eta, str) else case.eta
     models: list[np.ndarray] = paper_async.TRANSCRIPTIONS[case.name](
         START,
         gradient,
         STEPS,
-        WORKERS,
+        workers,
         LAYERS,
         uniforms,
         lambda t: rate_at(eta, t),
@@ -180,8 +182,8 @@ def followed(case: Case, order: list[tuple[int, int]]) -> list[np.ndarray]:
     return models
 
 
-def compare(case: Case, run: Trained) -> None:
-    wanted = followed(case, run.order)
+def compare(case: Case, run: Trained, workers: int = WORKERS) -> None:
+    wanted = followed(case, run.order, workers)
     assert len(run.models) == len(wanted) == len(run.order) + 1
     for number, (model, there) in enumerate(zip(run.models, wanted, strict=True)):
         assert np.max(np.abs(model - there)) < 2e-6, f"{case.text}: apart before report {number}"
