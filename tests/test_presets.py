@@ -1,7 +1,8 @@
 """Each preset is its paper's algorithm: compared, step by step, with `transcriptions`.
 
-Everything runs in float64 from a float32 start, so that selections and signs, which a rounding could
-tip, are the same on both sides; what travels is float32 on both sides.
+Those whose workers do not wait are in `test_presets_async`. Everything runs in float64 from a float32
+start, so that selections and signs, which a rounding could tip, are the same on both sides; what travels
+is float32 on both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qsparse.algorithm import Algorithm, check
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.kernels import random
-from qsparse.registry import build, names
+from qsparse.registry import build
 from qsparse.rounds.synchronous import Station, averaging, rounds
 from qsparse.schedules import rate_at
 from qsparse.seeds import Seed
@@ -188,11 +189,6 @@ def compare(case: Case, models: dict[int, np.ndarray]) -> None:
     assert moved > 0.1, "a run that stands still proves nothing"
 
 
-def test_every_preset_has_a_transcription() -> None:
-    assert set(names("algorithm")) == set(paper.TRANSCRIPTIONS)
-    assert {case.name for case in CASES} == set(paper.TRANSCRIPTIONS)
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
 def test_preset_is_its_paper(case: Case) -> None:
     algorithm = made(case)
@@ -231,16 +227,6 @@ def test_lazy_workers_skip() -> None:
         assert spoken + skipped == WORKERS * STEPS
         assert WORKERS < spoken < 0.9 * WORKERS * STEPS, text
         assert skipped > 0
-
-
-def test_lazy_in_its_limits() -> None:
-    """Never patient: QGD. No weight on the moves and exact values: GD. Exact values: LAG."""
-    without, spoken, skipped = counted("laq(lr=0.05, patience=0)")
-    assert np.array_equal(without, counted("qgd(lr=0.05)")[0])
-    assert (spoken, skipped) == (WORKERS * STEPS, 0)
-    plain, _, skipped = counted("lag-wk(lr=0.05, xi=0.0)")
-    assert skipped == 0
-    np.testing.assert_allclose(plain, counted("gd(lr=0.05)")[0], rtol=0, atol=1e-6)
 
 
 def test_batch_statistics_are_averaged_though_workers_are_lazy() -> None:

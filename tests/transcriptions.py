@@ -8,6 +8,8 @@ Nothing of qsparse is imported. What is common to all:
 * floats travel in 32 bits, so `f32` stands wherever a real number is sent;
 * each function returns {t: the workers' common model after step t}, for every t at which they meet.
 
+Presets whose workers do not wait are in `transcriptions_async`.
+
 Formulas: Stich (2019), Stich et al. (2018), Karimireddy et al. (2019), Basu et al. (2019), Alistarh et
 al. (2017), Wen et al. (2017), Bernstein et al. (2018), Chen et al. (2018), Sun et al. (2019), Zheng et
 al. (2019).
