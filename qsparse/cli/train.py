@@ -24,7 +24,6 @@ from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.link import Link
-from qsparse.local import Gradient
 from qsparse.registry import build, parameters
 from qsparse.run import Settings, Watcher, run
 from qsparse.seeds import Seed
@@ -308,7 +307,7 @@ def _flag(option: str) -> str:
 def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
     """Refuse an option that is a setting of a part which another option replaces."""
     # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "server" if isinstance(preset.local, Gradient) else "local"
+    stepper = "local" if hasattr(preset.local, "lr") else "server"
     for option in given:
         axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
         if options[axis] is not None:
