@@ -28,8 +28,8 @@ MASTER = -1
 def phase(reports, R, T, ahead=None, first=0, clock=0):
     """Take reports until the workers have taken T·R steps and everyone has come once more.
 
-    ``first`` is the step at which all workers begin. A worker is not answered while it has reported more
-    than ``ahead`` times more often than the slowest one.
+    ``first`` is the step at which all workers begin. A worker is not answered while it has reported
+    over ``ahead`` times more often than the slowest one.
 
     Yields:
         Who reports, at which step of its own, the clock, and the answers that follow: (worker, number).
@@ -168,9 +168,7 @@ def as_precise(mu, u):
     return lambda x, way, theta, t, n: precise(x, theta * mu * way, u(MASTER, t, (n, 1), len(x)))
 
 
-def asylpg(
-    x, g, T, R, layers, u, eta, order, bits=8, mu=0.5, inner=100, ahead=None, l1=0.0, l2=0.0, **way
-):  # fmt: skip
+def asylpg(x, g, T, R, layers, u, eta, order, bits=8, mu=0.5, inner=100, ahead=None, l1=0.0, l2=0.0, **way):
     """Yu et al. (2019), Algorithm 1."""
     up = lambda a, r, t: low_precision(a, bits, u(r, t, (1,), len(a)))  # noqa: E731
     return variance_reduced(x, g, T, R, eta, order, up, as_precise(mu, u), inner, ahead, l1, l2, **way)
