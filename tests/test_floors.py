@@ -34,6 +34,7 @@ NEIGHBOURS = {
     ("guard", "launchers"),
     ("triggers", "memory"),
     ("triggers", "schedules"),
+    ("triggers", "compressors.base"),
     ("local", "schedules"),
     ("server", "schedules"),
 }

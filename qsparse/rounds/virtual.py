@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse.algorithm import Algorithm, Async, check, natural_exchange
 from qsparse.errors import SettingError
-from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.rounds.synchronous import Desk, Seat
 from qsparse.seeds import Seed
@@ -45,7 +44,9 @@ class Virtual:
         layout: Layout = (),
         ledger: Ledger | None = None,
     ) -> None:
-        check(algorithm, ParameterServer(), workers)
+        exchange = natural_exchange(algorithm)
+        size = workers + (not exchange.works)
+        check(algorithm, exchange, size)
         if algorithm.prelude is not None or isinstance(algorithm.meeting, Async):
             raise SettingError("virtual workers meet all at once, in one phase")
         if not algorithm.local.asks_once:
@@ -53,13 +54,15 @@ class Virtual:
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
         self.local = algorithm.local
+        self._asks = algorithm.trigger.asks
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
         self.gradients = np.zeros_like(self.models)
         self.t = 0
         self._states = [self.local.init(x, g) for x, g in zip(self.models, self.gradients, strict=True)]
         self._seats = [
-            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True) for rank in range(workers)
+            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True)
+            for rank in exchange.workers(size)
         ]
         self._desk = Desk(algorithm, start, workers, seed, layout, self.ledger)
         self._report = np.empty_like(start)
@@ -76,22 +79,25 @@ class Virtual:
             Whether they met.
         """
         self.t += 1
-        for state in self._states:
-            self.local.advance(state, _filled, None, self.t)
+        for seat, state in zip(self._seats, self._states, strict=True):
+            if seat.asked:
+                self.local.advance(state, _filled, None, self.t)
         due = [seat.due(self.t) for seat in self._seats]  # each keeps a count of its own
         if not (due[0] or last):
             return False
         payloads = [
-            seat.news(self.local.report(state, self._report), self.t)
+            seat.news(self.local.report(state, self._report), self.t, self.local.news(state), last)
             for seat, state in zip(self._seats, self._states, strict=True)
         ]
         self._desk.take(payloads, self.t)
         reply = self._desk.reply(self.t, self._desk.replier)
-        for seat, state in zip(self._seats, self._states, strict=True):
-            self.ledger.spoke(reply)
-            model = seat.hear(reply)
-            if model is not None:
-                self.local.adopt(state, model)
+        asked = [True] * len(self._seats)
+        if self._asks:
+            asked = self._desk.asks(payloads, self.t, last)
+        for seat, state, told in zip(self._seats, self._states, asked, strict=True):
+            answer = reply if told else reply.silence()
+            self.ledger.spoke(answer)
+            self.local.heard(state, seat.hear(answer, self.t), seat.spoke)
         return True
 
 
