@@ -403,7 +403,8 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     # Below ln 10 is better than guessing.
     assert 0 < one["test_loss"] < math.log(10)
     assert one["test_accuracy"] > 0.2
-    assert one["paper_bits"]["up"] <= one["dense_bits"]["up"]
+    # Who does not wait may say one report more than its share.
+    assert one["paper_bits"]["up"] <= one["dense_bits"]["up"] * (1 + serves / one["steps"])
 
 
 def test_libsvm_files(tmp_path: Path) -> None:
