@@ -12,8 +12,8 @@ from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
 from qsparse.link import Link
-from qsparse.local import SVRG, Gradient, Local
-from qsparse.memory import ErrorFeedback
+from qsparse.local import SVRG, Local
+from qsparse.memory import ErrorFeedback, Stateless
 from qsparse.registry import register, spell
 from qsparse.schedules import Schedule, over
 from qsparse.server import Descend, Hold, ServerRule, VarianceReduced
@@ -115,10 +115,11 @@ class Algorithm:
         return ", ".join(f"{axis} {text}" for axis, text in self.axes().items())
 
 
-def natural_exchange(algorithm: Algorithm) -> Exchange:
+def natural_exchange(algorithm: Algorithm) -> ParameterServer:
     """The exchange that an algorithm is run over unless another is asked for."""
-    meetings = {type(phase.meeting) for phase in (algorithm, algorithm.prelude) if phase is not None}
-    return ParameterServer(works=Async not in meetings)
+    phases = [phase for phase in (algorithm, algorithm.prelude) if phase is not None]
+    serves = any(isinstance(phase.meeting, Async) or phase.trigger.asks for phase in phases)
+    return ParameterServer(works=not serves)
 
 
 def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
@@ -146,24 +147,20 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
             "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
             f"full gradient, go together: not {algorithm.spelling()}"
         )
-    if isinstance(local, Gradient) and not algorithm.trigger.always_due:
-        raise CompositionError(
-            f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
-            f"{spell(algorithm.trigger)}: use sgd, which reports the net update of several steps"
-        )
-    # Refuses a server rule that the trigger cannot go by.
-    algorithm.trigger.bind(getattr(server, "lr", None))
     if isinstance(algorithm.meeting, Async) and exchange.workers(size) != list(range(1, size)):
         raise CompositionError(
             f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
             "use exchange server(works=false)"
         )
-    if algorithm.trigger.may_skip and not (local.reports_afresh and up.memory.bridges_skips):
-        raise CompositionError(
-            f"trigger {spell(algorithm.trigger)} skips messages, and what {spell(local)} with memory "
-            f"{spell(up.memory)} would have said is lost then: use local step gradient with memory "
-            "innovation, where a skip stands for what was said last"
-        )
+    _check_trigger(algorithm, exchange, size)
+    if local.shrinks:
+        plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.always_due
+        if not (plain and algorithm.down.memory.repeats):
+            raise CompositionError(
+                f"{spell(local)}: a weight decay that every rank applies by itself needs a model that both "
+                "ends of the down link know at every step: synchronous, trigger every, down memory "
+                "innovation; else leave decoupled out"
+            )
     remembers = isinstance(up.memory, ErrorFeedback)
     if remembers and isinstance(getattr(server, "lr", None), Schedule):
         raise CompositionError(
@@ -176,6 +173,50 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
     if isinstance(up.compressor, Float32) and remembers:
         raise CompositionError(
             "error feedback around float32 remembers nothing but rounding: use memory stateless"
+        )
+
+
+def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
+    """What is not said must not be missed, and everybody concerned must come to a meeting."""
+    trigger, local, up = algorithm.trigger, algorithm.local, algorithm.up
+    if local.reports_afresh and not trigger.always_due:
+        raise CompositionError(
+            f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
+            f"{spell(trigger)}: use sgd, which reports the net update of several steps"
+        )
+    # Refuses a server rule that the trigger cannot go by.
+    trigger.bind(getattr(algorithm.server, "lr", None))
+    if trigger.differs and not isinstance(algorithm.meeting, Async):
+        raise CompositionError(
+            f"trigger {spell(trigger)} gives each worker steps of its own, and synchronous workers meet at "
+            "the same ones: use meeting asynchronous"
+        )
+    trigger.check(len(exchange.workers(size)))
+    if trigger.asks:
+        if not (local.reports_afresh and up.memory.repeats):
+            raise CompositionError(
+                f"trigger {spell(trigger)}: who is not asked says nothing, and that must stand for what it "
+                f"said last, not for nothing as with {spell(local)} and memory {spell(up.memory)}: use local "
+                "step gradient with memory innovation"
+            )
+        if not (isinstance(algorithm.meeting, Sync) and isinstance(algorithm.down.memory, Stateless)):
+            raise CompositionError(
+                f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
+                "synchronously, and the down link have memory stateless"
+            )
+        answers_some = type(exchange).tell_some is not Exchange.tell_some
+        if not answers_some or any(exchange.coordinates(rank) for rank in exchange.workers(size)):
+            raise CompositionError(
+                f"trigger {spell(trigger)} needs a coordinator that only serves, and answers some and not "
+                f"others, unlike {spell(exchange)}: use exchange server(works=false)"
+            )
+    # What is skipped must come later with the next net update, or be what was said last once more.
+    if trigger.may_skip and local.reports_afresh != up.memory.repeats:
+        raise CompositionError(
+            f"trigger {spell(trigger)} skips messages, and what {spell(local)} with memory "
+            f"{spell(up.memory)} would have said is lost then: use local step gradient with memory "
+            "innovation, where a skip stands for what was said last, or local step sgd with another memory, "
+            "where it is said later"
         )
 
 

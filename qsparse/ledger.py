@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from qsparse.payload import Kind, Payload
+from qsparse.payload import Kind, Payload, Way
 
 #: What seconds are spent on.
 ACTIVITIES: Final = ("compute", "encode", "exchange", "decode")
@@ -40,7 +40,7 @@ class Ledger:
     def spoke(self, payload: Payload) -> None:
         """Count a message in the papers' bits: called by who commits it up or hears it down."""
         if payload.kind is Kind.SKIP:
-            self.skips += 1
+            self.skips += payload.way is Way.UP
             return
         way = payload.way.name.lower()
         self.paper_bits[way] += payload.nbits

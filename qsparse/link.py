@@ -45,20 +45,20 @@ class Sender:
         self.state = link.memory.init(start)
         self._target = np.empty_like(start)
 
-    def draft(self, v: Vector, seed: Seed) -> Draft:
+    def draft(self, v: Vector, seed: Seed, news: float | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
 
-        The draft's target is overwritten by the next draft.
+        The draft's target is overwritten by the next draft; ``news`` is passed on with it.
 
         Raises:
             NotFinite: with the rank, the step and the parameter.
         """
-        target = self.memory.compensate(self.state, v, self._target)
+        target = self.memory.compensate(self.state, v, self._target, seed.step)
         compressor, tolerance = self.compressor, self.memory.tolerance(self.state, target)
         try:
             if tolerance is not None:
                 compressor = compressor.within(target, tolerance)
-            return Draft(compressor.compress(target, seed), target)
+            return Draft(compressor.compress(target, seed), target, news)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""

@@ -66,9 +66,49 @@ class Local(ABC):
         np.copyto(state["x"], model)
         np.copyto(state["anchor"], model)
 
+    def follow(self, state: State, model: Vector) -> None:
+        """The coordinator has answered, but not to this worker's report, which was skipped.
+
+        x moves as the model did, so that what was not said is still anchor − x.
+        """
+        if self.reports_afresh:
+            self.adopt(state, model)
+            return
+        state["x"] += model - state["anchor"]
+        np.copyto(state["anchor"], model)
+
+    def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
+        """After a meeting.
+
+        Args:
+            model: what the coordinator answered, (n,); None: keep yours.
+            spoke: was the report sent, and not skipped?
+        """
+        if model is not None:
+            (self.adopt if spoke else self.follow)(state, model)
+
+    def news(self, state: State) -> float | None:
+        """How much news the report is, in the square of its units; None: as much as is sent."""
+        return None
+
     def enter(self, state: State, model: Vector) -> None:
         """A phase begins again, at a model that all ranks have."""
         self.adopt(state, model)
+
+    @property
+    def shrinks(self) -> bool:
+        """Does every rank, the coordinator too, decay the model by itself at each meeting?"""
+        return False
+
+    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+        """What is subtracted from the model at the meeting of step t, beside what is exchanged.
+
+        Args:
+            state: of this decay alone; empty at first.
+            model: (n,), as all ranks had it before the meeting.
+            t: schedules go by it.
+        """
+        raise NotImplementedError
 
     @property
     def scheduled(self) -> bool:
@@ -108,12 +148,21 @@ class SGD(Heavy):
     """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
 
     The momentum stays with the worker and is not exchanged.
+
+    Args:
+        lr: the step size.
+        momentum, nesterov: μ.
+        weight_decay: λ.
+        decoupled: leave λx out of d; instead every rank applies it by itself at each meeting, with a
+            momentum of its own: w = μw + λx;  x −= lr·w, or lr·(λx + μw) with Nesterov. So it is neither
+            compressed nor kept as an error (the authors' code of dist-EF-SGDM: Zheng et al., 2019).
     """
 
     lr: Rate
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
@@ -125,11 +174,25 @@ class SGD(Heavy):
         """One step."""
         x, g = state["x"], state["gradient"]
         loss = oracle(x, batch, g)
-        if self.weight_decay:
+        if self.weight_decay and not self.decoupled:
             vector.add_scaled(g, self.weight_decay, x, g)
         self._turn(state)
         vector.add_scaled(x, -rate_at(self.lr, t), g, x)
         return loss
+
+    @property
+    def shrinks(self) -> bool:
+        """With a decoupled weight decay."""
+        return self.decoupled and self.weight_decay > 0
+
+    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+        """lr·w, or lr·(λx + μw)."""
+        decay: Vector = model * self.weight_decay
+        if self.momentum:
+            momentum = state.setdefault("decay", np.zeros_like(model))
+            vector.momentum(decay, momentum, self.momentum, self.nesterov, decay)
+        decay *= rate_at(self.lr, t)
+        return decay
 
 
 @register("adamw")
@@ -196,6 +259,81 @@ class Gradient(Heavy):
         return out
 
 
+@register("lasg")
+@dataclass(frozen=True)
+class LASG(Local):
+    """Reports a stochastic gradient, and measures how much of it is news rather than noise.
+
+    Chen et al., 2020. Rule 2 (WK2): ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖², the same batch at the model θ̂ of the last
+    upload. Rule 1 (WK1): ‖δ^k − δ̂‖², δ^k = ∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̃; ξ^k) and δ̂ its value at the last upload,
+    where the snapshot θ̃ is renewed after every ``refresh`` steps. Both cost two gradients a step.
+
+    Args:
+        rule: 1 or 2.
+        refresh: of rule 1.
+    """
+
+    reports_afresh: ClassVar[bool] = True
+    asks_once: ClassVar[bool] = False
+    rule: int = 2
+    refresh: int = 10
+
+    def __post_init__(self) -> None:
+        if self.rule not in (1, 2) or not isinstance(self.refresh, int) or self.refresh < 1:
+            raise SettingError(f"{spell(self)}: rule must be 1 or 2, refresh a whole number of at least 1")
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """Everything is news at first."""
+        more = {name: np.zeros_like(x) for name in ("here", "report", "change", "said")}
+        return super().init(x, gradient) | more | {"then": x.copy(), "news": np.inf, "upto": 0}
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """Two gradients; x stays where it is."""
+        if self.rule == 1 and t > state["upto"]:
+            np.copyto(state["then"], state["x"])
+            state["upto"] = t - 1 + self.refresh
+        first = not np.isfinite(state["news"])
+        loss, change = _two_gradients(state, oracle, batch, state["then"], state["report"], state["change"])
+        if self.rule == 1:
+            news = float(vector.squared_norm(change - state["said"]))
+        else:
+            news = float(vector.squared_norm(change))
+        # At the first step nothing was said yet, and whatever there is must be.
+        state["news"] = np.finfo(np.float64).max if first else news
+        return loss
+
+    def report(self, state: State, out: Vector) -> Vector:
+        """The gradient at the model."""
+        np.copyto(out, state["report"])
+        return out
+
+    def news(self, state: State) -> float | None:
+        """By the rule."""
+        return float(state["news"])
+
+    def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
+        """After an upload: where, or what, it was."""
+        if spoke:
+            np.copyto(*((state["said"], state["change"]) if self.rule == 1 else (state["then"], state["x"])))
+        super().heard(state, model, spoke)
+
+
+def _two_gradients(
+    state: State, oracle: Oracle, batch: Any, other: Vector, here: Vector, change: Vector
+) -> tuple[float, Vector]:
+    """∇f_B(x) into ``here``, ∇f_B(x) − ∇f_B(other) into ``change``; returns the loss at x and ``change``."""
+    x, g = state["x"], state["gradient"]
+    loss = oracle(x, batch, g)
+    np.copyto(here, g)
+    # The oracle knows one vector, the model's own, so the other one is put there for a moment.
+    np.copyto(state["here"], x)
+    np.copyto(x, other)
+    oracle(x, batch, g)
+    np.copyto(x, state["here"])
+    np.subtract(here, g, out=change)
+    return loss, change
+
+
 @register("svrg")
 @dataclass(frozen=True)
 class SVRG(Local):
@@ -220,15 +358,8 @@ class SVRG(Local):
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """Two gradients; x stays where it is."""
-        x, g, difference = state["x"], state["gradient"], state["difference"]
-        loss = oracle(x, batch, g)
-        np.copyto(difference, g)
-        # The oracle knows one vector, the model's own, so the snapshot is put there for a moment.
-        np.copyto(state["here"], x)
-        np.copyto(x, state["snapshot"])
-        oracle(x, batch, g)
-        np.copyto(x, state["here"])
-        np.subtract(difference, g, out=difference)
+        difference = state["difference"]
+        loss, _ = _two_gradients(state, oracle, batch, state["snapshot"], difference, difference)
         return loss
 
     def report(self, state: State, out: Vector) -> Vector:

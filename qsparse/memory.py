@@ -23,10 +23,17 @@ from qsparse.types import State, Vector
 
 
 class Draft(NamedTuple):
-    """A message that may be sent: what it spells is ``payload``, what it stands for ``target``."""
+    """A message that may be sent.
+
+    Attributes:
+        payload: what it spells.
+        target: what it stands for, (n,).
+        news: how much news it is, where the local step has its own measure of that.
+    """
 
     payload: Payload
     target: Vector
+    news: float | None = None
 
     def norms(self) -> tuple[float, float]:
         """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
@@ -41,7 +48,7 @@ class Memory(ABC):
     kind: ClassVar[str] = "memory"
     registered_name: ClassVar[str]
     #: Does a round without a message stand for what was said last?
-    bridges_skips: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
 
     @property
     def demanding(self) -> bool:
@@ -53,8 +60,8 @@ class Memory(ABC):
         """The state before the first message; ``start`` is what both ends know, (n,)."""
 
     @abstractmethod
-    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
-        """What to compress when v is to be said; may write to ``out``; changes no state."""
+    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
+        """What to compress when v is to be said at step t; may write to ``out``; changes no state."""
 
     @abstractmethod
     def commit(self, state: State, draft: Draft) -> None:
@@ -66,6 +73,14 @@ class Memory(ABC):
     def tolerance(self, state: State, target: Vector) -> float | None:
         """The E‖C(target) − target‖² that a message may have, for compressors that go by it; None: any."""
         return None
+
+    def known(self, state: State) -> Vector:
+        """What both ends know, (n,); asked of memories that `repeats`."""
+        known: Vector = state["known"]
+        return known
+
+    def shift(self, state: State, by: Vector) -> None:
+        """Both ends subtract a vector, (n,), from what they know, without a message."""
 
     @abstractmethod
     def restore(self, state: State, total: Vector) -> Vector:
@@ -81,7 +96,7 @@ class Stateless(Memory):
         """No state."""
         return {}
 
-    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
         """v itself."""
         return v
 
@@ -102,20 +117,27 @@ class ErrorFeedback(Memory):
 
     Args:
         decay: 1 keeps everything, less forgets.
+        reset: steps after which what was kept until then is dropped, such as those where a learning rate
+            falls (the authors' code of Basu et al., 2019).
     """
 
     decay: float = 1.0
+    reset: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
             raise SettingError(f"{spell(self)}: decay must lie in (0, 1]")
+        if not isinstance(self.reset, tuple) or not all(isinstance(t, int) for t in self.reset):
+            raise SettingError(f"{spell(self)}: reset must be a list of steps")
 
     def init(self, start: Vector) -> State:
         """No error yet."""
-        return {"residual": np.zeros_like(start)}
+        return {"residual": np.zeros_like(start), "since": 0}
 
-    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
-        """v + decay·m."""
+    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
+        """v + decay·m, or v where a reset lies between m and now."""
+        if any(state["since"] <= boundary < t for boundary in self.reset):
+            return v
         vector.add_scaled(v, self.decay, state["residual"], out)
         return out
 
@@ -123,6 +145,7 @@ class ErrorFeedback(Memory):
         """m = target − sent."""
         np.copyto(state["residual"], draft.target)
         subtract_from(draft.payload, state["residual"])
+        state["since"] = draft.payload.step
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""
@@ -138,7 +161,7 @@ class Innovation(Memory):
     the server's error memory of dist-EF-SGD (Zheng et al., 2019).
     """
 
-    bridges_skips: ClassVar[bool] = True
+    repeats: ClassVar[bool] = True
 
     def init(self, start: Vector) -> State:
         """Both ends know ``start``."""
@@ -148,10 +171,14 @@ class Innovation(Memory):
         """Both ends know the model."""
         np.copyto(state["known"], start)
 
-    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
         """v − known."""
         np.subtract(v, state["known"], out=out)
         return out
+
+    def shift(self, state: State, by: Vector) -> None:
+        """known −= by."""
+        np.subtract(state["known"], by, out=state["known"])
 
     def commit(self, state: State, draft: Draft) -> None:
         """known += sent."""
@@ -193,7 +220,7 @@ class Snapshot(Memory):
         np.copyto(state["snapshot"], start)
         state["phase"] += 1
 
-    def compensate(self, state: State, v: Vector, out: Vector) -> Vector:
+    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
         """v itself."""
         return v
 

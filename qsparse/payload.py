@@ -96,6 +96,10 @@ class Payload:
         self.n = n
         self.nbits = nbits
 
+    def silence(self) -> Payload:
+        """The SKIP that stands in its place."""
+        return Payload.build(kind=Kind.SKIP, way=self.way, origin=self.origin, step=self.step, n=self.n)
+
     def __len__(self) -> int:
         return len(self.frame)
 

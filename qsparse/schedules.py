@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from qsparse.errors import SettingError
 from qsparse.registry import register, spell
@@ -40,8 +40,14 @@ def rate_at(rate: Rate, t: int) -> float:
 def over(part: T, steps: int) -> T:
     """The part for a run of so many steps: schedules among its settings get this length."""
     found = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
-    lasting = {name: value.over(steps) for name, value in found.items() if hasattr(value, "over")}
-    return replace(part, **lasting) if lasting else part  # type: ignore[type-var]
+    lasting = {name: _over(value, steps) for name, value in found.items()}
+    return part if lasting == found else replace(part, **lasting)  # type: ignore[type-var]
+
+
+def _over(setting: Any, steps: int) -> Any:
+    if isinstance(setting, tuple):
+        return tuple(_over(each, steps) for each in setting)
+    return setting.over(steps) if hasattr(setting, "over") else setting
 
 
 def momentum_weight(phase: int) -> float:

@@ -43,6 +43,10 @@ class ServerRule(ABC):
         model: Vector = state["x"]
         return model
 
+    def shift(self, state: State, by: Vector) -> None:
+        """Every rank subtracts a vector, (n,), from the model by itself."""
+        np.subtract(state["x"], by, out=state["x"])
+
     def leave(self, state: State) -> Vector:
         """The model with which a phase ends."""
         return self.model(state)

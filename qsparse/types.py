@@ -10,8 +10,8 @@ import numpy.typing as npt
 #: A contiguous one-dimensional array of float32 or float64.
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 
-#: What a part remembers: plain arrays and numbers by name, owned by the caller, so that it can be
-#: saved, compared and copied without knowing the part.
+#: What a part remembers: plain arrays and numbers by name, and the states of parts inside it, owned by
+#: the caller, so that it can be saved, compared and copied without knowing the part.
 State: TypeAlias = dict[str, Any]
 
 

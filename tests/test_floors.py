@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("guard", "launchers"),
     ("triggers", "memory"),
     ("triggers", "schedules"),
+    ("triggers", "compressors.base"),
     ("local", "schedules"),
     ("server", "schedules"),
 }

@@ -15,6 +15,7 @@ import test_presets as synchronous
 import test_presets_async as asynchronous
 import transcriptions as paper
 import transcriptions_async as paper_async
+import transcriptions_lazy as paper_lazy
 from test_presets import LAYERS, LAYOUT, RUN, START, WORKERS, N, counted, gradient
 
 from qsparse.algorithm import Algorithm, Sync, check
@@ -218,7 +219,7 @@ def test_laq_of_one_worker() -> None:
     (models,) = run_threads(
         1, lambda wire: synchronous.trained(wire, algorithm, ParameterServer(), still=True), timeout=60
     )
-    wanted = paper.laq(
+    wanted = paper_lazy.laq(
         START,
         lambda r, x, t: gradient(r, x, 1),
         synchronous.STEPS,

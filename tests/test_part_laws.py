@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from qsparse import presets
 from qsparse.algorithm import Algorithm, Async, Meeting, Sync
 from qsparse.compressors import Float32, Sign, TopK, accumulate_into
 from qsparse.compressors.floats import Float16
@@ -21,6 +20,7 @@ from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local
 from qsparse.memory import ErrorFeedback, Innovation, Memory
 from qsparse.payload import Payload
+from qsparse.presets import classic
 from qsparse.registry import build, kinds, names
 from qsparse.schedules import Cosine, Schedule
 from qsparse.server import Descend, Majority, ServerRule
@@ -123,8 +123,8 @@ def test_a_part_that_swallows_unknown_settings_is_caught(monkeypatch):
 def test_a_memory_that_moves_before_the_commit_is_caught():
     @dataclass(frozen=True)
     class Eager(ErrorFeedback):
-        def compensate(self, state, v, out):
-            super().compensate(state, v, out)
+        def compensate(self, state, v, out, t):
+            super().compensate(state, v, out, t)
             state["residual"][...] = out
             return out
 
@@ -135,7 +135,7 @@ def test_a_memory_that_moves_before_the_commit_is_caught():
         def init(self, start):
             return {}
 
-        def compensate(self, state, v, out):
+        def compensate(self, state, v, out, t):
             v += 1
             return v
 
@@ -215,9 +215,9 @@ def test_a_memory_that_remembers_beside_its_state_is_caught():
 
     @dataclass(frozen=True)
     class Beside(ErrorFeedback):
-        def compensate(self, state, v, out):
+        def compensate(self, state, v, out, t):
             counts.append(1)
-            super().compensate(state, v, out)
+            super().compensate(state, v, out, t)
             out += np.float32(1e-3 * len(counts))
             return out
 
@@ -241,8 +241,8 @@ def test_an_honest_trigger_breaks_nothing():
 def test_a_trigger_that_depends_on_more_than_seed_and_step_is_caught():
     @dataclass(frozen=True)
     class Global(Drawing):
-        def _draw(self, state, t):
-            state["next"] = t + int(np.random.randint(1, 5))
+        def _gap(self, state, t):
+            return int(np.random.randint(1, 5))
 
     assert "due" in broken(Global(), NINE)
 
@@ -257,17 +257,27 @@ def test_a_trigger_that_depends_on_more_than_seed_and_step_is_caught():
 def test_a_trigger_with_wrong_gaps_is_caught():
     @dataclass(frozen=True)
     class Late(Drawing):
-        def _draw(self, state, t):
-            super()._draw(state, t)
-            state["next"] += 1
+        def _gap(self, state, t):
+            return super()._gap(state, t) + 1
 
     @dataclass(frozen=True)
     class Short(Drawing):
-        def _draw(self, state, t):
-            super()._draw(state, t)
-            state["next"] = min(state["next"], t + 3)
+        def _gap(self, state, t):
+            return min(super()._gap(state, t), 3)
 
-    assert broken(Late(), NINE) == broken(Short(), NINE) == {"gaps"}
+    @dataclass(frozen=True)
+    class Onward(Every):
+        def due(self, state, t):
+            state["asked"] = t - 1
+            return super().due(state, t)
+
+    @dataclass(frozen=True)
+    class OneForAll(Every):
+        def _gap(self, state, t):
+            return self.longest(1, t)
+
+    assert broken(Late(), NINE) == broken(Short(), NINE) == broken(OneForAll((2, 3)), NINE) == {"gaps"}
+    assert broken(Onward(4), NINE) == {"gaps"}
 
 
 def test_a_trigger_that_ignores_the_rank_is_caught():
@@ -712,8 +722,17 @@ def test_a_preset_that_cannot_be_made_is_reported():
 @pytest.fixture
 def stranger(monkeypatch):
     module = types.ModuleType("stranger_parts")
-    module.mixed = [ErrorFeedback(), Every, SGD(0.1), Descend(), Cosine(0.1), AllGather, Sync, presets.qsgd]
-    module.algorithm = presets.sgd()
+    module.mixed = [
+        ErrorFeedback(),
+        Every,
+        SGD(0.1),
+        Descend(),
+        Cosine(0.1),
+        AllGather,
+        Sync,
+        classic.qsgd,
+    ]
+    module.algorithm = classic.sgd()
     module.Needy = Majority
     module.payload = Payload.build()
     module.bound = build
@@ -730,8 +749,8 @@ def test_parts_of_any_kind_are_loaded_and_held_to_their_laws(stranger):
     report = laws.run(loaded, NINE)
     assert not report.failures
     assert {kind for kind, _ in report.per_law} == set(OTHERS)
-    assert laws.load("stranger_parts:algorithm") == [presets.sgd()]
-    assert {check.kind for check in laws.check(presets.sgd(), NINE)} == {"algorithm"}
+    assert laws.load("stranger_parts:algorithm") == [classic.sgd()]
+    assert {check.kind for check in laws.check(classic.sgd(), NINE)} == {"algorithm"}
 
 
 def test_what_is_no_part_is_refused(stranger):

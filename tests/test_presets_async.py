@@ -15,7 +15,7 @@ import test_presets as synchronous
 import transcriptions as paper
 import transcriptions_async as paper_async
 from mpirun import mpi_run
-from test_presets import COSINE, LAYERS, LAYOUT, NESTEROV, RUN, START, WORKERS, A, B
+from test_presets import COSINE, LAYERS, LAYOUT, NESTEROV, RUN, START, TRANSCRIPTIONS, WORKERS, A, B
 
 from qsparse.algorithm import Algorithm, check
 from qsparse.exchange import ParameterServer
@@ -192,7 +192,7 @@ def compare(case: Case, run: Trained, workers: int = WORKERS) -> None:
 
 
 def test_every_preset_has_a_transcription() -> None:
-    transcribed = paper.TRANSCRIPTIONS | paper_async.TRANSCRIPTIONS
+    transcribed = TRANSCRIPTIONS | paper_async.TRANSCRIPTIONS
     assert set(names("algorithm")) == set(transcribed)
     assert {case.name for case in (*synchronous.CASES, *CASES)} == set(transcribed)
 

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 from mpirun import Finished, clean_environment, finish, mpi_run, start
 
+from qsparse.algorithm import natural_exchange
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import Blockwise, Sign
 from qsparse.payload import HEADER_BYTES
@@ -391,8 +392,9 @@ def test_a_bar_on_a_terminal(tmp_path: Path, mute: bool) -> None:
 
 @pytest.mark.parametrize("preset", names("algorithm"))
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
+    serves = not natural_exchange(build(preset, "algorithm")).workers(1)
     result = invoke(
-        "--quiet", "--wire", "threads", "--ranks", 2, "--epochs", 1, "--model", "mlp(16)",
+        "--quiet", "--wire", "threads", "--ranks", 3 if serves else 2, "--epochs", 1, "--model", "mlp(16)",
         "--algorithm", preset, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -401,7 +403,8 @@ def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     # Below ln 10 is better than guessing.
     assert 0 < one["test_loss"] < math.log(10)
     assert one["test_accuracy"] > 0.2
-    assert one["paper_bits"]["up"] <= one["dense_bits"]["up"]
+    # Who does not wait may say one report more than its share.
+    assert one["paper_bits"]["up"] <= one["dense_bits"]["up"] * (1 + serves / one["steps"])
 
 
 def test_libsvm_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.algorithm import Algorithm, check
+from qsparse.algorithm import Algorithm, Async, check
 from qsparse.compressors import BFloat16, Blockwise, Float16, Float32, LowPrecision, Sign, TopK
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
@@ -22,8 +22,8 @@ from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build, spell
 from qsparse.schedules import Cosine, Rate, Steps, over, rate_at
 from qsparse.seeds import Seed
-from qsparse.server import Descend, Majority, ServerRule
-from qsparse.triggers import Every, Lazy, RandomGap, Trigger
+from qsparse.server import Descend, Hold, Majority, ServerRule
+from qsparse.triggers import Ask, Drift, Every, Lazy, RandomGap, Trigger
 from qsparse.types import Vector
 
 N = 37
@@ -274,6 +274,8 @@ def test_descend_averages_models_unless_told_otherwise() -> None:
 
 EF = ErrorFeedback()
 STEPWISE = Steps(0.1, (5,))
+SERVING = ParameterServer(works=False)
+SHRINKING = SGD(0.1, weight_decay=0.1, decoupled=True)
 CLIPPED = LowPrecision(delta=0.01)
 REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
     (Algorithm(SGD(STEPWISE), up=Link(Float16(), EF)), ParameterServer(), 2, CompositionError,
@@ -291,9 +293,41 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
      CompositionError, r"error feedback needs a constant server step.*into local step sgd"),
     (Algorithm(SGD(0.1), up=Link(TopK(k=3), EF), server=Descend(STEPWISE)), ParameterServer(), 2,
      CompositionError, "error feedback needs a constant server step"),
-    (Algorithm(SGD(0.1), Lazy(), Link(TopK(k=3), EF)), ParameterServer(), 2, CompositionError,
-     r"lazy skips messages, and what sgd\(lr=0.1\) with memory errorfeedback would have said is lost"),
+    (Algorithm(Gradient(), Lazy(), Link(TopK(k=3), EF), Descend(0.1)), ParameterServer(), 2, CompositionError,
+     "lazy skips messages, and what gradient with memory errorfeedback would have said is lost"),
     (Algorithm(SGD(0.1), Lazy(), Link(memory=Innovation())), ParameterServer(), 2, CompositionError, "lost"),
+    (Algorithm(SGD(0.1), Every(2) & Drift(1.0), Link(memory=Innovation())), ParameterServer(), 2,
+     CompositionError, r"every\(H=2\) & drift\(delta=1.0\) skips messages"),
+    (Algorithm(Gradient(), Every(2) & Lazy(), Link(memory=Innovation())), ParameterServer(), 2,
+     CompositionError, r"must speak after every step, not every\(H=2\) & lazy"),
+    (Algorithm(SGD(0.1), Every((1, 2))), ParameterServer(), 2, CompositionError,
+     r"every\(H=\[1, 2\]\) gives each worker steps of its own.*use meeting asynchronous"),
+    (Algorithm(SGD(0.1), RandomGap((1, 2)) | Drift(1.0), meeting=Async()), SERVING, 4, SettingError,
+     r"randomgap\(H=\[1, 2\]\): H is a list of 2 for 3 workers"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), ParameterServer(), 2,
+     CompositionError, r"ask needs a coordinator that only serves.*unlike server: use exchange server\(works"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), TreeBroadcast(), 2,
+     CompositionError, "ask needs a coordinator that only serves, and answers some"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), AllGather(), 2,
+     CompositionError, "unlike allgather"),
+    (Algorithm(SGD(0.1), Ask(), Link(TopK(k=3), EF)), SERVING, 2, CompositionError,
+     r"not for nothing as with sgd\(lr=0.1\) and memory errorfeedback"),
+    (Algorithm(Gradient(), Ask(), Link(TopK(k=3), EF), Descend(0.1)), SERVING, 2, CompositionError,
+     "not for nothing as with gradient and memory errorfeedback"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1), Link(memory=Innovation())),
+     SERVING, 2, CompositionError, "who is not asked is told nothing"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1), meeting=Async()),
+     SERVING, 2, CompositionError, "who is not asked is told nothing"),
+    (Algorithm(Gradient(), Ask(smoothness=(1.0, 2.0)), Link(memory=Innovation()), Descend(0.1)),
+     SERVING, 4, SettingError, "smoothness is a list of 2 for 3 workers"),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Hold()), SERVING, 4, CompositionError,
+     "ask compares news with the server's last steps"),
+    (Algorithm(SHRINKING), ParameterServer(), 2, CompositionError,
+     "every rank applies by itself needs a model that both ends of the down link know"),
+    (Algorithm(SHRINKING, Every(2), down=Link(memory=Innovation())), ParameterServer(), 2, CompositionError,
+     "else leave decoupled out"),
+    (Algorithm(SHRINKING, down=Link(memory=Innovation()), meeting=Async()), SERVING, 2, CompositionError,
+     "else leave decoupled out"),
     (Algorithm(Gradient(), Lazy()), ParameterServer(), 2, CompositionError, "gradient with memory stateless"),
     (Algorithm(Gradient(), Lazy(rate=0.3), Link(memory=Innovation()), Descend(0.1)), ParameterServer(), 2,
      CompositionError, r"lazy\(rate=0.3\): the step size is the server rule's, so leave rate out"),
@@ -313,6 +347,13 @@ ALLOWED: list[tuple[Algorithm, Exchange, int]] = [
     (Algorithm(Gradient(), up=Link(TopK(k=3)), server=Descend(STEPWISE)), ParameterServer(), 2),
     (Algorithm(SGD(0.1)), ParameterServer(root=1, works=False), 2),
     (Algorithm(SGD(0.1)), ParameterServer(), 1),
+    (Algorithm(SGD(0.1), Lazy(), Link(TopK(k=3), EF)), ParameterServer(), 2),
+    (Algorithm(SGD(0.1), Every(4) & (Lazy() | Drift(1.0))), AllGather(), 2),
+    (Algorithm(SGD(0.1), Every((1, 2, 3)) & Drift(1.0), meeting=Async()), SERVING, 4),
+    (Algorithm(Gradient(), Lazy() & Drift(1.0), Link(TopK(k=3), Innovation()), meeting=Async()), SERVING, 4),
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), SERVING, 2),
+    (Algorithm(SHRINKING, down=Link(Sign(), Innovation())), TreeBroadcast(), 2),
+    (Algorithm(SGD(0.1, decoupled=True), Every(2)), ParameterServer(), 2),
     (Algorithm(SGD(0.1)), TreeBroadcast(root=3), 4),
     (Algorithm(SGD(0.1)), AllGather(), 1),
 ]

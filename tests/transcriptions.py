@@ -11,8 +11,8 @@ Nothing of qsparse is imported. What is common to all:
 Presets whose workers do not wait are in `transcriptions_async`.
 
 Formulas: Stich (2019), Stich et al. (2018), Karimireddy et al. (2019), Basu et al. (2019), Alistarh et
-al. (2017), Wen et al. (2017), Bernstein et al. (2018), Chen et al. (2018), Sun et al. (2019), Zheng et
-al. (2019).
+al. (2017), Wen et al. (2017), Bernstein et al. (2018), Zheng et al. (2019). Lazy algorithms are in
+`transcriptions_lazy`.
 """
 
 from __future__ import annotations
@@ -198,8 +198,11 @@ def signum_majority(x, g, T, R, layers, u, eta, momentum=0.9):
     return models
 
 
-def qsparse_local_sgd(x, g, T, R, layers, u, eta, meetings, C, **momentum):
-    """Basu et al. (2019), Algorithm 1, with I_T = ``meetings`` and QComp = ``C(u, r, t)``."""
+def qsparse_local_sgd(x, g, T, R, layers, u, eta, meetings, C, wiped=(), **momentum):
+    """Basu et al. (2019), Algorithm 1, with I_T = ``meetings`` and QComp = ``C(u, r, t)``.
+
+    The authors' code wipes the memory after the steps ``wiped``, where the learning rate falls.
+    """
     x, models = x.copy(), {}
     hat = np.stack([f32(x)] * R)
     known = f32(x)
@@ -209,6 +212,8 @@ def qsparse_local_sgd(x, g, T, R, layers, u, eta, meetings, C, **momentum):
         half = np.stack(
             [hat[r] - eta(t + 1) * workers[r].direction(g(r, hat[r], t + 1), hat[r]) for r in range(R)]
         )
+        if t in wiped:
+            m[:] = 0
         if t + 1 not in meetings:
             hat = half
             continue
@@ -225,75 +230,13 @@ def qsparse_local_sgd(x, g, T, R, layers, u, eta, meetings, C, **momentum):
     return models
 
 
-def lazily(x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True):
-    """Sun et al. (2019), Algorithm 2; its α is η/R, since it sums over the workers.
+def dist_ef(x, g, T, R, eta, C, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """Zheng et al. (2019), Algorithm 2 and its momentum version; steps outside, errors rescaled.
 
-    ``Q(v)`` is the quantized v; every worker keeps Q_m and, of its last upload, the error ε̂_m.
+    As in the authors' code every worker decays the weights by itself: w ← μw + λx, x ← x − η(Δ + μw + λx).
     """
     x, models = x.copy(), {}
-    sent, hat, clock = np.zeros((R, len(x))), np.zeros(R), np.zeros(R, int)
-    aggregate, moves, seen = np.zeros(len(x)), [], f32(x)
-    for k in range(T):
-        alpha = eta(k + 1) / R
-        # ξ_d = ck/k while fewer than D differences are known: the authors' code.
-        ck = 0.8 if xi is None else D * xi
-        weight = ck / min(max(k, 1), D)
-        for r in range(R):
-            gradient = g(r, seen, k + 1)
-            delta = Q(gradient - sent[r])
-            eps = np.sum((gradient - sent[r] - delta) ** 2)
-            bound = weight * sum(moves[-D:]) / (alpha * R) ** 2 + 3 * (eps + hat[r])
-            if skips and np.sum(delta**2) < bound and clock[r] < tbar:
-                clock[r] += 1
-                continue
-            sent[r] = sent[r] + delta
-            aggregate = aggregate + delta
-            hat[r], clock[r] = eps, 0
-        x = x - alpha * aggregate
-        moves.append(np.sum((f32(x) - seen) ** 2))
-        seen = f32(x)
-        models[k + 1] = seen
-    return models
-
-
-def grid(v, b):
-    """Sun et al. (2019), eqs. 4 to 6: 2τR·q − R with q = ⌊(v + R)/(2τR) + 1/2⌋, R = ‖v‖∞."""
-    tau, radius = 1 / (2**b - 1), f32(np.max(np.abs(v)))
-    if radius == 0:
-        return np.zeros_like(v)
-    # Zero lies exactly between two codes; written so, no rounding decides about it.
-    q = np.clip(np.floor((1 + v / radius) / (2 * tau) + 0.5), 0, 2**b - 1)
-    return 2 * tau * radius * q - radius
-
-
-def gd(x, g, T, R, layers, u, eta):
-    """θ ← θ − α·Σ_m ∇f_m(θ)."""
-    x, models = x.copy(), {}
-    for t in range(1, T + 1):
-        seen = f32(x)
-        x = x - eta(t) / R * sum(f32(g(r, seen, t)) for r in range(R))
-        models[t] = f32(x)
-    return models
-
-
-def qgd(x, g, T, R, layers, u, eta, bits=4):
-    """LAQ without skipping."""
-    return lazily(x, g, T, R, eta, lambda v: grid(v, bits), skips=False)
-
-
-def lag_wk(x, g, T, R, layers, u, eta, **rule):
-    """Chen et al. (2018), LAG-WK: LAQ's rule with exact differences."""
-    return lazily(x, g, T, R, eta, f32, **rule)
-
-
-def laq(x, g, T, R, layers, u, eta, bits=4, **rule):
-    """Sun et al. (2019), Algorithm 2."""
-    return lazily(x, g, T, R, eta, lambda v: grid(v, bits), **rule)
-
-
-def dist_ef(x, g, T, R, eta, C, momentum=0.0, nesterov=False):
-    """Zheng et al. (2019), Algorithm 2 and its momentum version; steps outside, errors rescaled."""
-    x, models = x.copy(), {}
+    decay = Momentum(len(x), momentum, nesterov)
     workers = [Momentum(len(x), momentum, nesterov) for _ in range(R)]
     e, server = np.zeros((R, len(x))), np.zeros(len(x))
     for t in range(1, T + 1):
@@ -307,19 +250,19 @@ def dist_ef(x, g, T, R, eta, C, momentum=0.0, nesterov=False):
         total = mean + ratio * server
         answer = C(total)
         server = total - answer
-        x = x - eta(t) * answer
+        x = x - eta(t) * (answer + decay.direction(weight_decay * x, x))
         models[t] = x.copy()
     return models
 
 
-def dist_ef_sgd(x, g, T, R, layers, u, eta):
+def dist_ef_sgd(x, g, T, R, layers, u, eta, weight_decay=0.0):
     """C is the scaled sign of the whole vector, no momentum."""
-    return dist_ef(x, g, T, R, eta, scaled_sign)
+    return dist_ef(x, g, T, R, eta, scaled_sign, weight_decay=weight_decay)
 
 
-def dist_ef_sgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True):
+def dist_ef_sgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True, weight_decay=0.0):
     """C is the scaled sign of the whole vector."""
-    return dist_ef(x, g, T, R, eta, scaled_sign, momentum, nesterov)
+    return dist_ef(x, g, T, R, eta, scaled_sign, momentum, nesterov, weight_decay)
 
 
 def blocks(x, layers, size, bucket):
@@ -336,17 +279,18 @@ def blocks(x, layers, size, bucket):
     return found
 
 
-def dist_ef_blocksgd(x, g, T, R, layers, u, eta, size=None, bucket=None):
+def dist_ef_blocksgd(x, g, T, R, layers, u, eta, size=None, bucket=None, weight_decay=0.0):
     """C is the scaled sign of each block, no momentum."""
-    parts = blocks(x, layers, size, bucket)
-    return dist_ef(x, g, T, R, eta, lambda v: by_layers(lambda w, _: scaled_sign(w), v, parts))
+    return dist_ef_blocksgdm(x, g, T, R, layers, u, eta, 0.0, False, size, bucket, weight_decay)
 
 
-def dist_ef_blocksgdm(x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True, size=None, bucket=None):
+def dist_ef_blocksgdm(
+    x, g, T, R, layers, u, eta, momentum=0.9, nesterov=True, size=None, bucket=None, weight_decay=0.0
+):
     """C is the scaled sign of each block."""
     parts = blocks(x, layers, size, bucket)
     C = lambda v: by_layers(lambda w, _: scaled_sign(w), v, parts)  # noqa: E731
-    return dist_ef(x, g, T, R, eta, C, momentum, nesterov)
+    return dist_ef(x, g, T, R, eta, C, momentum, nesterov, weight_decay)
 
 
 #: By the names under which the presets are registered.
@@ -360,10 +304,6 @@ TRANSCRIPTIONS = {
     "terngrad": terngrad,
     "signum-majority": signum_majority,
     "qsparse-local-sgd": qsparse_local_sgd,
-    "gd": gd,
-    "qgd": qgd,
-    "lag-wk": lag_wk,
-    "laq": laq,
     "dist-ef-sgd": dist_ef_sgd,
     "dist-ef-sgdm": dist_ef_sgdm,
     "dist-ef-blocksgd": dist_ef_blocksgd,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
-from qsparse.errors import DisagreementError, RankError, SettingError, WireError
+from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
 from qsparse.payload import Kind, Payload, Way
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
@@ -52,6 +53,17 @@ class Exchange(ABC):
         Raises:
             RankError: the coordinator sent an ERROR in place of its answer.
         """
+
+    def tell_some(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
+        """As `broadcast`, but of the workers only some are told; the others get a SKIP.
+
+        Args:
+            asked: of the workers in rank order, who is told; None where no rank coordinates.
+
+        Raises:
+            CompositionError: an exchange that answers all ranks alike.
+        """
+        raise CompositionError(f"{spell(self)} answers all ranks alike: use exchange server")
 
     @abstractmethod
     def fail(self, wire: Wire, error: Payload) -> None:

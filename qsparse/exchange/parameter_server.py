@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsparse.exchange.base import Rooted, receive_one
@@ -29,11 +30,17 @@ class ParameterServer(Rooted):
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
         """The root sends the answer to each rank in turn."""
+        return self.tell_some(wire, reply, None)
+
+    def tell_some(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
+        """The root sends the answer to who is asked (None: to all), and a SKIP to the others."""
         if wire.rank != self.root:
             return receive_one(wire, self.root)[1]
         assert reply is not None
+        told = {} if asked is None else dict(zip(self.workers(wire.size), asked, strict=True))
+        silence = reply.silence()
         for rank in range(wire.size):
             if rank != self.root:
-                wire.send([reply], rank)
+                wire.send([reply if told.get(rank, True) else silence], rank)
         wire.flush()
-        return reply
+        return reply if told.get(self.root, True) else silence

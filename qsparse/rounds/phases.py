@@ -24,7 +24,7 @@ class Stepped(NamedTuple):
 
     Attributes:
         t: its number.
-        loss: of the batch; None where this rank does not work.
+        loss: of the batch; None where this rank does not work, or was not asked to.
         met: did it meet the coordinator?
         phase: of which phase it was.
     """

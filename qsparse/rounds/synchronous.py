@@ -17,8 +17,8 @@ from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.exchange.base import Exchange
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
-from qsparse.local import Oracle
-from qsparse.memory import Draft
+from qsparse.local import SGD, Local, Oracle
+from qsparse.memory import Memory
 from qsparse.payload import Kind, Payload, Way
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Layout, State, Vector
@@ -39,6 +39,25 @@ class Pace:
     clock: int = 0
 
 
+class Shrinkage:
+    """The weight decay that every rank applies to the model by itself, and what it remembers."""
+
+    def __init__(self, local: Local) -> None:
+        self._local = local
+        self._state: State = {}
+
+    def due(self, memory: Memory, state: State, clock: int) -> Vector | None:
+        """What is subtracted from the model after the meeting at step ``clock``; None: nothing.
+
+        Args:
+            memory, state: of the end of the down link that knows the model before the meeting.
+            clock: schedules go by it.
+        """
+        if not self._local.shrinks:
+            return None
+        return self._local.shrinkage(self._state, memory.known(state), clock)
+
+
 class Seat:
     """A rank's ends of the two links, and the trigger that says when it speaks.
 
@@ -55,6 +74,7 @@ class Seat:
         self, algorithm: Algorithm, start: Vector, seed: Seed, layout: Layout, ledger: Ledger, works: bool
     ) -> None:
         self.ledger = ledger
+        self.local = algorithm.local
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
         self.listener = Receiver(algorithm.down, start)
@@ -62,40 +82,68 @@ class Seat:
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
         self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
-        self.trigger.heard(self.trigger_state, start)
+        self._note(start)
+        #: Was there something to say at the last meeting?
+        self.spoke = True
+        self._shrinkage = Shrinkage(algorithm.local)
+        #: Does this rank work in the next round?
+        self.asked = True
 
     def due(self, t: int) -> bool:
         """Does this rank meet the coordinator after step t? Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
 
-    def news(self, v: Vector, t: int) -> Payload:
-        """What is said of v at the meeting after step t: a message, or a SKIP."""
+    def news(self, v: Vector, t: int, measure: float | None = None, last: bool = False) -> Payload:
+        """What is said of v at the meeting after step t: a message, or a SKIP.
+
+        Args:
+            v: the report, (n,).
+            t: the step.
+            measure: how much news it is, where the local step says so itself.
+            last: there is no later meeting, so what a skip would leave for later is said now.
+        """
         assert self.sender is not None, "a rank that does not work has no news"
+        if not self.asked:
+            self.spoke = False
+            payload = Payload.build(kind=Kind.SKIP, origin=self.seed.rank, step=t, n=v.size)
+            self.ledger.spoke(payload)
+            return payload
         with self.ledger.timed("encode"):
-            draft = self.sender.draft(v, self.seed.at(step=t))
+            draft = self.sender.draft(v, self.seed.at(step=t), measure)
             payload = draft.payload
-            spoke = self.trigger.worth(self.trigger_state, draft)
-            if spoke:
+            must = last and not self.local.reports_afresh
+            self.spoke = self.trigger.worth(self.trigger_state, draft) or must
+            if self.spoke:
                 self.sender.commit(draft)
             else:
-                payload = skip(draft)
-            self.trigger.settled(self.trigger_state, spoke)
+                payload = payload.silence()
+            self.trigger.settled(self.trigger_state, self.spoke)
         self.ledger.spoke(payload)
         return payload
 
-    def hear(self, reply: Payload) -> Vector | None:
+    def hear(self, reply: Payload, clock: int) -> Vector | None:
         """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
+        if self.trigger.asks:
+            self.asked = reply.kind is Kind.DATA
         if reply.kind is not Kind.DATA:
             return None
         with self.ledger.timed("decode"):
+            shrinkage = self._shrinkage.due(self.listener.memory, self.listener.state, clock)
             model = self.listener.merge([reply])
-        self.trigger.heard(self.trigger_state, model)
+            if shrinkage is not None:
+                self.listener.memory.shift(self.listener.state, shrinkage)
+        self._note(model)
         return model
 
     def enter(self, x: Vector) -> None:
         """A phase begins at a model that all ranks have."""
         self.listener.memory.enter(self.listener.state, x)
-        self.trigger.heard(self.trigger_state, x)
+        self._note(x)
+
+    def _note(self, model: Vector) -> None:
+        # Where the coordinator asks, what models were like is its own business.
+        if not self.trigger.asks:
+            self.trigger.heard(self.trigger_state, model)
 
 
 class Station:
@@ -143,13 +191,13 @@ class Station:
         """Does this rank meet the coordinator after step t?"""
         return self.seat.due(t)
 
-    def meet(self, v: Vector, t: int) -> Vector | None:
-        """One round: say v (ignored where this rank does not work), hear the new model.
+    def meet(self, v: Vector, t: int, measure: float | None = None, last: bool = False) -> Vector | None:
+        """One round: say v (ignored where this rank does not work), hear the new model; see `Seat.news`.
 
         Returns:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
-        news = self.seat.news(v, t) if self.works else None
+        news = self.seat.news(v, t, measure, last) if self.works else None
         with self.ledger.timed("exchange"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
@@ -157,15 +205,20 @@ class Station:
             assert self.desk is not None
             self.desk.take(payloads, self.pace.clock)
             reply = self.desk.reply(t, self.desk.replier)
-        with self.ledger.timed("exchange"):
-            reply = self.exchange.broadcast(self.wire, reply)
+        if self.algorithm.trigger.asks:
+            asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
+            with self.ledger.timed("exchange"):
+                reply = self.exchange.tell_some(self.wire, reply, asked)
+        else:
+            with self.ledger.timed("exchange"):
+                reply = self.exchange.broadcast(self.wire, reply)
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:
             self.ledger.spoke(reply)
         if reply.kind is Kind.DATA and isinstance(self.algorithm.meeting, Async):
             self.pace.clock = reply.step
-        return self.seat.hear(reply)
+        return self.seat.hear(reply, self.pace.clock)
 
     def enter(self, x: Vector, before: Station) -> None:
         """A phase begins (again) at a model that all ranks have, after the phase of another station."""
@@ -191,9 +244,14 @@ class Desk:
         # One report that comes alone is the R-th part of a round; where what is restored is not that
         # part but the running mean of all, the part is taken here.
         alone = isinstance(algorithm.meeting, Async) and not one_by_one
-        self._part = 1 / workers if alone and algorithm.up.memory.bridges_skips else 1.0
+        self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
         self.replier = Sender(algorithm.down, start, layout)
         self.server = algorithm.server.init(start)
+        self._shrinkage = Shrinkage(algorithm.local)
+        self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        self._asking = self._trigger.init(seed.at(use="ask"))
+        if self._trigger.asks:
+            self._trigger.heard(self._asking, start)
 
     @property
     def model(self) -> Vector:
@@ -205,7 +263,7 @@ class Desk:
         with self.ledger.timed("decode"):
             u = self.hearer.merge(payloads)
             if self._part != 1:
-                u = u * self._part
+                u = u * (self._part * len(payloads))
             self.algorithm.server.absorb(self.server, u, clock)
 
     def reply(self, t: int, replier: Sender, number: int = 0) -> Payload:
@@ -220,9 +278,18 @@ class Desk:
         if self.algorithm.server.silent:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
+            shrinkage = self._shrinkage.due(replier.memory, replier.state, t)
             draft = replier.draft(self.model, seed.child(number) if number else seed)
             replier.commit(draft)
+            if shrinkage is not None:
+                replier.memory.shift(replier.state, shrinkage)
+                self.algorithm.server.shift(self.server, shrinkage)
         return draft.payload
+
+    def asks(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
+        """Which workers, in rank order, are told the model; all of them at the last meeting."""
+        asked = self._trigger.asked(self._asking, payloads, self.model, t)
+        return [True] * len(asked) if last else asked
 
     def leave(self) -> Vector:
         """The model with which a phase ends."""
@@ -230,23 +297,20 @@ class Desk:
 
     def enter(self, x: Vector, before: Desk) -> None:
         """A phase begins at x, after the phase of another desk."""
+        if self._trigger.asks:
+            self._trigger.heard(self._asking, x)
         self.replier.memory.enter(self.replier.state, x)
         self.algorithm.server.enter(self.server, x, before.server)
-
-
-def skip(draft: Draft) -> Payload:
-    """The message that stands for nothing new."""
-    silent = draft.payload
-    return Payload.build(kind=Kind.SKIP, origin=silent.origin, step=silent.step, n=silent.n)
 
 
 def averaging(algorithm: Algorithm) -> Algorithm:
     """The algorithm that averages exactly what the given one does not train (batch statistics).
 
     It takes part in every meeting of the given one, so it has no trigger of its own: a trigger that
-    skips would skip statistics that nobody remembers.
+    skips would skip statistics that nobody remembers. Nor has it the given one's local step, whose
+    weight decay must leave statistics alone: what is averaged is reported as any net update is.
     """
-    return Algorithm(local=algorithm.local, meeting=algorithm.meeting)
+    return Algorithm(local=SGD(1.0), meeting=algorithm.meeting)
 
 
 def rounds(
@@ -290,15 +354,14 @@ def rounds(
         if begin is not None:
             begin(t)
         loss = None
-        if station.works:
+        if station.works and station.seat.asked:
             with station.ledger.timed("compute"):
                 loss = local.advance(state, oracle, batch(t), pace.clock)
         # Asked at every step, so that the trigger's own count stays in step.
         met = station.due(t) or t == last
         if met:
-            model = station.meet(local.report(state, report), t)
-            if model is not None:
-                local.adopt(state, model)
+            model = station.meet(local.report(state, report), t, local.news(state), t == last)
+            local.heard(state, model, station.seat.spoke)
             if beside is not None and beside(t):
                 station.stopped = True
         yield t, loss, met

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse.algorithm import Algorithm, Async, check, natural_exchange
 from qsparse.errors import SettingError
-from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.memory import Stateless
 from qsparse.registry import spell
@@ -51,7 +50,9 @@ class Virtual:
         ledger: Ledger | None = None,
     ) -> None:
         alone = isinstance(algorithm.meeting, Async)
-        check(algorithm, ParameterServer(works=not alone), workers + alone)
+        exchange = natural_exchange(algorithm)
+        size = workers + (not exchange.works)
+        check(algorithm, exchange, size)
         if algorithm.prelude is not None:
             raise SettingError("virtual workers have one phase")
         if alone and not isinstance(algorithm.down.memory, Stateless):
@@ -64,13 +65,15 @@ class Virtual:
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
         self.local = algorithm.local
+        self._asks = algorithm.trigger.asks
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
         self.gradients = np.zeros_like(self.models)
         self.t = 0
         self._states = [self.local.init(x, g) for x, g in zip(self.models, self.gradients, strict=True)]
         self._seats = [
-            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True) for rank in range(workers)
+            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True)
+            for rank in exchange.workers(size)
         ]
         self._desk = Desk(algorithm, start, workers, seed, layout, self.ledger)
         self._report = np.empty_like(start)
@@ -87,22 +90,28 @@ class Virtual:
             Whether anybody met.
         """
         self.t += 1
-        for state in self._states:
-            self.local.advance(state, _filled, None, self.t)
+        for seat, state in zip(self._seats, self._states, strict=True):
+            if seat.asked:
+                self.local.advance(state, _filled, None, self.t)
         due = [seat.due(self.t) for seat in self._seats]  # each keeps a count of its own
         pairs = zip(self._seats, self._states, due, strict=True)
         meeting = [(seat, state) for seat, state, now in pairs if now or last]
         if not meeting:
             return False
-        payloads = [seat.news(self.local.report(state, self._report), self.t) for seat, state in meeting]
+        payloads = [
+            seat.news(self.local.report(state, self._report), self.t, self.local.news(state), last)
+            for seat, state in meeting
+        ]
         # Divided by the number of all workers, however few speak.
         self._desk.take(payloads, self.t)
         reply = self._desk.reply(self.t, self._desk.replier)
-        for seat, state in meeting:
-            self.ledger.spoke(reply)
-            model = seat.hear(reply)
-            if model is not None:
-                self.local.adopt(state, model)
+        asked = [True] * len(meeting)
+        if self._asks:
+            asked = self._desk.asks(payloads, self.t, last)
+        for (seat, state), told in zip(meeting, asked, strict=True):
+            answer = reply if told else reply.silence()
+            self.ledger.spoke(answer)
+            self.local.heard(state, seat.hear(answer, self.t), seat.spoke)
         return True
 
 

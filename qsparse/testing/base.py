@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -103,6 +103,8 @@ def bits_of(state: State) -> dict[str, object]:
     """What a state holds, bit by bit, for comparing."""
 
     def bits(value: Any) -> object:
+        if isinstance(value, dict):
+            return bits_of(value)
         array = isinstance(value, np.ndarray)
         return (value.dtype.str, value.shape, value.tobytes()) if array else repr(value)
 
@@ -120,6 +122,9 @@ def saved(state: State) -> State:
     """A state that was written down and read again; what cannot be saved by itself breaks the law."""
     hold(type(state) is dict, f"the state is a {type(state).__name__}, not a dict")
     for name, value in state.items():
+        if isinstance(value, dict):
+            saved(value)
+            continue
         array = isinstance(value, np.ndarray)
         plain = value.dtype.kind in "fiub" if array else isinstance(value, int | float | str | None)
         hold(isinstance(name, str) and plain, f"{name!r} of the state is a {type(value).__name__}: {value!r}")
@@ -128,7 +133,16 @@ def saved(state: State) -> State:
 
 def apart(one: State, other: State, what: str) -> None:
     """Hold that two states share no memory."""
-    for name, value in one.items():
-        for again in other.values():
-            if isinstance(value, np.ndarray) and isinstance(again, np.ndarray):
-                hold(not np.shares_memory(value, again), f"{what}: {name!r} of the state is shared")
+    theirs = [array for _, array in _arrays(other)]
+    for name, value in _arrays(one):
+        shared = any(np.shares_memory(value, array) for array in theirs)
+        hold(not shared, f"{what}: {name!r} of the state is shared")
+
+
+def _arrays(state: State) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """All arrays of a state, those of states inside it too."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from _arrays(value)
+        elif isinstance(value, np.ndarray):
+            yield name, value

@@ -159,6 +159,8 @@ def _accounts(link: Link, x: Vector) -> None:
             same(receiver.state["known"], sender.state["known"], f"known at both ends in round {t}")
             same(heard, sender.state["known"], f"heard in round {t}, against what the sender knows")
         elif isinstance(part, ErrorFeedback):
+            # A reset after the step before this one drops what was kept until then.
+            owed *= t - 1 not in part.reset
             owed = v + part.decay * owed - decoded(draft.payload).astype(np.float64)
             _near(sender.state["residual"], owed, x, f"the residual of round {t}")
             same(heard, decoded(draft.payload), f"heard in round {t}, against what was sent")

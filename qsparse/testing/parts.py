@@ -19,6 +19,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "stateless",
         "errorfeedback",
         "errorfeedback(decay=0.5)",
+        "errorfeedback(reset=[1, 3])",
         "innovation",
         "snapshot",
         "snapshot(mu=0.1, accelerated=true)",
@@ -26,10 +27,20 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     "trigger": (
         "every",
         "every(H=7)",
+        "every(H=[2, 5, 3])",
+        "every(H=steps(start=1.0, after=[3, 6], factor=2.0))",
+        "randomgap(H=[3, 6])",
+        "randomgap(H=cosine(peak=4.0))",
         "randomgap(H=1)",
         "randomgap(H=5)",
         "lazy",
         "lazy(D=3, xi=0.1, patience=2)",
+        "lazy(errors=1.5, floor=0.2, newest=2)",
+        "ask",
+        "ask(D=3, xi=0.5, patience=4, smoothness=[1.0, 2.0])",
+        "drift(delta=0.5)",
+        "every(H=3) & drift(delta=steps(start=0.5, after=[2]))",
+        "every(H=4) | (lazy & drift(delta=0.1))",
     ),
     "local": (
         "sgd(lr=0.1)",
@@ -41,6 +52,9 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "gradient(momentum=0.9)",
         "gradient(momentum=0.9, nesterov=true)",
         "gradient(whole=true)",
+        "sgd(lr=0.1, momentum=0.9, nesterov=true, weight_decay=0.1, decoupled=true)",
+        "lasg",
+        "lasg(rule=1, refresh=3)",
         "svrg",
     ),
     "schedule": (
@@ -98,6 +112,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "qsparse-local-sgd(H=2, compressor=uniform(bits=4), memory=innovation)",
         "qsparse-local-sgd-async",
         "qsparse-local-sgd-async(H=3, compressor=randk(k=4), ahead=2)",
+        "qsparse-local-sgd-async(H=[1, 2, 4])",
+        "qsparse-local-sgd(lr=steps(start=0.1, after=[2]), reset_memory=true)",
         "asylpg(inner=2)",
         "asylpg(bits=4, mu=0.1, inner=3, l1=0.001, l2=0.01, ahead=1)",
         "sparse-asylpg(inner=2)",
@@ -111,9 +127,17 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "lag-wk",
         "laq",
         "laq(bits=3, D=4, xi=0.1, patience=3)",
+        "lag-ps",
+        "lag-ps(D=2, smoothness=0.5)",
+        "slaq",
+        "slaq(floor=0.0)",
+        "lasg-wk1",
+        "lasg-wk1(D=3)",
+        "lasg-wk2",
         "dist-ef-sgd",
         "dist-ef-sgd(compressor=qsgd(levels=4))",
         "dist-ef-sgdm",
+        "dist-ef-sgdm(weight_decay=0.1)",
         "dist-ef-blocksgd(size=8)",
         "dist-ef-blocksgdm",
         "dist-ef-blocksgdm(bucket=13)",
@@ -164,7 +188,8 @@ def _text(part: Any, name: str, x: Vector) -> bool:
             return False
         again, wanted, text = build(part.text, "algorithm"), part.algorithm, part.text
     else:
-        named = hasattr(part, "registered_name")
+        # What is joined of parts spells itself.
+        named = hasattr(part, "registered_name") or hasattr(part, "spelling")
         hold(named, 'it has no registered_name: write @register("name") above its class')
         text = spell(part)
         again, wanted = build(text, part.kind), part

@@ -67,7 +67,9 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
         station = Station(algorithm, exchange, wire, start, Seed(1), layout(start.size), Ledger())
         try:
             if not isinstance(algorithm.meeting, Async):
-                model = station.meet(reports[workers.index(wire.rank)], 1)
+                model = station.meet(
+                    reports[workers.index(wire.rank)] if station.works else start, 1, last=True
+                )
                 return start if model is None else model.copy()
             if (desk := station.desk) is not None:
                 for _ in serve([desk], algorithm.meeting, wire, workers, 1, Pace(), Order()):
@@ -203,8 +205,12 @@ def _training(row: Row, name: str, x: Vector) -> bool:
         mine = start.copy()
         walk = Walk(fitted, exchange, wire, mine, Seed(1), layout(24))
         for happened in walk.steps(_STEPS, oracle, lambda t: t):
-            if not isinstance(happened, Answered) and walk.station.works:
-                hold(happened.loss is not None and np.isfinite(happened.loss), f"the loss is {happened.loss}")
+            if isinstance(happened, Answered) or not walk.station.works:
+                continue
+            if happened.loss is None:
+                hold(fitted.trigger.asks and happened.t > 1, "a worker that works has no loss")
+            else:
+                hold(np.isfinite(happened.loss), f"the loss is {happened.loss}")
         return mine.tobytes()
 
     everywhere = [natural_one]

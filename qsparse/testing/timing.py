@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from dataclasses import is_dataclass
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from qsparse.registry import build, spell
 from qsparse.schedules import Schedule
 from qsparse.testing.base import SEED, Broken, apart, hold, law, same_state, saved
 from qsparse.triggers import RandomGap, Trigger
+from qsparse.triggers.gaps import Gaps
 from qsparse.types import State, Vector
 
 _STEPS: Final = 300
@@ -30,10 +31,16 @@ def _meetings(part: Trigger, state: State, steps: range) -> list[int]:
     return met
 
 
+def _lasting(part: Trigger) -> Trigger:
+    """The trigger as a run has it."""
+    lasting = part.over(_STEPS) if is_dataclass(part) else part
+    return lasting.bind(0.1)
+
+
 @law("due", "trigger", once=True)
 def _due(part: Trigger, name: str, x: Vector) -> bool:
     """Meetings follow from the seed and the step alone: two ranks with one seed meet, whatever they say."""
-    part = part.bind(0.1)
+    part = _lasting(part)
     met = _meetings(part, part.init(SEED), range(1, _STEPS + 1))
     state = part.init(SEED)
     v = np.zeros(3, np.float32)
@@ -48,18 +55,34 @@ def _due(part: Trigger, name: str, x: Vector) -> bool:
 
 @law("gaps", "trigger", once=True)
 def _gaps(part: Trigger, name: str, x: Vector) -> bool:
-    """Where a part has an H, gaps lie within 1 … H, and random ones reach both ends."""
-    H = getattr(part, "H", None)
-    if H is None:
+    """Gaps lie within 1 … H, random ones reach both ends, and after a jump another gap begins."""
+    part = _lasting(part)
+    if not isinstance(part, Gaps):
         return False
-    steps = max(_STEPS, 40 * H)
-    met = _meetings(part, part.init(SEED), range(1, steps + 1))
-    gaps = {later - earlier for earlier, later in itertools.pairwise([0, *met])}
-    hold(bool(gaps) and min(gaps) >= 1 and max(gaps) <= H, f"gaps are {sorted(gaps)} where H is {H}")
-    hold(steps - met[-1] < H, f"no meeting after step {met[-1]}")
-    if isinstance(part, RandomGap):
-        hold({1, H} <= gaps, f"gaps drawn from 1 … {H} are {sorted(gaps)}")
+    for rank in (1, 2):
+        seed = SEED.at(rank=rank)
+        longest = [part.longest(rank, t) for t in range(1, _STEPS + 1)]
+        steps = max(_STEPS, 40 * max(longest))
+        state = part.init(seed)
+        gaps = _gaps_of(part, state, rank, range(1, steps + 1))
+        if isinstance(part, RandomGap) and len(set(longest)) == 1:
+            hold({1, longest[0]} <= gaps, f"gaps drawn from 1 … {longest[0]} are {sorted(gaps)}")
+        # Another phase has passed.
+        _gaps_of(part, state, rank, range(steps + 3, 2 * steps))
     return True
+
+
+def _gaps_of(part: Gaps, state: State, rank: int, steps: range) -> set[int]:
+    """The gaps from before the first step to the last meeting."""
+    found, before = set(), steps.start - 1
+    for met in _meetings(part, state, steps):
+        H, gap = part.longest(rank, before + 1), met - before
+        legal = 1 <= gap <= H if isinstance(part, RandomGap) else gap == H
+        hold(legal, f"the gap after step {before} is {gap} where H is {H}")
+        found.add(gap)
+        before = met
+    hold(steps.stop - 1 - before < part.longest(rank, before + 1), f"no meeting after step {before}")
+    return found
 
 
 @law("seeding", "trigger", once=True)
@@ -67,6 +90,7 @@ def _seeding(part: Trigger, name: str, x: Vector) -> bool:
     """A random synchronisation set is another one for every run, rank and path."""
     if not isinstance(part, RandomGap) or part.H == 1:
         return False
+    part = _lasting(part)
     others = (SEED, SEED.at(rank=2), SEED.child(1), type(SEED)(7, SEED.rank, SEED.step, SEED.use))
     met = {tuple(_meetings(part, part.init(seed), range(1, _STEPS + 1))) for seed in others}
     hold(len(met) == len(others), "two ranks, runs or paths draw one synchronisation set")
@@ -76,6 +100,7 @@ def _seeding(part: Trigger, name: str, x: Vector) -> bool:
 @law("state", "trigger", once=True)
 def _state(part: Trigger, name: str, x: Vector) -> bool:
     """Two users of one part share nothing, and one goes on from a plain copy of its state."""
+    part = _lasting(part)
     text = repr(part)
     one, other = part.init(SEED), part.init(SEED)
     hold(one is not other, "two users were given one state")
@@ -94,7 +119,7 @@ def _state(part: Trigger, name: str, x: Vector) -> bool:
 @law("worth", "trigger")
 def _worth(part: Trigger, name: str, x: Vector) -> bool:
     """worth says yes or no and changes no draft; heard changes no model."""
-    part = part.bind(0.1)
+    part = _lasting(part)
     state = part.init(SEED)
     part.heard(state, x)
     for t in (1, 2, 3):

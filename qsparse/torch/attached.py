@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -163,8 +164,9 @@ class Attached:
         """
         if self._hook is None:
             return
-        if self._met < self.steps:
-            self._guarded(self._meet)
+        # A worker may have skipped the last meeting, and then something is still to be said.
+        if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
+            self._guarded(functools.partial(self._meet, last=True))
         self._guarded(self._part)
         self._detach()
         if self._owns:
@@ -209,7 +211,7 @@ class Attached:
         heard = self.exchange.gather(self.wire, note)
         self.exchange.broadcast(self.wire, None if heard is None else note)
 
-    def _meet(self) -> None:
+    def _meet(self, last: bool = False) -> None:
         self._check_rates()
         flat = self.flat
         np.subtract(self._anchor, flat.vector, out=self._report)
@@ -218,9 +220,12 @@ class Attached:
         if self._aside is not None:
             met.append((self._aside, self._aside_anchor - flat.aside, flat.aside, self._aside_anchor))
         for station, report, vector, anchor in met:
-            model = station.meet(report, self.steps)
+            model = station.meet(report, self.steps, last=last)
             if model is not None:
-                np.copyto(vector, model)
+                if station.seat.spoke:
+                    np.copyto(vector, model)
+                else:
+                    vector += model - anchor  # what was not said stays
                 np.copyto(anchor, model)
         self._met = self.steps
 

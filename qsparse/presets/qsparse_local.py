@@ -1,0 +1,66 @@
+"""Qsparse-local-SGD, synchronous and asynchronous."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qsparse.algorithm import Algorithm, Async
+from qsparse.compressors import Compressor, Sign, TopK
+from qsparse.errors import SettingError
+from qsparse.link import Link
+from qsparse.memory import ErrorFeedback, Memory
+from qsparse.presets.base import local_steps
+from qsparse.registry import register
+from qsparse.schedules import Rate, Steps
+from qsparse.triggers import Every, RandomGap
+from qsparse.triggers.gaps import Gap
+
+
+@register("qsparse-local-sgd", "algorithm")
+def qsparse_local_sgd(
+    lr: Rate = 0.1,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    H: Gap = 8,
+    compressor: Compressor | None = None,
+    memory: Memory | None = None,
+    random_gaps: bool = False,
+    reset_memory: bool = False,
+) -> Algorithm:
+    """u_r = m_r + x − x̂_r after H local steps; g_r = C(u_r); m_r ← u_r − g_r; x ← x − (1/R)Σ_r g_r.
+
+    Qsparse-local-SGD, synchronous (Basu et al., 2019, Algorithm 1). C is Top_1% >> Sign unless
+    given; ``random_gaps`` draws the synchronisation set with gaps of 1 … H; ``reset_memory`` drops m_r
+    where a learning rate of steps falls, as the authors' code does.
+    """
+    if reset_memory and (memory is not None or not isinstance(lr, Steps)):
+        raise SettingError(
+            "reset_memory goes with a learning rate of steps, such as steps(start=0.1, after=[100]), and "
+            "without a memory of your own: give that one its reset"
+        )
+    kept = ErrorFeedback(reset=lr.after) if reset_memory and isinstance(lr, Steps) else ErrorFeedback()
+    up = Link(compressor or TopK(ratio=0.01) >> Sign(), memory or kept)
+    trigger = RandomGap(H) if random_gaps else Every(H)
+    return local_steps(lr, momentum, nesterov, weight_decay, up, trigger)
+
+
+@register("qsparse-local-sgd-async", "algorithm")
+def qsparse_local_sgd_async(
+    lr: Rate = 0.1,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    H: Gap = 8,
+    compressor: Compressor | None = None,
+    memory: Memory | None = None,
+    reset_memory: bool = False,
+    ahead: int | None = None,
+) -> Algorithm:
+    """As qsparse-local-sgd, but worker r meets at steps of its own: x ← x − (1/R)·g_r, told to r alone.
+
+    Qsparse-local-SGD, asynchronous (Basu et al., 2019, Algorithm 2). The gaps of each worker are drawn
+    from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest.
+    """
+    row = qsparse_local_sgd(lr, momentum, nesterov, weight_decay, H, compressor, memory, True, reset_memory)
+    return replace(row, meeting=Async(ahead))

@@ -1,0 +1,142 @@
+"""Triggers that compare news with how far the model has moved lately."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from qsparse.errors import CompositionError, SettingError
+from qsparse.memory import Draft
+from qsparse.registry import register, spell
+from qsparse.schedules import Rate, rate_at
+from qsparse.seeds import Seed
+from qsparse.triggers.base import Trigger
+from qsparse.types import State, Vector
+
+
+class Watchful(Trigger):
+    """What such triggers share: (1/ᾱ²)·Σ_{d} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² over the last D moves of the model."""
+
+    #: Σ_d ξ_d unless ξ is given.
+    total: ClassVar[float] = 0.8
+    D: int
+    xi: float | None
+    patience: int
+    rate: Rate | None
+
+    def _check(self) -> None:
+        if not isinstance(self.D, int) or self.D < 1:
+            raise SettingError(f"{spell(self)}: D must be a whole number of at least 1")
+        if self.xi is not None and not self.xi >= 0:
+            raise SettingError(f"{spell(self)}: xi must not be negative")
+        if not isinstance(self.patience, int) or self.patience < 0:
+            raise SettingError(f"{spell(self)}: patience must be a whole number of at least 0")
+
+    @property
+    def always_due(self) -> bool:
+        """A skip is a message too."""
+        return True
+
+    def bind(self, rate: Rate | None) -> Trigger:
+        """Take ᾱ from the server rule; CompositionError where it has none, or another one."""
+        if self.rate not in (None, rate):
+            raise CompositionError(f"{spell(self)}: the step size is the server rule's, so leave rate out")
+        if rate is None:
+            raise CompositionError(
+                f"{spell(self)} compares news with the server's last steps: it needs a server rule with a "
+                "step size (lr), such as descend"
+            )
+        return replace(self, rate=rate)  # type: ignore[type-var]
+
+    def init(self, seed: Seed) -> State:
+        """No move is known."""
+        return {"model": np.empty(0), "moves": np.zeros(self.D), "heard": -1}
+
+    def due(self, state: State, t: int) -> bool:
+        """At every step."""
+        return True
+
+    def heard(self, state: State, model: Vector) -> None:
+        """How far did the model move?"""
+        if state["heard"] >= 0:
+            move = model.astype(np.float64) - state["model"]
+            state["moves"][state["heard"] % self.D] = move @ move
+        state["model"] = model.copy()
+        state["heard"] += 1
+
+    def _moved(self, state: State, t: int, newest: int = 1) -> float:
+        """The sum before step t, without the newest − 1 latest moves."""
+        assert self.rate is not None, "bind comes first"
+        known = state["heard"]
+        total = self.total if self.xi is None else self.D * self.xi
+        weight = total / min(max(known, 1), self.D)
+        moves = float(state["moves"].sum())
+        for d in range(1, min(newest, known + 1)):
+            moves -= float(state["moves"][(known - d) % self.D])
+        rate = rate_at(self.rate, t)
+        # A server that stands still does not care for news; only patience brings it some.
+        return weight * max(moves, 0.0) / rate**2 if rate > 0 else np.inf
+
+
+@register("lazy")
+@dataclass(frozen=True)
+class Lazy(Watchful):
+    """Speak only if the news is worth it (LAQ: Sun et al., 2019, eqs. 7a and 7b).
+
+    A worker skips while ‖δQ‖² < (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² + 3(‖ε‖² + ‖ε̂‖²): δQ is the
+    innovation as it would be sent, ε its error, ε̂ the error of the last one that was sent, and ᾱ the
+    server's step on the mean of the workers (the paper's α times their number, so its M² is gone). As
+    in the authors' code, ξ_d = D·ξ/k while only k < D moves are known, and a worker that has skipped
+    ``patience`` times in a row speaks.
+
+    With exact values (ε = 0) it is the rule of LAG-WK (Chen et al., 2018). Where the local step measures
+    its news itself (`LASG`), that stands for ‖δQ‖². Around a sparsifier, whose error is large by
+    intention, set ``errors`` to 0.
+
+    Args:
+        D: how many moves of the model are remembered.
+        xi: ξ, the weight of each; 0.8/D unless given.
+        patience: t̄.
+        rate: ᾱ; taken from the server rule.
+        errors: the factor of the errors.
+        floor: added to the right side; the authors' stochastic runs (SLAQ) have 0.2 here, 1.5 for
+            ``errors``, and
+        newest: 2 here: the first move that counts.
+    """
+
+    D: int = 10
+    xi: float | None = None
+    patience: int = 100
+    rate: Rate | None = None
+    errors: float = 3.0
+    floor: float = 0.0
+    newest: int = 1
+
+    def __post_init__(self) -> None:
+        self._check()
+        if not (self.errors >= 0 and self.floor >= 0):
+            raise SettingError(f"{spell(self)}: errors and floor must not be negative")
+        if not isinstance(self.newest, int) or not 1 <= self.newest <= self.D:
+            raise SettingError(f"{spell(self)}: newest must be a whole number of 1 to D")
+
+    def init(self, seed: Seed) -> State:
+        """Nothing is known, and nothing was skipped."""
+        return super().init(seed) | {"error": 0.0, "pending": 0.0, "skipped": 0}
+
+    def worth(self, state: State, draft: Draft) -> bool:
+        """The criterion, for the model before step t."""
+        said, wrong = draft.norms()
+        state["pending"] = wrong
+        news = said if draft.news is None else draft.news
+        moved = self._moved(state, draft.payload.step, self.newest)
+        worth = news >= moved + self.errors * (wrong + state["error"]) + self.floor
+        return bool(worth or state["skipped"] >= self.patience)
+
+    def settled(self, state: State, spoke: bool) -> None:
+        """Remember the error of what was sent, or count a skip."""
+        if spoke:
+            state["error"], state["skipped"] = state["pending"], 0
+        else:
+            state["skipped"] += 1
