@@ -17,7 +17,7 @@ from qsparse.payload import HEADER_BYTES
 from qsparse.reproduce import softmax
 from qsparse.reproduce.base import Bar, Experiment
 from qsparse.reproduce.laq import DECAY, LAQ, REFERENCE, STORED, ZERO
-from qsparse.reproduce.qsparse_mnist import ROWS, QsparseLocalSGD, _fill, _Run
+from qsparse.reproduce.qsparse_mnist import ROWS, TWINS, QsparseLocalSGD, _fill, _Run
 from qsparse.reproduce.softmax import Softmax, accuracy, minimum
 from qsparse.seeds import Seed
 
@@ -250,6 +250,11 @@ def test_quick_qsparse(data_dir: Path, tmp_path: Path) -> None:
         assert (bits, error) == (run["paper_bits"], run["error"])
         assert error <= record["measured"]["target"] < min([1.0, *(each for _, _, each in before)])
     assert runs["SGD"]["paper_bits"] > 100 * runs["SignTopK"]["paper_bits"]
+    ends = {run["name"]: run for run in record["measured"]["ends"]}
+    assert set(ends) == {each.name for pair in TWINS.items() for each in pair}
+    for row, twin in TWINS.items():
+        assert ends[row.name]["lr"] == ends[twin.name]["lr"] == runs[twin.name]["lr"]
+        assert 0.05 < ends[row.name]["error"] != ends[twin.name]["error"] < 0.2
 
 
 def test_every_worker_of_every_run_has_the_gradient_of_its_batch() -> None:
@@ -269,13 +274,16 @@ def test_every_worker_of_every_run_has_the_gradient_of_its_batch() -> None:
 def test_bars_of_qsparse() -> None:
     def failing(**change: float) -> list[int]:
         runs = [{"name": row.name, "paper_bits": change.get(row.name, row.bits or 6e5)} for row in ROWS]
-        return [place for place, bar in enumerate(QsparseLocalSGD().bars({"runs": runs})) if not bar.met]
+        ends = [{"name": row.name, "error": change.get(f"{row.name} end", 0.1)} for row in ROWS]
+        bars = QsparseLocalSGD().bars({"runs": runs, "ends": ends})
+        return [place for place, bar in enumerate(bars) if not bar.met]
 
     assert failing() == []
-    assert failing(TopK=1.2e6) == [3, 9]
-    assert failing(**{"SignTopK_8L async": 4e6}) == [7]
-    assert failing(SGD=2e8) == [8]
-    assert failing(SignTopK_16L=1e5) == [9]
+    assert failing(TopK=1.2e6) == [3, 8]
+    assert failing(SGD=4e8) == [7]
+    assert failing(SignTopK_16L=1e5) == [8]
+    assert failing(**{"SignTopK_8L async end": 0.111}) == [10]
+    assert failing(**{"SignTopK_16L end": 0.111}) == [11]
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -67,5 +67,6 @@ def laq() -> None:
     show_default=True,
     help="Seeds of batches and compressors; 1 with --quick.",
 )
+@click.option("--largest", type=float, default=0.6, show_default=True, help="Step size that is tried.")
 def qsparse_local_sgd() -> None:
     """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""
