@@ -24,7 +24,6 @@ from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.link import Link
-from qsparse.local import Gradient
 from qsparse.registry import build, parameters
 from qsparse.run import Settings, Watcher, run
 from qsparse.seeds import Seed
@@ -121,7 +120,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 @click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
 @click.option(
     "--exchange",
-    help="server, server(root=1, works=false), tree or allgather.  [default: as the meeting needs it]",
+    help="server, server(root=1, works=false), tree or allgather.  [default: as the algorithm needs it]",
 )
 @click.option(
     "--wire",
@@ -293,7 +292,7 @@ def _flag(option: str) -> str:
 def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
     """Refuse an option that is a setting of a part which another option replaces."""
     # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "server" if isinstance(preset.local, Gradient) else "local"
+    stepper = "server" if preset.local.reports_afresh else "local"
     for option in given:
         axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
         if options[axis] is not None:
