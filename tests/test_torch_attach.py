@@ -24,6 +24,7 @@ from torch.nn import functional  # noqa: E402
 from qsparse.algorithm import Algorithm  # noqa: E402
 from qsparse.torch import attach  # noqa: E402
 from qsparse.torch.flat import FlatModel  # noqa: E402
+from qsparse.triggers import Drift, Every  # noqa: E402
 
 #: Ranks that give up leave behind what the others had sent them.
 LEFTOVERS = pytest.mark.filterwarnings("ignore:.*sent and never received:RuntimeWarning")
@@ -325,6 +326,47 @@ def test_batch_statistics_are_averaged_at_meetings() -> None:
         np.testing.assert_allclose(ours, weights, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(theirs, statistics, rtol=1e-4, atol=1e-5)
     assert np.abs(statistics - np.repeat([0, 1], 5)).max() > 0.1
+
+
+def test_what_workers_skip_is_said_at_the_end() -> None:
+    """Nobody finds it worth while before `finish`; then the models are averaged, statistics all the while."""
+    R, T = 3, 6
+    algorithm = Algorithm(SGD(0.1), Every(2) & Drift(1e9))
+
+    def body(wire: Wire) -> tuple[np.ndarray, np.ndarray, int]:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, algorithm, wire) as attached:
+            for t in range(T):
+                step(model, optimizer, batch(wire.rank, t, torch.float32))
+            own = flat(model)
+        # Three meetings and the last, each about the model and the statistics.
+        assert attached.ledger.messages == {"up": 1 + 4, "down": 8}
+        return own, flat(model), attached.ledger.skips
+
+    results = on_threads(R, body)
+    mean = sum(own for own, *_ in results) / R
+    assert np.abs(results[0][0] - results[1][0]).max() > 0.05
+    for _, averaged, skips in results:
+        assert skips == 3
+        np.testing.assert_allclose(averaged, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_dist_ef_is_attached() -> None:
+    """A weight decay of the algorithm's own is none of the optimizer's: without one, presets fit."""
+
+    def body(wire: Wire) -> np.ndarray:
+        model = net(1, torch.float32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "dist-ef-blocksgd", wire):
+            step(model, optimizer, batch(wire.rank, 0, torch.float32))
+        with pytest.raises(CompositionError, match="the optimizer takes the local steps"):
+            attach(model, optimizer, "dist-ef-blocksgd(weight_decay=0.1)", wire)
+        return flat(model)
+
+    one, other = on_threads(2, body)
+    assert np.array_equal(one, other)
+    assert not np.array_equal(one, flat(net(1, torch.float32)))
 
 
 def test_all_start_from_rank_0() -> None:

@@ -120,7 +120,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 @click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
 @click.option(
     "--exchange",
-    help="server, server(root=1, works=false), tree or allgather.  [default: as the meeting needs it]",
+    help="server, server(root=1, works=false), tree or allgather.  [default: as the algorithm needs it]",
 )
 @click.option(
     "--wire",
@@ -307,7 +307,7 @@ def _flag(option: str) -> str:
 def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
     """Refuse an option that is a setting of a part which another option replaces."""
     # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "local" if hasattr(preset.local, "lr") else "server"
+    stepper = "server" if preset.local.reports_afresh else "local"
     for option in given:
         axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
         if options[axis] is not None:
