@@ -197,7 +197,7 @@ def test_every_start_is_another() -> None:
 
 
 def test_bars_of_laq() -> None:
-    def bars(change: dict[tuple[str, float], dict[str, float]]) -> list[bool]:
+    def bars(change: dict[tuple[str, float], dict[str, Any]]) -> list[bool]:
         runs = []
         for run in LAQ()._runs(7850):
             published = run.row.published
@@ -206,17 +206,23 @@ def test_bars_of_laq() -> None:
                 "iterations": published.iterations, "uploads": published.uploads,
                 "code_bits": published.bits, "accuracy": 0.9082,
             }  # fmt: skip
-            runs.append(figures | change.get(run.row.key, {}))
+            if run.start == ZERO:
+                figures |= {"marks": [list(mark) for mark in STORED[:-1]], "uploads": 540}
+            key = (ZERO, 0.02) if run.start == ZERO else run.row.key
+            runs.append(figures | change.get(key, {}))
         return [bar.met for bar in LAQ().bars({"runs": runs})]
 
-    assert bars({}) == [True] * 11
-    assert bars({("LAQ", 0.02): {"accuracy": 0.9084}}) == [True] * 11
+    assert bars({}) == [True] * 14
+    assert bars({("LAQ", 0.02): {"accuracy": 0.9084}}) == [True] * 14
     for change, failing in [
         ({("LAQ", 0.01): {"iterations": 5219 * 1.09}}, 0),
         ({("LAQ", 0.02): {"uploads": 618 / 1.5}}, 5),
         ({("GD", 0.02): {"uploads": 28_400}}, 7),
         ({("QGD", 0.02): {"accuracy": 0.9079}}, 9),
         ({("LAQ", 0.02): {"code_bits": 2.8e7}}, 10),
+        ({(ZERO, 0.02): {"marks": [[100, 0.6559, 94], [500, 1.0, 300]]}}, 11),
+        ({(ZERO, 0.02): {"marks": [[100, 0.655839, 93]]}}, 12),
+        ({(ZERO, 0.02): {"uploads": 600}}, 13),
     ]:
         assert [place for place, met in enumerate(bars(change)) if not met] == [failing]
 

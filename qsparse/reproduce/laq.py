@@ -292,6 +292,14 @@ class LAQ(Experiment):
         bars.append(Bar(f"largest distance of a test accuracy from {ACCURACY}", off, 0, 0.0002))
         full, lazy = (mean([run["code_bits"] for run in _of(measured, key)]) for key in (("GD", 0.02), _MAIN))
         bars.append(Bar("bits of GD over those of LAQ, α = 0.02", full / lazy, 260))
+        (zero,) = _of(measured, _MAIN, ZERO)
+        early = {k: (loss, uploads) for k, loss, uploads in STORED if k <= 100}
+        marks = [(*early[k], loss, uploads) for k, loss, uploads in zero["marks"] if k in early]
+        loss_off = max(abs(loss - stored) for stored, _, loss, _ in marks)
+        uploads_off = max(abs(said - stored) for _, stored, _, said in marks)
+        bars.append(Bar("from zero, up to k = 100: largest difference of the loss", loss_off, 0, 5e-5))
+        bars.append(Bar("from zero, up to k = 100: largest difference of the uploads", uploads_off, 0, 0))
+        bars.append(_within("from zero: uploads", zero["uploads"], STORED[-1][2], 0.1))
         return bars
 
     def draw(self, measured: Measured, figure: Figure) -> None:
