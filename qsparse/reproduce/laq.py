@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 WORKERS: Final = 10
 DECAY: Final = 0.01
-#: The smallest loss: L-BFGS in float64, ‖∇f‖ = 6e-9; ``--solve-reference`` finds it again.
+#: The smallest loss: `minimum` gives 0.55510742994 with ‖∇f‖ = 1e-7, so exact to all these digits;
+#: ``--solve-reference`` solves for it again, which takes minutes.
 REFERENCE: Final = 0.5551074299
 ACCURACY: Final = 0.9082
 #: Uploads of those who always speak, from the first random starting point.
