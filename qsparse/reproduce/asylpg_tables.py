@@ -85,8 +85,8 @@ def until(case: Measured, found: dict[str, Held]) -> Table:
         f"{case['repetitions']}.\n"
         f"Batches of {case['batch']}, {case['inner']} steps between snapshots, b = {case['bits']}, "
         f"μ = {case['mu']:g}{case['also']},\nη = {case['lr']:g} for all rows (also tried: "
-        f"{', '.join(f'{lr:g}' for lr in case['tried'])}). Published: {beside}, not checked against the paper's "
-        "text.",
+        f"{', '.join(f'{lr:g}' for lr in case['tried'])}).\n"
+        f"Published: {beside}, not checked against the paper's text.",
     )
 
 

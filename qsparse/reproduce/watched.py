@@ -12,7 +12,6 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm, check, natural_exchange
 from qsparse.compressors import decompress
-from qsparse.errors import SettingError
 from qsparse.ledger import ACTIVITIES, combine
 from qsparse.ledger import Snapshot as LedgerSnapshot
 from qsparse.memory import Snapshot
@@ -70,7 +69,7 @@ def train(
         watch: measure at each pull too.
 
     Raises:
-        SettingError: the run has diverged.
+        NotFinite: the run has diverged.
     """
     assert algorithm.prelude is not None
     assert algorithm.length is not None
@@ -101,8 +100,6 @@ def train(
     coordinator: Any = results[0]
     others: list[Any] = results[1:]
     losses = [objective.value(x) + _penalty(algorithm, x) for x in coordinator.models]
-    if not np.isfinite(losses).all():
-        raise SettingError(f"a run has diverged: {algorithm.spelling()}")
     total = combine([coordinator.ledger, *others])
     working = [other["seconds"] for other in others]
     return {
@@ -178,8 +175,9 @@ def _pull(reply: Payload, x: Vector, allowed: float) -> Pull:
     if reply.nbits == 32 * x.size:
         return Pull(32, 0.0, realised, allowed)
     bits = (reply.nbits - 32) // x.size
-    step = float(np.abs(x).max()) / (2 ** (bits - 1) - 1)
-    places = x / step if step else np.zeros(x.size)
+    wide = x.astype(np.float64)
+    step = np.abs(wide).max() / (2 ** (bits - 1) - 1)
+    places = wide / step if step else wide
     part = places - np.floor(places)
     return Pull(bits, step * step * float((part * (1 - part)).sum()), realised, allowed)
 
