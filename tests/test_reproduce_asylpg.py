@@ -163,7 +163,7 @@ def test_quick_asylpg(data_dir: Path, tmp_path: Path) -> None:
         for way in ("up", "down"):
             assert 8 * run["wire_bytes"][way] > run["paper_bits"][way]
         places, ups, downs, losses = zip(*run["curve"], strict=True)
-        assert places == pytest.approx(np.arange(0, epochs + 0.25, 0.25), abs=1 / (8 * inner))
+        assert places == pytest.approx(np.arange(0, epochs + 1 / 8, 1 / 8), abs=1 / (8 * inner))
         assert (ups[0], downs[0], losses[0]) == (0, 0, pytest.approx(np.log(2)))
         assert (ups[-1], downs[-1], losses[-1]) == (*run["paper_bits"].values(), run["loss"])
         assert list(ups) == sorted(ups)
