@@ -101,6 +101,7 @@ def test_the_expected_error_is_the_mean_of_the_realised(bits: int) -> None:
     x = np.random.default_rng(0).normal(size=500).astype(np.float32)
     pulls = [_pull(LowPrecision(bits).compress(x, Seed(i)), x, 7.0) for i in range(300)]
     assert {pull.bits for pull in pulls} == {bits}
+    assert [type(value) for value in pulls[0]] == [int, float, float, float]  # as a file can have them
     assert {pull.allowed for pull in pulls} == {7.0}
     assert len({pull.expected for pull in pulls}) == 1
     assert np.mean([pull.realised for pull in pulls]) == pytest.approx(pulls[0].expected, rel=0.01)

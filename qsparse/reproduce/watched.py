@@ -176,7 +176,7 @@ def _pull(reply: Payload, x: Vector, allowed: float) -> Pull:
         return Pull(32, 0.0, realised, allowed)
     bits = (reply.nbits - 32) // x.size
     wide = x.astype(np.float64)
-    step = np.abs(wide).max() / (2 ** (bits - 1) - 1)
+    step = float(np.abs(wide).max()) / (2 ** (bits - 1) - 1)
     places = wide / step if step else wide
     part = places - np.floor(places)
     return Pull(bits, step * step * float((part * (1 - part)).sum()), realised, allowed)
