@@ -15,7 +15,8 @@ import click
 def reproduce() -> None:
     """Run a published experiment on real data, and print our figures beside the published ones.
 
-    All workers are virtual: they stand in one process, with the parts and the bits of ranks.
+    All workers stand in one process, with the parts and the bits of ranks: as virtual ones, or, with
+    asylpg, as threads that do not wait for each other.
     """
 
 
@@ -70,3 +71,8 @@ def laq() -> None:
 @click.option("--largest", type=float, default=0.6, show_default=True, help="Step size that is tried.")
 def qsparse_local_sgd() -> None:
     """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""
+
+
+@_experiment("asylpg", "qsparse.reproduce.asylpg", "AsyLPG")
+def asylpg() -> None:
+    """Double quantization on a9a and MNIST: bits until a common loss (Yu et al., 2019)."""

@@ -1,4 +1,4 @@
-"""Published experiments on real data, with as many virtual workers as the papers had.
+"""Published experiments on real data, with as many workers in one process as the papers had.
 
 Each is a module with one `qsparse.reproduce.base.Experiment` and a command of a few lines in
 ``qsparse/cli/reproduce.py``: ``qsparse reproduce NAME``. The base finds the data, checks before the run
