@@ -77,6 +77,11 @@ class Algorithm:
     prelude: Algorithm | None = None
     length: int | None = None
 
+    def __post_init__(self) -> None:
+        length = self.length
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+            raise SettingError(f"a phase takes a whole number of at least 1 steps, not {length}")
+
     def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
         """The phases of a run of so many steps, each with its number of steps: walked in a circle."""
         circle = [self] if self.prelude is None else [self.prelude, self]
@@ -122,7 +127,7 @@ def natural_exchange(algorithm: Algorithm) -> ParameterServer:
     return ParameterServer(works=not serves)
 
 
-def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
+def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool = False) -> None:
     """Refuse, before the first message, what may not be composed.
 
     Raises:
@@ -132,7 +137,12 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
     exchange.check(size)
     if algorithm.prelude is not None:
         _check_phases(algorithm, algorithm.prelude)
-        check(algorithm.prelude, exchange, size)
+        check(algorithm.prelude, exchange, size, is_prelude=True)
+    if algorithm.server.silent and not (is_prelude and algorithm.local.reports_afresh):
+        raise CompositionError(
+            f"server rule {spell(algorithm.server)} never moves the model, so nothing would be learned: it "
+            "belongs into a prelude, with a local step that reports gradients"
+        )
     up, local, server = algorithm.up, algorithm.local, algorithm.server
     for link in (up, algorithm.down):
         fixed = type(link.compressor).within is Compressor.within
@@ -146,6 +156,11 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
         raise CompositionError(
             "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
             f"full gradient, go together: not {algorithm.spelling()}"
+        )
+    if server.one_by_one and isinstance(algorithm.meeting, Async) and up.memory.repeats:
+        raise CompositionError(
+            f"server rule {spell(server)} takes each report for itself, and memory {spell(up.memory)} gives "
+            "it the sum of what all workers said last: use memory stateless"
         )
     if isinstance(algorithm.meeting, Async) and exchange.workers(size) != list(range(1, size)):
         raise CompositionError(
@@ -205,7 +220,7 @@ def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
                 "synchronously, and the down link have memory stateless"
             )
         answers_some = type(exchange).tell_some is not Exchange.tell_some
-        if not answers_some or any(exchange.coordinates(rank) for rank in exchange.workers(size)):
+        if not answers_some or exchange.workers(size) != list(range(1, size)):
             raise CompositionError(
                 f"trigger {spell(trigger)} needs a coordinator that only serves, and answers some and not "
                 f"others, unlike {spell(exchange)}: use exchange server(works=false)"
@@ -241,4 +256,9 @@ def _check_phases(algorithm: Algorithm, prelude: Algorithm) -> None:
             raise CompositionError(
                 f"a synchronous phase before another must end with the coordinator's own model at all ranks, "
                 f"not with what {spell(phase.down.compressor)} says of it: use float32 on its down link"
+            )
+        if ends and isinstance(phase.meeting, Sync) and type(phase.server).leave is not ServerRule.leave:
+            raise CompositionError(
+                f"a phase under {spell(phase.server)} ends with another model than that of its last step, "
+                "which synchronous workers are not told: use meeting asynchronous"
             )

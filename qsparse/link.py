@@ -45,20 +45,22 @@ class Sender:
         self.state = link.memory.init(start)
         self._target = np.empty_like(start)
 
-    def draft(self, v: Vector, seed: Seed, news: float | None = None) -> Draft:
+    def draft(self, v: Vector, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
 
-        The draft's target is overwritten by the next draft; ``news`` is passed on with it.
+        The draft's target is overwritten by the next draft; ``news`` is passed on with it. ``clock`` says
+        how far the run is, unless that is the seed's step.
 
         Raises:
             NotFinite: with the rank, the step and the parameter.
         """
-        target = self.memory.compensate(self.state, v, self._target, seed.step)
+        clock = seed.step if clock is None else clock
+        target = self.memory.compensate(self.state, v, self._target, clock)
         compressor, tolerance = self.compressor, self.memory.tolerance(self.state, target)
         try:
             if tolerance is not None:
                 compressor = compressor.within(target, tolerance)
-            return Draft(compressor.compress(target, seed), target, news)
+            return Draft(compressor.compress(target, seed), target, clock, news)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""

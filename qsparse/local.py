@@ -215,14 +215,16 @@ class AdamW(Local):
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """Both moments start at zero."""
-        return super().init(x, gradient) | {"first": np.zeros_like(x), "second": np.zeros_like(x)}
+        more = {"first": np.zeros_like(x), "second": np.zeros_like(x), "steps": 0}
+        return super().init(x, gradient) | more
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """One step."""
         loss = oracle(state["x"], batch, state["gradient"])
+        state["steps"] += 1
         vector.adamw_step(
             state["x"], state["gradient"], state["first"], state["second"],
-            t, rate_at(self.lr, t), self.beta1, self.beta2, self.eps, self.weight_decay,
+            state["steps"], rate_at(self.lr, t), self.beta1, self.beta2, self.eps, self.weight_decay,
         )  # fmt: skip
         return loss
 

@@ -28,11 +28,13 @@ class Draft(NamedTuple):
     Attributes:
         payload: what it spells.
         target: what it stands for, (n,).
+        clock: how far the run is; schedules go by it.
         news: how much news it is, where the local step has its own measure of that.
     """
 
     payload: Payload
     target: Vector
+    clock: int = 0
     news: float | None = None
 
     def norms(self) -> tuple[float, float]:
@@ -49,6 +51,8 @@ class Memory(ABC):
     registered_name: ClassVar[str]
     #: Does a round without a message stand for what was said last?
     repeats: ClassVar[bool] = False
+    #: Does a sender remember what it has said to one receiver?
+    personal: ClassVar[bool] = True
 
     @property
     def demanding(self) -> bool:
@@ -61,7 +65,7 @@ class Memory(ABC):
 
     @abstractmethod
     def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """What to compress when v is to be said at step t; may write to ``out``; changes no state."""
+        """What to compress when v is to be said at step t of the run; changes no state, may use ``out``."""
 
     @abstractmethod
     def commit(self, state: State, draft: Draft) -> None:
@@ -91,6 +95,8 @@ class Memory(ABC):
 @dataclass(frozen=True)
 class Stateless(Memory):
     """Remembers nothing."""
+
+    personal: ClassVar[bool] = False
 
     def init(self, start: Vector) -> State:
         """No state."""
@@ -145,7 +151,7 @@ class ErrorFeedback(Memory):
         """m = target − sent."""
         np.copyto(state["residual"], draft.target)
         subtract_from(draft.payload, state["residual"])
-        state["since"] = draft.payload.step
+        state["since"] = draft.clock
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""
@@ -204,6 +210,7 @@ class Snapshot(Memory):
         accelerated: the condition of Acc-AsyLPG.
     """
 
+    personal: ClassVar[bool] = False
     mu: float = 0.5
     accelerated: bool = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -24,12 +25,13 @@ from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
 from qsparse.local import Oracle
-from qsparse.payload import Kind, Payload, Way, raw
+from qsparse.payload import Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
 from qsparse.rounds.synchronous import Station, rounds
 from qsparse.seeds import Seed
+from qsparse.triggers import Every
 from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -95,10 +97,12 @@ class Settings:
             raise SettingError("give either epochs or steps")
         for name in ("epochs", "steps", "evaluations"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name} must be positive, not {value}")
-        if self.straggler is not None and not self.straggler[1] >= 1:
-            raise SettingError(f"a straggler takes at least as long as others, not {self.straggler[1]} times")
+            if value is not None and not 0 < value < math.inf:
+                raise SettingError(f"{name} must be positive and finite, not {value}")
+        if self.straggler is not None and not 1 <= self.straggler[1] <= 1000:
+            raise SettingError(
+                f"a straggler takes 1 to 1000 times as long as others, not {self.straggler[1]}"
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """T."""
@@ -196,7 +200,7 @@ def _check_ranks(settings: Settings, size: int) -> None:
 def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
     def once(wire: Wire) -> None:
         # What would be said to workers that do not wait is the same, so one that waits will do.
-        row = replace(algorithm, meeting=Sync())
+        row = replace(algorithm, meeting=Sync(), trigger=Every(1))
         x = problem.vector.copy()
         station = Station(row, ParameterServer(), wire, x, Seed(0), problem.layout, Ledger())
 
@@ -226,7 +230,7 @@ class _Job:
         self.wire, self.steps, self.recorder = wire, steps, recorder
         self._begun = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report
-        self._evaluated = 0
+        self._evaluated = self._watched = 0
         self.walk = Walk(
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.aside, Order(settings.order),
@@ -262,12 +266,10 @@ class _Job:
         self._begun = time.perf_counter()
         problem = self.problem
         record: dict[str, Any] = {}
-        told = _Told()
         oracle = self._oracle()
         for happened in self.walk.steps(self.steps, oracle, problem.batch, problem.gradient_vector):
             if isinstance(happened, Answered):
-                told.add(happened)
-                self._watch(told)
+                self._watch()
                 continue
             t = happened.t
             if happened.loss is not None:
@@ -296,12 +298,12 @@ class _Job:
 
         return slow
 
-    def _watch(self, told: _Told) -> None:
+    def _watch(self) -> None:
         """The coordinator of workers that do not wait: evaluate now and then."""
         problem, clock = self.problem, self.walk.pace.clock
-        while told.clock < clock:
-            told.clock += 1
-            self.recorder.watcher.stepped(told.clock, None)
+        while self._watched < clock:
+            self._watched += 1
+            self.recorder.watcher.stepped(self._watched, None)
         if clock < self.steps and self._is_due(clock):
             for vector, desk in zip((problem.vector, problem.aside), self.walk.desks, strict=False):
                 np.copyto(vector, desk.model)
@@ -311,7 +313,7 @@ class _Job:
                     "epoch": clock / problem.steps_per_epoch,
                     "train_loss": None,
                     **problem.evaluate(),
-                    **told.counted(),
+                    **self.walk.tallied(),
                     "staleness": self._stale(),
                 }
             )
@@ -348,11 +350,23 @@ class _Job:
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,
             "train_loss": total / max(count, 1),
-            **self.problem.evaluate(),
+            **self._evaluate(),
             **counted,
         }
         self.recorder.add(record)
         return record
+
+    def _evaluate(self) -> dict[str, float]:
+        """How good the model is that was told last, without what this rank has not said yet."""
+        vector, state = self.problem.vector, self.walk.station.local
+        if state is None or not self.algorithm.trigger.may_skip:
+            return self.problem.evaluate()
+        own = vector.copy()
+        np.copyto(vector, state["anchor"])
+        try:
+            return self.problem.evaluate()
+        finally:
+            np.copyto(vector, own)
 
     def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
         problem, settings = self.problem, self.settings
@@ -380,27 +394,6 @@ class _Job:
             "straggler": settings.straggler,
             "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
         }
-
-
-class _Told:
-    """What the coordinator has heard and said where workers do not wait, as it goes."""
-
-    def __init__(self) -> None:
-        self.clock = 0
-        self.bits, self.bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
-
-    def add(self, answered: Answered) -> None:
-        """One report and its answer."""
-        for way, payload in (("up", answered.report), ("down", answered.reply)):
-            self.bits[way] += payload.nbits
-            self.bytes[way] += len(payload)
-            self.messages[way] += payload.kind is not Kind.SKIP
-
-    def counted(self) -> dict[str, dict[str, int]]:
-        """The counts so far, as a line of the history has them."""
-        return {
-            "paper_bits": dict(self.bits), "wire_bytes": dict(self.bytes), "messages": dict(self.messages)
-        }  # fmt: skip
 
 
 class _Recorder:

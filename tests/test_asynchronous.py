@@ -25,6 +25,7 @@ from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.synchronous import Pace, Station, rounds
 from qsparse.seeds import Seed
+from qsparse.server import Descend
 from qsparse.triggers import Every, RandomGap
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -81,7 +82,7 @@ def test_one_worker_is_synchronous_bit_for_bit() -> None:
     )
     ((arrivals, at_server), (_, at_worker)) = run_threads(2, job(chosen, 60), timeout=60)
     steps = arrivals[-1].report.step
-    assert 60 <= steps < 60 + 4, "it is stopped at its first report after the last step"
+    assert steps == 60
 
     def synchronous(wire: Wire) -> np.ndarray:
         x = START.copy()
@@ -294,6 +295,32 @@ def test_a_run_is_repeated_from_its_order_of_arrivals() -> None:
     assert run(3, None)[0] != first[0], "another order, were it not given"
     with pytest.raises(DisagreementError, match="recorded order of arrivals ends after 9 reports"):
         run(0, first[0][:9])
+    with pytest.raises(
+        DisagreementError, match=rf"has {len(first[0]) + 1} reports and the run {len(first[0])}:"
+    ):
+        run(0, [*first[0], 1])
+    # Rank 1 waits for an answer, or has its last one: it cannot report.
+    with pytest.raises(DisagreementError, match="has rank 1 after [0-9]+ reports, which is not to report"):
+        run(0, [1] * len(first[0]))
+
+
+def test_the_clock_is_at_the_step_of_who_reports() -> None:
+    """A schedule of the server rule begins at step 1, and is over at step T, whoever comes first."""
+    asked: list[int] = []
+
+    class Noted(Descend):
+        def absorb(self, state: Any, u: np.ndarray, t: int) -> None:
+            asked.append(t)
+            super().absorb(state, u, t)
+
+    chosen = algorithm(
+        local=build("gradient", "local"), server=Noted(build("cosine(0.1, steps=20)", "schedule"))
+    )
+    run_threads(4, job(chosen, 20), timeout=60)
+    assert asked[0] == 1
+    assert asked[-1] == 20
+    assert asked == sorted(asked)
+    assert set(asked) == set(range(1, 21))
 
 
 def test_refusals() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shlex
 import signal
@@ -19,6 +20,9 @@ from mpirun import Finished, finish, mpi_run, start
 
 from qsparse.cli.commands import qsparse
 from qsparse.cli.launch import mpiexec_command
+from qsparse.errors import SettingError
+from qsparse.registry import build
+from qsparse.run import Settings
 
 #: A job that has not ended by itself after so many seconds is taken to wait for ever.
 LIMIT = 30
@@ -124,7 +128,10 @@ ANYWHERE = (
     ("--trigger 'every(H=0)'", "every(H=0): H must be a whole number of at least 1"),
     ("--straggler 1", "--straggler must be RANK:FACTOR, such as 2:5, not 1"),
     ("--straggler 2:5", "rank 2 cannot be the straggler: it is none of the workers"),
-    ("--straggler 1:0.5", "a straggler takes at least as long as others, not 0.5 times"),
+    ("--straggler 1:0.5", "a straggler takes 1 to 1000 times as long as others, not 0.5"),
+    ("--straggler 1:inf", "a straggler takes 1 to 1000 times as long as others, not inf"),
+    ("--algorithm asylpg(inner=-1)", "a phase takes a whole number of at least 1 steps, not -1"),
+    ("--server hold", "server rule hold never moves the model"),
     ("--repeat nowhere.jsonl", "cannot read --repeat nowhere.jsonl: No such file"),
     (f"--repeat {__file__}", "is no arrivals.jsonl of a run"),
     ("--repeat /dev/null", "an order of arrivals repeats runs whose workers do not wait: this one's do"),
@@ -169,6 +176,12 @@ def test_threads_refuse_too(tmp_path: Path, line: str, text: str) -> None:
     assert result.stderr.count("\n") == 1
     assert text in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, math.inf, math.nan])
+def test_epochs_are_a_number(epochs: float) -> None:
+    with pytest.raises(SettingError, match="epochs must be positive and finite"):
+        Settings(algorithm=build("sgd", "algorithm"), epochs=epochs)
 
 
 def test_an_out_folder_that_cannot_be_written(tmp_path: Path) -> None:

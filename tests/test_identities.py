@@ -297,12 +297,13 @@ def test_every_model_is_as_precise_as_asked_for(text: str, mu: float, accelerate
     The expectation is exact, and the errors that were made have it as their mean.
     """
     run = served(row(text))
-    widths, made, expected = [], 0.0, 0.0
+    widths, made, expected, ends = [], 0.0, 0.0, 0
     for answered, x in run.answers:
         reply = answered.reply
-        phase, within = divmod(reply.step, 40)
-        if within == 0 or reply.step == asynchronous.STEPS:
-            assert reply.nbits == 32 * N, "a phase ends with the model itself"
+        phase = (reply.step - 1) // 40
+        if reply.nbits == 32 * N:
+            assert reply.step in (*range(40, asynchronous.STEPS, 40), asynchronous.STEPS), "a phase ends"
+            ends += 1
             continue
         theta = 2 / (phase + 2) if accelerated else 1.0
         bound = theta * mu * np.sum((x - run.models[BEFORE[phase]]) ** 2)
@@ -313,6 +314,7 @@ def test_every_model_is_as_precise_as_asked_for(text: str, mu: float, accelerate
         widths.append(bits)
         expected += paper_async.expected_error(x, bits) / bound
         made += np.sum((decompress(reply, np.empty(N)) - x) ** 2) / bound
+    assert ends == asynchronous.WORKERS * 5, "each of five phases ends with the model itself"
     assert len(widths) > 450
     assert min(widths) >= 2
     assert np.mean(widths[-100:]) > np.mean(widths[:100]) + 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsparse.algorithm import Algorithm, Async, check, natural_exchange
-from qsparse.errors import CompositionError
+from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.registry import build
@@ -120,6 +120,13 @@ def test_refusals() -> None:
         (replace(snapshot, server=dense.server), "go together"),
         (replace(snapshot, local=preset("gd").local), "go together"),
         (replace(dense, down=snapshot.down, meeting=Async()), None),
+        (replace(dense, server=preset("asylpg").prelude.server), "never moves the model"),
+        (
+            replace(dense, prelude=replace(dense, server=snapshot.prelude.server, length=1)),
+            "never moves the model",
+        ),
+        (replace(snapshot, up=preset("laq").up), "use memory stateless"),
+        (replace(preset("acc-asyfpg"), meeting=dense.meeting), "use meeting asynchronous"),
         (replace(dense, down=replace(snapshot.down, compressor=build("sign", "compressor"))), "has but one"),
     ]
     for algorithm, reason in refused:
@@ -129,5 +136,8 @@ def test_refusals() -> None:
             continue
         with pytest.raises(CompositionError, match=reason):
             check(algorithm, exchange, 3)
+    for length in (0, -1, 2.5, True):
+        with pytest.raises(SettingError, match=f"a whole number of at least 1 steps, not {length}"):
+            replace(dense, length=length)
     with pytest.raises(CompositionError, match=r"server\(works=false\)"):
         check(snapshot, ParameterServer(), 3)

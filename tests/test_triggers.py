@@ -111,8 +111,12 @@ def test_workers_that_do_not_wait_meet_after_gaps_of_their_own() -> None:
     for answered in answers:
         assert isinstance(answered, Answered)
         met[answered.rank].append(answered.report.step)
-    assert set(np.diff(sorted(set(met[1])))) == {2}
-    assert set(np.diff(sorted(set(met[2])))) == {5}
+    for rank, H in ((1, 2), (2, 5)):
+        gaps = np.diff(sorted(set(met[rank]))).tolist()
+        while gaps[-1] < H:
+            gaps.pop()  # at the end of the run, by the clock that it was told, a worker meets at every step
+        assert len(gaps) > 2
+        assert set(gaps) == {H}
 
 
 # --- skips of net updates ------------------------------------------------------------------------
@@ -343,8 +347,8 @@ def test_a_skip_moves_no_memory_and_the_rule_remembers_it() -> None:
     for t in range(1, 7):
         assert seat.sender is not None
         before = seat.sender.state["residual"].copy()
-        kinds.append(seat.news(START, t).kind)
+        kinds.append(seat.news(START, t, t).kind)
         assert np.array_equal(seat.sender.state["residual"], before) == (kinds[-1] is Kind.SKIP)
     assert kinds == [Kind.SKIP, Kind.SKIP, Kind.DATA] * 2
-    assert seat.news(START, 7).kind is Kind.SKIP
-    assert seat.news(START, 8, last=True).kind is Kind.DATA
+    assert seat.news(START, 7, 7).kind is Kind.SKIP
+    assert seat.news(START, 8, 8, last=True).kind is Kind.DATA

@@ -39,7 +39,7 @@ def phase(reports, R, T, ahead=None, first=0, clock=0):
         r, step = next(reports)
         taken[r], often[r] = step - first, often[r] + 1
         waiting.add(r)
-        now, answered = clock + min(sum(taken) // R, T), []
+        now, answered = clock + min(-(-sum(taken) // R), T), []
         if sum(taken) >= R * T:
             stopped, waiting = stopped | waiting, set()
         for w in sorted(waiting):

@@ -68,9 +68,9 @@ class LowPrecision(Quantizer):
             raise CompositionError(
                 f"{spell(self)}: more bits of a fixed delta reach further and are no finer; leave delta out"
             )
+        x = as_sendable(x)
         if not tolerance >= 0:
             raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
-        x = as_sendable(x)
         end = _reach(x) if x.size else 0.0
         # The error does not always fall with b, as a value may lie on a coarse grid and between the points
         # of a finer one. So b is searched from below; a width that is far too small shows after few values.

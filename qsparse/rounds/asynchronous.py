@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from qsparse.algorithm import Async
@@ -22,7 +22,6 @@ from qsparse.compressors import Float32
 from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
-from qsparse.memory import Stateless
 from qsparse.payload import Kind, Payload, Way
 from qsparse.rounds.synchronous import Desk, Pace
 from qsparse.seeds import COORDINATOR, Seed
@@ -58,17 +57,28 @@ class Order:
         self._ranks = ranks
         self._taken = 0
 
-    def receive(self, wire: Wire) -> tuple[int, Payload]:
-        """The next report, and whose it is."""
+    def receive(self, wire: Wire, owing: Collection[int]) -> tuple[int, Payload]:
+        """The next report, and whose it is: one of the workers that owe one."""
         if self._ranks is None:
             return receive_one(wire)
         if self._taken == len(self._ranks):
-            raise DisagreementError(
-                f"the recorded order of arrivals ends after {self._taken} reports and the run does not: "
-                "repeat it with the settings, the seed and the ranks of the recorded one"
-            )
+            raise self._other_run(f"ends after {self._taken} reports and the run does not")
+        rank = self._ranks[self._taken]
+        if rank not in owing:
+            raise self._other_run(f"has rank {rank} after {self._taken} reports, which is not to report then")
         self._taken += 1
-        return receive_one(wire, self._ranks[self._taken - 1])
+        return receive_one(wire, rank)
+
+    def finish(self) -> None:
+        """Refuse an order that goes on where the run does not."""
+        if self._ranks is not None and self._taken < len(self._ranks):
+            raise self._other_run(f"has {len(self._ranks)} reports and the run {self._taken}")
+
+    def _other_run(self, what: str) -> DisagreementError:
+        return DisagreementError(
+            f"the recorded order of arrivals {what}: repeat it with the settings, the seed and the ranks of "
+            "the recorded run"
+        )
 
 
 def serve(
@@ -79,6 +89,7 @@ def serve(
     steps: int,
     pace: Pace,
     order: Order,
+    last: bool = True,
 ) -> Iterator[Answered]:
     """The coordinator's event loop: yields after each answer, ends when all workers were stopped.
 
@@ -94,6 +105,7 @@ def serve(
         steps: T; when the workers have taken T·R steps, each is stopped at its next report.
         pace: where the run stands; it is moved on.
         order: of arrivals.
+        last: is there no later phase in which reports arrive?
 
     Raises:
         RankError: a worker failed.
@@ -109,7 +121,7 @@ def serve(
     repliers: dict[tuple[int, int], Sender] = {}
     answers = 0
     while len(stopped) < len(workers):
-        rank, report = order.receive(wire)
+        rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
         about = turn[rank] % len(desks)
         turn[rank] += 1
         staleness = 0
@@ -118,7 +130,8 @@ def serve(
             met[rank] += 1
             taken[rank] = report.step - first
             pace.t = max(pace.t, report.step)
-            pace.clock = begin + min(sum(taken.values()) // len(workers), steps)
+            # Rounded up, so that of workers in step each is at the step that it reports.
+            pace.clock = begin + min(-(-sum(taken.values()) // len(workers)), steps)
         wire.ledger.arrived(rank, report.step, about, staleness)
         desks[about].take([report], pace.clock)
         waiting[rank] = about, report, staleness
@@ -135,21 +148,26 @@ def serve(
                 continue
             desk = desks[about]
             replier = desk.replier
-            if not isinstance(desk.algorithm.down.memory, Stateless):
+            if desk.algorithm.down.memory.personal:
                 if (about, each) not in repliers:
                     repliers[about, each] = copy.deepcopy(desk.replier)
                 replier = repliers[about, each]
             answers += 1
             reply = desk.reply(pace.clock, replier, answers)
+            desk.tally.add(reply)
             wire.send([reply], each)
             if about == 0:
                 told[each] = sum(met.values())
             yield Answered(each, about, report, reply, staleness)
+    if last:
+        order.finish()
     final = Seed(0, rank=COORDINATOR, step=pace.clock, use="down")
     finals = [Float32().compress(desk.leave(), final) for desk in desks]
     for rank, (about, report, staleness) in stopped.items():
         wire.send([Payload.build(kind=Kind.STOP, way=Way.BESIDE, step=pace.t)], rank)
         wire.send(finals, rank)
+        for desk, payload in zip(desks, finals, strict=True):
+            desk.tally.add(payload)
         yield Answered(rank, about, report, finals[0], staleness)
     wire.flush()
 
@@ -161,5 +179,6 @@ def leave(wire: Wire, root: int) -> list[Payload]:
     """
     _, payloads = wire.receive(root)
     raise_error(payloads[0])
-    wire.ledger.spoke(payloads[0])
+    for payload in payloads:
+        wire.ledger.spoke(payload)
     return payloads

@@ -83,6 +83,19 @@ class Walk:
         """The coordinator's desks in the phase that it is in: the model's, and what is averaged beside."""
         return [station.desk for station in self._here if station.desk is not None]
 
+    def tallied(self) -> dict[str, dict[str, int]]:
+        """What this rank's desks have taken and answered up to here, by name and way."""
+        tallies = [
+            station.desk.tally
+            for stations in self._places.values()
+            for station in stations
+            if station.desk is not None
+        ]
+        return {
+            name: {way: sum(getattr(tally, name)[way] for tally in tallies) for way in ("up", "down")}
+            for name in ("paper_bits", "wire_bytes", "messages")
+        }
+
     def steps(
         self,
         steps: int,
@@ -93,7 +106,9 @@ class Walk:
     ) -> Iterator[Stepped | Answered]:
         """Take T steps: yields what happens on this rank; see `rounds` and `serve`."""
         entered = False
-        for phase, length in self.algorithm.phases(steps):
+        phases = list(self.algorithm.phases(steps))
+        served = [number for number, (phase, _) in enumerate(phases) if isinstance(phase.meeting, Async)]
+        for number, (phase, length) in enumerate(phases):
             before, self._here = self._here, self._place(phase)
             if entered:
                 for station, former, vector in zip(self._here, before, self._vectors, strict=False):
@@ -101,7 +116,7 @@ class Walk:
             entered = True
             meeting = phase.meeting
             if isinstance(meeting, Async) and not self.station.works:
-                yield from self._serve(meeting, length)
+                yield from self._serve(meeting, length, last=number == served[-1])
                 continue
             for t, loss, met in rounds(
                 phase, self.station, self.x, length, oracle, batch, gradient, self._meet_beside, begin
@@ -125,9 +140,9 @@ class Walk:
             ]
         return self._places[phase]
 
-    def _serve(self, meeting: Async, steps: int) -> Iterator[Answered]:
+    def _serve(self, meeting: Async, steps: int, last: bool) -> Iterator[Answered]:
         workers = self.exchange.workers(self.wire.size)
-        yield from serve(self.desks, meeting, self.wire, workers, steps, self.pace, self.order)
+        yield from serve(self.desks, meeting, self.wire, workers, steps, self.pace, self.order, last)
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
         self._adopt([Float32().compress(desk.leave(), Seed(0, step=self.pace.clock)) for desk in self.desks])
 

@@ -6,7 +6,6 @@ do not wait for each other, the coordinator's side is in `asynchronous.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,12 +92,15 @@ class Seat:
         """Does this rank meet the coordinator after step t? Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
 
-    def news(self, v: Vector, t: int, measure: float | None = None, last: bool = False) -> Payload:
+    def news(
+        self, v: Vector, t: int, clock: int, measure: float | None = None, last: bool = False
+    ) -> Payload:
         """What is said of v at the meeting after step t: a message, or a SKIP.
 
         Args:
             v: the report, (n,).
             t: the step.
+            clock: how far the run is.
             measure: how much news it is, where the local step says so itself.
             last: there is no later meeting, so what a skip would leave for later is said now.
         """
@@ -109,7 +111,7 @@ class Seat:
             self.ledger.spoke(payload)
             return payload
         with self.ledger.timed("encode"):
-            draft = self.sender.draft(v, self.seed.at(step=t), measure)
+            draft = self.sender.draft(v, self.seed.at(step=t), measure, clock)
             payload = draft.payload
             must = last and not self.local.reports_afresh
             self.spoke = self.trigger.worth(self.trigger_state, draft) or must
@@ -197,7 +199,7 @@ class Station:
         Returns:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
-        news = self.seat.news(v, t, measure, last) if self.works else None
+        news = self.seat.news(v, t, self.pace.clock, measure, last) if self.works else None
         with self.ledger.timed("exchange"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
@@ -205,6 +207,7 @@ class Station:
             assert self.desk is not None
             self.desk.take(payloads, self.pace.clock)
             reply = self.desk.reply(t, self.desk.replier)
+            self.desk.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         if self.algorithm.trigger.asks:
             asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
             with self.ledger.timed("exchange"):
@@ -230,6 +233,20 @@ class Station:
             self.desk.enter(x, before.desk)
 
 
+class Tally:
+    """What a desk has taken and answered: bits and bytes as the papers count them, forwarding aside."""
+
+    def __init__(self) -> None:
+        self.paper_bits, self.wire_bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
+
+    def add(self, payload: Payload, copies: int = 1) -> None:
+        """A payload that came, or went to so many ranks."""
+        way = payload.way.name.lower()
+        self.paper_bits[way] += copies * payload.nbits
+        self.wire_bytes[way] += copies * len(payload)
+        self.messages[way] += copies * (payload.kind is Kind.DATA)
+
+
 class Desk:
     """Where the coordinator of an algorithm works: the other ends of the links, and the server rule."""
 
@@ -239,6 +256,8 @@ class Desk:
         self.algorithm = algorithm
         self.seed = seed.at(rank=COORDINATOR, use="down")
         self.ledger = ledger
+        self.tally = Tally()
+        self._clock = 0
         one_by_one = isinstance(algorithm.meeting, Async) and algorithm.server.one_by_one
         self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=1 if one_by_one else workers)
         # One report that comes alone is the R-th part of a round; where what is restored is not that
@@ -260,6 +279,9 @@ class Desk:
 
     def take(self, payloads: Sequence[Payload], clock: int) -> None:
         """Absorb the mean of reports, silent workers included; schedules go by the clock."""
+        self._clock = clock
+        for payload in payloads:
+            self.tally.add(payload)
         with self.ledger.timed("decode"):
             u = self.hearer.merge(payloads)
             if self._part != 1:
@@ -278,7 +300,7 @@ class Desk:
         if self.algorithm.server.silent:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
-            shrinkage = self._shrinkage.due(replier.memory, replier.state, t)
+            shrinkage = self._shrinkage.due(replier.memory, replier.state, self._clock)
             draft = replier.draft(self.model, seed.child(number) if number else seed)
             replier.commit(draft)
             if shrinkage is not None:
@@ -326,8 +348,7 @@ def rounds(
 ) -> Iterator[tuple[int, float | None, bool]]:
     """Train: yields (step, loss, whether this rank met) after each step.
 
-    Where everybody waits for everybody, the last step always meets; where nobody waits, the coordinator
-    says when it is over.
+    The last step always meets; where nobody waits, the coordinator says when it is over.
 
     Args:
         algorithm: what to do; its local step moves x in place.
@@ -342,15 +363,21 @@ def rounds(
         begin: called with the step before each step.
     """
     local, pace = algorithm.local, station.pace
-    if station.local is None:
+    # A rank that only serves has no step of its own.
+    if station.local is None and station.works:
         station.local = local.init(x, gradient)
-    state = station.local
+    state = station.local or {}
     report = np.empty_like(x)
-    last = math.inf if isinstance(algorithm.meeting, Async) else pace.t + steps
-    while pace.t < last and not station.stopped:
+    alone = isinstance(algorithm.meeting, Async)
+    end = pace.clock + steps
+    over = False
+    while not over and not station.stopped:
         pace.t += 1
-        pace.clock += 1
+        pace.clock = min(pace.clock + 1, end)
         t = pace.t
+        # Who does not wait may come here again: the coordinator says when it is over.
+        last = pace.clock == end
+        over = last and not alone
         if begin is not None:
             begin(t)
         loss = None
@@ -358,10 +385,14 @@ def rounds(
             with station.ledger.timed("compute"):
                 loss = local.advance(state, oracle, batch(t), pace.clock)
         # Asked at every step, so that the trigger's own count stays in step.
-        met = station.due(t) or t == last
+        met = station.due(t) or last
         if met:
-            model = station.meet(local.report(state, report), t, local.news(state), t == last)
-            local.heard(state, model, station.seat.spoke)
+            if station.works:
+                news = local.news(state)
+                model = station.meet(local.report(state, report), t, news, over)
+                local.heard(state, model, station.seat.spoke)
+            elif (model := station.meet(report, t, None, over)) is not None:
+                np.copyto(x, model)
             if beside is not None and beside(t):
                 station.stopped = True
         yield t, loss, met

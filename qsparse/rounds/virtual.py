@@ -99,7 +99,7 @@ class Virtual:
         if not meeting:
             return False
         payloads = [
-            seat.news(self.local.report(state, self._report), self.t, self.local.news(state), last)
+            seat.news(self.local.report(state, self._report), self.t, self.t, self.local.news(state), last)
             for seat, state in meeting
         ]
         # Divided by the number of all workers, however few speak.

@@ -13,7 +13,7 @@ import torch
 
 import qsparse
 from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, check, refuse_if_inhomogeneous
+from qsparse.algorithm import Algorithm, Async, check, refuse_if_inhomogeneous
 from qsparse.errors import CompositionError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
@@ -105,7 +105,12 @@ class Attached:
                 )
             if chosen.prelude is not None:
                 raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
+            if isinstance(chosen.meeting, Async):
+                raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
             check(chosen, pattern, self.wire.size)
+            # A schedule without a length would fail in the middle of the loop.
+            trigger = chosen.trigger.bind(getattr(chosen.server, "lr", None))
+            trigger.due(trigger.init(self._seed), 1)
             if len(pattern.workers(self.wire.size)) < self.wire.size:
                 raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
             flat = FlatModel(model)

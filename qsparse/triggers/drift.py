@@ -41,4 +41,4 @@ class Drift(Trigger):
 
     def worth(self, state: State, draft: Draft) -> bool:
         """The distance."""
-        return float(vector.squared_norm(draft.target)) > rate_at(self.delta, draft.payload.step)
+        return float(vector.squared_norm(draft.target)) > rate_at(self.delta, draft.clock)

@@ -130,7 +130,7 @@ class Lazy(Watchful):
         said, wrong = draft.norms()
         state["pending"] = wrong
         news = said if draft.news is None else draft.news
-        moved = self._moved(state, draft.payload.step, self.newest)
+        moved = self._moved(state, draft.clock, self.newest)
         worth = news >= moved + self.errors * (wrong + state["error"]) + self.floor
         return bool(worth or state["skipped"] >= self.patience)
 
