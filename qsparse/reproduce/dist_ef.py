@@ -79,8 +79,8 @@ def _signum_coded(lr: Rate) -> Algorithm:
 class Row(NamedTuple):
     """A method.
 
-    ``rates`` are the largest step sizes, one for each of `NETS`: the best of ``grid`` after one epoch with
-    seed 0, by held-out examples of the training set; ``--tune`` looks for them again.
+    ``rates`` are the largest step sizes, one for each of `NETS`: the best of those that were tried, most of
+    ``grid``, for one epoch with seed 0 and examples held out of the training set. ``--tune`` tries them all.
     """
 
     name: str
