@@ -73,6 +73,19 @@ def qsparse_local_sgd() -> None:
     """Qsparse-local-SGD on MNIST: bits until a test error of 0.10 (Basu et al., 2019)."""
 
 
+@_experiment("dist-ef", "qsparse.reproduce.dist_ef", "DistEF")
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Seeds of starting points, batches and compressors; 1 with --quick.",
+)
+@click.option("--tune", is_flag=True, help="Choose the step sizes anew, on held-out examples.")
+def dist_ef() -> None:
+    """dist-EF-SGD with blocks and momentum, MNIST and CIFAR-10: accuracy and bits (Zheng et al., 2019)."""
+
+
 @_experiment("asylpg", "qsparse.reproduce.asylpg", "AsyLPG")
 def asylpg() -> None:
     """Double quantization on a9a and MNIST: bits until a common loss (Yu et al., 2019)."""

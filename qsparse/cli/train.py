@@ -97,7 +97,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
     "--model",
     default="mlp",
     show_default=True,
-    help="softmax, mlp, mlp(WIDTH, …), cnn, resnet20 or resnet18.",
+    help="softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20 or resnet18.",
 )
 @click.option(
     "--algorithm",

@@ -31,8 +31,9 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
     variance ``1 / (3 fan_in)``; biases are 0, scales of batch norms 1.
 
     Args:
-        name: ``softmax`` (one linear layer), ``mlp`` or ``mlp(200, 100)`` (hidden sizes), ``cnn``,
-            ``resnet20`` (He et al. 2016, for CIFAR) or ``resnet18`` (with a 3 x 3 stem).
+        name: ``softmax`` (one linear layer), ``mlp`` or ``mlp(200, 100)`` (hidden sizes), ``cnn`` or
+            ``cnn(32, 64, 128)`` (channels, channels, hidden size), ``resnet20`` (He et al. 2016, for
+            CIFAR) or ``resnet18`` (with a 3 x 3 stem).
         shape: of one example: ``(channels, height, width)``, or any for ``softmax`` and ``mlp``.
         classes: how many numbers come out per example.
         seed: of the run; its rank, step and use do not matter, so that all ranks agree.
@@ -54,15 +55,15 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
         raise SettingError(f"a model for examples of shape {tuple(shape)}: every size must be at least 1")
     if kind == "mlp":
         model = _mlp(math.prod(shape), _hidden(name, arguments), classes)
+    elif kind == "cnn":
+        model = _cnn(*_picture(kind, shape), classes, _widths(name, arguments))
     elif arguments:
         raise SettingError(f"{name!r}: {kind} takes nothing in brackets")
     elif kind == "softmax":
         model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes, **_META))
     else:
-        channels, height, width = _picture(kind, shape)
-        if kind == "cnn":
-            model = _cnn(channels, height, width, classes)
-        elif kind == "resnet20":
+        channels, _, _ = _picture(kind, shape)
+        if kind == "resnet20":
             model = _resnet(channels, classes, widths=(16, 32, 64), depth=3, shortcut=_Padded)
         else:
             model = _resnet(channels, classes, widths=(64, 128, 256, 512), depth=2, shortcut=_projected)
@@ -74,9 +75,22 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
 def _hidden(name: str, arguments: tuple[str, ...]) -> tuple[int, ...] | None:
     if not arguments:
         return None
-    if not all(word.isdecimal() and int(word) > 0 for word in arguments):
+    if not _are_positive(arguments):
         raise SettingError(f"{name!r}: hidden sizes are whole numbers above 0, e.g. mlp(200, 100)")
     return tuple(map(int, arguments))
+
+
+def _widths(name: str, arguments: tuple[str, ...]) -> tuple[int, int, int]:
+    if not arguments:
+        return 32, 64, 128
+    if len(arguments) != 3 or not _are_positive(arguments):
+        raise SettingError(f"{name!r}: cnn takes three whole numbers above 0, e.g. cnn(32, 64, 128)")
+    first, second, hidden = map(int, arguments)
+    return first, second, hidden
+
+
+def _are_positive(words: tuple[str, ...]) -> bool:
+    return all(word.isdecimal() and int(word) > 0 for word in words)
 
 
 def _picture(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -101,18 +115,19 @@ def _mlp(inputs: int, hidden: tuple[int, ...] | None, classes: int) -> nn.Sequen
     return nn.Sequential(*layers, nn.Linear(inputs, classes, **_META))
 
 
-def _cnn(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
+def _cnn(channels: int, height: int, width: int, classes: int, widths: tuple[int, int, int]) -> nn.Sequential:
+    first, second, hidden = widths
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=1, **_META),
+        nn.Conv2d(channels, first, 3, padding=1, **_META),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1, **_META),
+        nn.Conv2d(first, second, 3, padding=1, **_META),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * (height // 4) * (width // 4), 128, **_META),
+        nn.Linear(second * (height // 4) * (width // 4), hidden, **_META),
         nn.ReLU(),
-        nn.Linear(128, classes, **_META),
+        nn.Linear(hidden, classes, **_META),
     )
 
 
