@@ -179,7 +179,8 @@ def made(**accuracies: list[float]) -> dict[str, Any]:
             run |= {"losses": [0.5 if row.name.endswith("SGDM") else 1.0] * STRETCHES}
             runs.append(run | {"paper_bits": said, "wire_bytes": said})
     rates = {row.name: row.rates[0] for row in ROWS}
-    return {"sets": [{"data": "mnist", "model": "mlp(128)", "rates": rates, "runs": runs}]}
+    both = {"data": "mnist", "model": "mlp(128)", "rates": rates, "runs": runs, "to_the_end": []}
+    return {"sets": [both]}
 
 
 def test_bars_of_dist_ef() -> None:
@@ -195,6 +196,18 @@ def test_bars_of_dist_ef() -> None:
             if run["name"] == BLOCK:
                 run["paper_bits"] = {**run["paper_bits"], way: 40 * 32 * D / 30.9}
         assert met(measured) == wanted
+
+
+def test_who_was_trained_for_longer_is_held_to_the_bar() -> None:
+    measured = made(dist_EF_BlockSGDM=[0.88, 0.88])
+    assert [bar.met for bar in DistEF().bars(measured)] == [False, True, True]
+    assert len(DistEF().tables(measured)) == 2
+    ends = made(dist_EF_BlockSGDM=[0.898, 0.894])["sets"][0]["runs"]
+    measured["sets"][0]["to_the_end"] = [{**run, "steps": 50} for run in ends if run["name"] in (FULL, BLOCK)]
+    assert [bar.met for bar in DistEF().bars(measured)] == [True] * 3
+    table = DistEF().tables(measured)[2]
+    assert table.head == ("", "5 steps", "50 steps")
+    assert table.rows[2] == ["difference", "-2.00 ± 0.00", "-0.40 ± 0.28"]
 
 
 def test_what_is_said_of_the_order() -> None:
