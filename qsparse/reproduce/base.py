@@ -185,7 +185,7 @@ def _figure() -> Figure:
         figure = import_module("matplotlib.figure")
     except ModuleNotFoundError as error:
         raise SettingError(
-            f'reproduce draws a figure and lacks a library ({error}): pip install "qsparse[plot]"'
+            f'reproduce draws a figure and lacks a library ({error}): pip install "qsparse[train]"'
         ) from None
     made: Figure = figure.Figure(figsize=(11, 4.5), layout="constrained")
     return made
