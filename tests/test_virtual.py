@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_presets import CASES, LAYOUT, RUN, START, STEPS, WORKERS, Case, gradient, made, trained
 
-from qsparse.exchange import ParameterServer
+from qsparse.algorithm import natural_exchange
 from qsparse.rounds.virtual import Virtual
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
