@@ -268,7 +268,8 @@ class LASG(Local):
 
     Chen et al., 2020. Rule 2 (WK2): ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖², the same batch at the model θ̂ of the last
     upload. Rule 1 (WK1): ‖δ^k − δ̂‖², δ^k = ∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̃; ξ^k) and δ̂ its value at the last upload,
-    where the snapshot θ̃ is renewed after every ``refresh`` steps. Both cost two gradients a step.
+    where the snapshot θ̃ is renewed after every ``refresh`` steps. Both cost two gradients a step. The other
+    side of the papers' rule is that of trigger lazy, (c/D)·Σ_d‖θ^{k+1−d} − θ^{k−d}‖² with c = Dξ/ᾱ².
 
     Args:
         rule: 1 or 2.

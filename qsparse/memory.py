@@ -123,8 +123,8 @@ class ErrorFeedback(Memory):
 
     Args:
         decay: 1 keeps everything, less forgets.
-        reset: steps after which what was kept until then is dropped, such as those where a learning rate
-            falls (the authors' code of Basu et al., 2019).
+        reset: the speaker's own steps after which what was kept until then is dropped, such as those
+            where a learning rate falls (the authors' code of Basu et al., 2019).
     """
 
     decay: float = 1.0

@@ -307,6 +307,7 @@ def algorithm(line: str) -> dict[str, str]:
         ("--algorithm dist-ef-sgdm --no-nesterov --local 'sgd(0.1)'", "--no-nesterov", "--local"),
         ("--algorithm signum-majority --lr 0.01 --server 'majority(lr=0.5)'", "--lr", "--server"),
         ("--algorithm laq --lr 0.1 --server 'descend(lr=0.1)' --down sign", "--lr", "--server"),
+        ("--algorithm lasg-wk2 --lr 0.1 --server 'descend(lr=0.1)'", "--lr", "--server"),
         ("--algorithm 'local-sgd(lr=0.2)' --sync-every 2 --trigger 'randomgap(H=4)'", "--sync-every",
          "--trigger"),
     ],

@@ -250,13 +250,33 @@ def test_only_a_star_answers_some() -> None:
 
 
 def test_a_phase_that_asks_knows_where_it_begins() -> None:
-    """The way that the model went in the phase before is a move like others."""
-    algorithm = Algorithm(
+    """All are asked first, and asked there, though the model has moved since the phase last ended."""
+    asking = Algorithm(
         Gradient(), Ask(D=2, patience=3), LAG, Descend(0.1), prelude=Algorithm(SGD(0.1), length=4), length=5
     )
-    ranks = walked(algorithm, ParameterServer(works=False), R + 1)
-    assert all(np.array_equal(walk.x, ranks[0][0].x) for walk, _, _ in ranks)
-    assert sum(wire.ledger.skips for _, _, wire in ranks) > 0
+    exchange = ParameterServer(works=False)
+    check(asking, exchange, R + 1)
+
+    def body(wire: Wire) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+        walk = Walk(asking, exchange, wire, START.copy(), Seed(5))
+
+        def oracle(x: np.ndarray, batch: int, out: np.ndarray) -> float:
+            out[...] = slope(wire.rank - 1, x, batch)
+            return 0.0
+
+        models = {}
+        # Twice through both phases but for the last four steps.
+        for happened in walk.steps(14, oracle, lambda t: t):
+            assert isinstance(happened, Stepped)
+            models[happened.t] = walk.x.copy()
+        return models, walk.station.desk and walk.station.desk._asking["at"]
+
+    (models, at), *others = run_threads(R + 1, body, timeout=60)
+    assert at is not None
+    for where in at:
+        np.testing.assert_allclose(where, models[13], rtol=0, atol=1e-6)
+    assert np.abs(models[13] - models[9]).max() > 0.01
+    assert all(np.array_equal(models[14], other[14]) for other, _ in others)
 
 
 # --- triggers of two -----------------------------------------------------------------------------

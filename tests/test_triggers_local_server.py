@@ -305,7 +305,7 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
     (Algorithm(SGD(0.1), RandomGap((1, 2)) | Drift(1.0), meeting=Async()), SERVING, 4, SettingError,
      r"randomgap\(H=\[1, 2\]\): H is a list of 2 for 3 workers"),
     (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), ParameterServer(), 2,
-     CompositionError, r"ask needs a coordinator that only serves.*unlike server: use exchange server\(works"),
+     CompositionError, r"ask needs a coordinator that only serves.*unlike server: use exchange"),
     (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), TreeBroadcast(), 2,
      CompositionError, "ask needs a coordinator that only serves, and answers some"),
     (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), AllGather(), 2,

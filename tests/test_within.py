@@ -139,7 +139,7 @@ def test_a_fixed_step_cannot_be_refined():
 
 def test_other_compressors_have_one_precision_and_say_so():
     for part in examples():
-        if not isinstance(part, LowPrecision):
+        if not isinstance(part, LowPrecision | Float32):
             with pytest.raises(CompositionError, match="use lowprecision"):
                 part.within(gaussian, 1.0)
     with pytest.raises(CompositionError, match=r"^topk\(k=3\) >> sign: this compressor has one precision"):

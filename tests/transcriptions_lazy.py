@@ -85,7 +85,7 @@ def slaq(x, g, T, R, layers, u, eta, bits=3, ade=0.2, **rule):
 
 
 def lag_ps(x, g, T, R, layers, u, eta, D=10, xi=None, tbar=100, L=None):
-    """Chen et al. (2018), LAG-PS: worker m is asked where L_m²‖θ̂_m − θ^k‖² > (1/(αM)²)·Σ_d ξ_d‖θ^{k+1−d} − θ^{k−d}‖².
+    """Chen et al. (2018), LAG-PS: m is asked where L_m²‖θ̂_m − θ^k‖² > (αM)⁻²·Σ_d ξ_d‖θ^{k+1−d} − θ^{k−d}‖².
 
     Without L_m, the largest quotient ‖∇f_m(θ^k) − ∇f_m(θ̂_m)‖/‖θ^k − θ̂_m‖ so far, everybody being asked
     until there is one.
@@ -117,7 +117,7 @@ def lag_ps(x, g, T, R, layers, u, eta, D=10, xi=None, tbar=100, L=None):
 
 
 def lasg(x, g, T, R, eta, rule, D=10, xi=None, tbar=10):
-    """Chen et al. (2020): upload where ‖…‖² ≥ (c/D)·Σ_{d=1…D} ‖θ^{k+1−d} − θ^{k−d}‖², c = ξD/η²; rules WK1, WK2.
+    """Chen et al. (2020): upload where ‖…‖² ≥ (c/D)·Σ_{d=1…D} ‖θ^{k+1−d} − θ^{k−d}‖², c = ξD/η².
 
     While fewer than D moves are known the sum is divided by their number, as in the code of LAQ.
     """

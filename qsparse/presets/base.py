@@ -24,4 +24,5 @@ def local_steps(
 
 
 def top(k: int | None, ratio: float | None) -> TopK:
+    """Top-k with 1 % of the coordinates unless told otherwise."""
     return TopK(k, 0.01 if k is None and ratio is None else ratio)

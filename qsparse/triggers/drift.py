@@ -18,7 +18,8 @@ class Drift(Trigger):
     """Speak only if what is to be said has moved far: ‖x − x̂_r‖² > δ.
 
     Dynamic averaging (Kamp et al., 2018), for net updates; of a report with an error memory it is the
-    length with the error. A worker that skips keeps what it has not said and follows the others' model.
+    length with the error. A worker that skips keeps what it has not said and follows the others' model;
+    the last meeting speaks in any case, except where workers do not wait: none of them knows which it is.
     Due at every step: ``every(H) & drift(δ)`` asks at every H-th.
 
     Args:

@@ -77,8 +77,8 @@ class Every(Gaps):
     """Speak after every H-th step: the synchronisation set H, 2H, 3H, …
 
     Args:
-        H: a number; a schedule, whose value for the first step of a gap is rounded; or, where workers do
-            not wait for each other, a list with one for each of them.
+        H: a number; a schedule, whose value for the first step of a gap (of the worker's own steps) is
+            rounded; or, where workers do not wait for each other, a list with one for each of them.
     """
 
     H: Gap = 1

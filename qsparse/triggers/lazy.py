@@ -101,9 +101,9 @@ class Lazy(Watchful):
         patience: t̄.
         rate: ᾱ; taken from the server rule.
         errors: the factor of the errors.
-        floor: added to the right side; the authors' stochastic runs (SLAQ) have 0.2 here, 1.5 for
-            ``errors``, and
-        newest: 2 here: the first move that counts.
+        floor: added to the right side.
+        newest: the first d that counts. With stochastic gradients the authors' code (SLAQ) has errors=1.5,
+            floor=0.2, newest=2.
     """
 
     D: int = 10
