@@ -172,6 +172,7 @@ def made(**accuracies: list[float]) -> dict[str, Any]:
                 "name": row.name,
                 "seed": seed,
                 "accuracy": accuracy,
+                "lr": 0.1,
                 "parameters": D,
                 "blocks": 4,
                 "steps": 5,
