@@ -50,8 +50,8 @@ class Net(NamedTuple):
     """What is trained on a data set, and for how long.
 
     All methods are compared after ``epochs``; full precision and blocks with momentum are trained for
-    ``longer`` too, where that is too early to say what is lost in the end; both with step size ``rate``, which
-    of 0.03, the best of one epoch, and 0.01 is the better one for full precision by then.
+    ``longer`` too, where that is too early to say what is lost in the end; both with step size ``rate``,
+    which of 0.03, the best of one epoch, and 0.01 is the better one for full precision by then.
     """
 
     data: str
