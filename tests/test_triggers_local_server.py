@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_presets import Still
 
 from qsparse.algorithm import Algorithm, Async, check
 from qsparse.compressors import BFloat16, Blockwise, Float16, Float32, LowPrecision, Sign, TopK
@@ -22,7 +23,7 @@ from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build, spell
 from qsparse.schedules import Cosine, Rate, Steps, over, rate_at
 from qsparse.seeds import Seed
-from qsparse.server import Descend, Hold, Majority, ServerRule
+from qsparse.server import Descend, Majority, ServerRule
 from qsparse.triggers import Ask, Drift, Every, Lazy, RandomGap, Trigger
 from qsparse.types import Vector
 
@@ -320,7 +321,7 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
      SERVING, 2, CompositionError, "who is not asked is told nothing"),
     (Algorithm(Gradient(), Ask(smoothness=(1.0, 2.0)), Link(memory=Innovation()), Descend(0.1)),
      SERVING, 4, SettingError, "smoothness is a list of 2 for 3 workers"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Hold()), SERVING, 4, CompositionError,
+    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Still()), SERVING, 4, CompositionError,
      "ask compares news with the server's last steps"),
     (Algorithm(SHRINKING), ParameterServer(), 2, CompositionError,
      "every rank applies by itself needs a model that both ends of the down link know"),
