@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,6 +23,7 @@ from qsparse.exchange.base import receive_one
 from qsparse.ledger import Ledger, Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.payload import Payload, Way, raw
+from qsparse.records import Recorder, Watcher
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
@@ -109,22 +107,6 @@ class Settings:
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
-class Watcher:
-    """Sees a run on rank 0 as it goes; all methods do nothing here."""
-
-    def started(self, steps: int) -> None:
-        """Training begins."""
-
-    def stepped(self, t: int, loss: float | None) -> None:
-        """A step was taken."""
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        """A line of the history was written."""
-
-    def stopped(self) -> None:
-        """Training ended, well or not."""
-
-
 def run(
     make_settings: Callable[[], Settings],
     make_problem: Callable[[Settings], Problem],
@@ -150,7 +132,7 @@ def run(
     Raises:
         QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
     """
-    recorder = _Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
+    recorder = Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
 
     def prepare() -> tuple[_Job, Mapping[str, Any]]:
         settings = make_settings()
@@ -159,6 +141,12 @@ def run(
         recorder.check()
         problem = make_problem(settings)
         steps = settings.total_steps(problem.steps_per_epoch)
+        prelude = settings.algorithm.prelude
+        if prelude is not None and prelude.server.silent and steps <= (prelude.length or 0):
+            raise SettingError(
+                f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
+                "epochs"
+            )
         job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder)
         if wire.rank == 0:
             # Compile (or load) the kernels while the others wait, so that they find them cached.
@@ -224,7 +212,7 @@ class _Job:
         problem: Problem,
         wire: Wire,
         steps: int,
-        recorder: _Recorder,
+        recorder: Recorder,
     ) -> None:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
@@ -394,85 +382,3 @@ class _Job:
             "straggler": settings.straggler,
             "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
         }
-
-
-class _Recorder:
-    """Writes what a run leaves behind: whole files or whole lines, never half of one."""
-
-    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Watcher) -> None:
-        self.out, self.files, self.watcher = out, files, watcher
-        self._history: Any = None
-        self._arrivals: Any = None
-
-    def check(self) -> None:
-        """Refuse a folder that cannot be written, before anything is trained."""
-        if self.out is None:
-            return
-        above = self.out
-        while not above.exists() and above != above.parent:
-            above = above.parent
-        if not above.is_dir():
-            raise SettingError(f"cannot write to --out {self.out}: {above} is not a folder")
-        try:
-            with tempfile.TemporaryFile(dir=above):
-                pass
-        except OSError as error:
-            raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
-
-    def open(self, steps: int) -> None:
-        """Make the folder; the summary of an older run there is removed."""
-        self.watcher.started(steps)
-        if self.out is None:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json", "arrivals.jsonl"):
-            (self.out / name).unlink(missing_ok=True)
-        for name, text in self.files.items():
-            write_whole(self.out / name, text)
-        self._history = (self.out / "history.jsonl").open("w", encoding="utf-8")
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """One line of the history."""
-        self.watcher.evaluated(record)
-        if self._history is not None:
-            self._history.write(json.dumps(record) + "\n")
-            self._history.flush()
-
-    def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
-        """One line of the arrivals."""
-        if self.out is None:
-            return
-        if self._arrivals is None:
-            self._arrivals = (self.out / "arrivals.jsonl").open("w", encoding="utf-8")
-        what = "statistics" if about else "model"
-        line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
-        self._arrivals.write(json.dumps(line) + "\n")
-
-    def write(self, summary: Mapping[str, Any]) -> None:
-        """The summary, last of all: where it stands, the run ended well."""
-        if self.out is not None:
-            write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-    def close(self) -> None:
-        """Close the history."""
-        self.watcher.stopped()
-        for file in (self._history, self._arrivals):
-            if file is not None:
-                file.close()
-        self._history = self._arrivals = None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise

@@ -177,6 +177,29 @@ def test_threads_refuse_too(tmp_path: Path, line: str, text: str) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--algorithm asylpg --steps 1", "1 steps are over with the prelude, which never moves the model"),
+        (
+            "--algorithm asylpg(inner=-1) --steps 9",
+            "a phase takes a whole number of at least 1 steps, not -1",
+        ),
+        (
+            "--algorithm 'qsparse-local-sgd(lr=steps(start=0.1, after=[2]), reset_memory=true)' --steps 9 "
+            "--memory errorfeedback",
+            "reset_memory has no effect: --memory replaces the memory that is reset",
+        ),
+    ],
+)
+def test_settings_that_would_train_nothing_or_be_lost(tmp_path: Path, line: str, text: str) -> None:
+    args = ["train", "--wire", "threads", "--ranks", "3", "--out", str(tmp_path / "out"), *shlex.split(line)]
+    result = CliRunner().invoke(qsparse, args)
+    assert result.exit_code == 1, result.output
+    assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("epochs", [0.0, -1.0, math.inf, math.nan])
 def test_epochs_are_a_number(epochs: float) -> None:
     with pytest.raises(SettingError, match="epochs must be positive and finite"):

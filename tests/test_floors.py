@@ -19,7 +19,7 @@ FLOORS = (
     ("link", "exchange"),
     ("algorithm", "agreement"),
     ("rounds",),
-    ("presets", "allreduce", "tuning"),
+    ("presets", "allreduce", "tuning", "records"),
     ("run", "checkpoint"),
     ("torch", "testing", "bench", "report"),
     ("reproduce",),

@@ -24,8 +24,9 @@ from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.link import Link
+from qsparse.records import Watcher
 from qsparse.registry import build, parameters
-from qsparse.run import Settings, Watcher, run
+from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 
@@ -289,6 +290,11 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     if options["compressor"] is not None:
         up = replace(up, compressor=build(options["compressor"], "compressor"))
     if options["memory"] is not None:
+        if getattr(up.memory, "reset", ()):
+            raise SettingError(
+                "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
+                "reset, as in 'errorfeedback(reset=[100])', or leave it out"
+            )
         up = replace(up, memory=build(options["memory"], "memory"))
     if options["down"] is not None:
         down = Link(

@@ -1,0 +1,111 @@
+"""What a run leaves behind, and who sees it as it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsparse.errors import SettingError
+
+
+class Watcher:
+    """Sees a run on rank 0 as it goes; all methods do nothing here."""
+
+    def started(self, steps: int) -> None:
+        """Training begins."""
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        """A step was taken."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """A line of the history was written."""
+
+    def stopped(self) -> None:
+        """Training ended, well or not."""
+
+
+class Recorder:
+    """Writes what a run leaves behind: whole files or whole lines, never half of one."""
+
+    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Watcher) -> None:
+        self.out, self.files, self.watcher = out, files, watcher
+        self._history: Any = None
+        self._arrivals: Any = None
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, before anything is trained."""
+        if self.out is None:
+            return
+        above = self.out
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if not above.is_dir():
+            raise SettingError(f"cannot write to --out {self.out}: {above} is not a folder")
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
+
+    def open(self, steps: int) -> None:
+        """Make the folder; the summary of an older run there is removed."""
+        self.watcher.started(steps)
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in ("summary.json", "arrivals.jsonl"):
+            (self.out / name).unlink(missing_ok=True)
+        for name, text in self.files.items():
+            write_whole(self.out / name, text)
+        self._history = (self.out / "history.jsonl").open("w", encoding="utf-8")
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """One line of the history."""
+        self.watcher.evaluated(record)
+        if self._history is not None:
+            self._history.write(json.dumps(record) + "\n")
+            self._history.flush()
+
+    def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
+        """One line of the arrivals."""
+        if self.out is None:
+            return
+        if self._arrivals is None:
+            self._arrivals = (self.out / "arrivals.jsonl").open("w", encoding="utf-8")
+        what = "statistics" if about else "model"
+        line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
+        self._arrivals.write(json.dumps(line) + "\n")
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """The summary, last of all: where it stands, the run ended well."""
+        if self.out is not None:
+            write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the history."""
+        self.watcher.stopped()
+        for file in (self._history, self._arrivals):
+            if file is not None:
+                file.close()
+        self._history = self._arrivals = None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
