@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsparse.compressors import Compressor, Float32, accumulate_into
+from qsparse.compressors.base import Sum
 from qsparse.errors import DisagreementError, NotFinite
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
 from qsparse.seeds import COORDINATOR, Seed
-from qsparse.types import Layout, Vector, layer_at
+from qsparse.types import Layout, Vector, aligned, layer_at
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Sender:
         self.compressor.check(start.size)
         self.layout = layout
         self.state = link.memory.init(start)
-        self._target = np.empty_like(start)
+        self._target = aligned(start)
 
     def draft(self, v: Vector, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
@@ -55,12 +56,18 @@ class Sender:
             NotFinite: with the rank, the step and the parameter.
         """
         clock = seed.step if clock is None else clock
-        target = self.memory.compensate(self.state, v, self._target, clock)
-        compressor, tolerance = self.compressor, self.memory.tolerance(self.state, target)
+        added = self.memory.addend(self.state, clock)
+        total = Sum(v) if added is None else Sum(v, *added, self._target)
         try:
-            if tolerance is not None:
-                compressor = compressor.within(target, tolerance)
-            return Draft(compressor.compress(target, seed), target, clock, news)
+            if self.memory.demanding:
+                total = Sum(total.add())
+                tolerance = self.memory.tolerance(self.state, total.x)
+                payload = self.compressor.within(total.x, tolerance).compress(total.x, seed)
+            elif total.y is None:
+                payload = self.compressor.compress(v, seed)
+            else:
+                payload = self.compressor.compress_sum(total, seed)
+            return Draft(payload, v if added is None else self._target, clock, news)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
@@ -72,7 +79,10 @@ class Sender:
 
     def commit(self, draft: Draft) -> None:
         """The draft was handed to the exchange: only now the memory moves."""
-        self.memory.commit(self.state, draft)
+        free = self.memory.commit(self.state, draft)
+        # What was said without an addend stands in a vector of the caller's.
+        if draft.target is self._target:
+            self._target = free
 
 
 class Receiver:

@@ -1,12 +1,13 @@
 """What is kept of what was not said.
 
-A link has one memory and both its ends keep a state of it. The sender asks `compensate` before it
-compresses and `commit` once a message was really sent; the receiver asks `restore` once per merge.
+A link has one memory and both its ends keep a state of it. The sender asks for the `addend` before it
+compresses and calls `commit` once a message was really sent; the receiver asks `restore` once per merge.
 Nothing else moves the state, so a message that was skipped or failed leaves no trace.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -19,7 +20,7 @@ from qsparse.kernels import vector
 from qsparse.payload import Payload
 from qsparse.registry import register, spell
 from qsparse.schedules import momentum_weight
-from qsparse.types import State, Vector
+from qsparse.types import State, Vector, aligned
 
 
 class Draft(NamedTuple):
@@ -64,19 +65,26 @@ class Memory(ABC):
         """The state before the first message; ``start`` is what both ends know, (n,)."""
 
     @abstractmethod
-    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """What to compress when v is to be said at step t of the run; changes no state, may use ``out``."""
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """What is added when something is to be said at step t of the run: a factor and a vector, (n,).
+
+        None: nothing. Changes no state.
+        """
 
     @abstractmethod
-    def commit(self, state: State, draft: Draft) -> None:
-        """The draft was sent."""
+    def commit(self, state: State, draft: Draft) -> Vector:
+        """The draft was sent.
+
+        Returns a vector like the draft's target that is no part of the state, for targets to come: the
+        target itself, unless the state has taken it over in exchange for another one.
+        """
 
     def enter(self, state: State, start: Vector) -> None:
         """A phase begins at a model that both ends know; asked of the down link only."""
 
-    def tolerance(self, state: State, target: Vector) -> float | None:
-        """The E‖C(target) − target‖² that a message may have, for compressors that go by it; None: any."""
-        return None
+    def tolerance(self, state: State, target: Vector) -> float:
+        """The E‖C(target) − target‖² that a message may have, for compressors that go by it."""
+        return math.inf
 
     def known(self, state: State) -> Vector:
         """What both ends know, (n,); asked of memories that `repeats`."""
@@ -102,12 +110,13 @@ class Stateless(Memory):
         """No state."""
         return {}
 
-    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """v itself."""
-        return v
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """Nothing."""
+        return None
 
-    def commit(self, state: State, draft: Draft) -> None:
+    def commit(self, state: State, draft: Draft) -> Vector:
         """Nothing to do."""
+        return draft.target
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""
@@ -138,20 +147,19 @@ class ErrorFeedback(Memory):
 
     def init(self, start: Vector) -> State:
         """No error yet."""
-        return {"residual": np.zeros_like(start), "since": 0}
+        return {"residual": aligned(start), "since": 0}
 
-    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """v + decay·m, or v where a reset lies between m and now."""
-        if any(state["since"] <= boundary < t for boundary in self.reset):
-            return v
-        vector.add_scaled(v, self.decay, state["residual"], out)
-        return out
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """decay·m, or 0·m where a reset lies between m and now."""
+        gone = any(state["since"] <= boundary < t for boundary in self.reset)
+        return 0.0 if gone else self.decay, state["residual"]
 
-    def commit(self, state: State, draft: Draft) -> None:
-        """m = target − sent."""
-        np.copyto(state["residual"], draft.target)
-        subtract_from(draft.payload, state["residual"])
+    def commit(self, state: State, draft: Draft) -> Vector:
+        """m = target − sent, where the target lies; what lay m in is free."""
+        free: Vector = state["residual"]
+        state["residual"] = subtract_from(draft.payload, draft.target)
         state["since"] = draft.clock
+        return free
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""
@@ -177,18 +185,18 @@ class Innovation(Memory):
         """Both ends know the model."""
         np.copyto(state["known"], start)
 
-    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """v − known."""
-        np.subtract(v, state["known"], out=out)
-        return out
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """−known."""
+        return -1.0, state["known"]
 
     def shift(self, state: State, by: Vector) -> None:
         """known −= by."""
         np.subtract(state["known"], by, out=state["known"])
 
-    def commit(self, state: State, draft: Draft) -> None:
+    def commit(self, state: State, draft: Draft) -> Vector:
         """known += sent."""
         accumulate_into(draft.payload, state["known"])
+        return draft.target
 
     def restore(self, state: State, total: Vector) -> Vector:
         """known += total."""
@@ -227,18 +235,19 @@ class Snapshot(Memory):
         np.copyto(state["snapshot"], start)
         state["phase"] += 1
 
-    def compensate(self, state: State, v: Vector, out: Vector, t: int) -> Vector:
-        """v itself."""
-        return v
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """Nothing."""
+        return None
 
-    def tolerance(self, state: State, target: Vector) -> float | None:
+    def tolerance(self, state: State, target: Vector) -> float:
         """μ‖x − x̃‖²."""
         weight = momentum_weight(state["phase"]) if self.accelerated else 1.0
         way = np.subtract(target, state["snapshot"])
         return self.mu * weight * float(vector.squared_norm(way))
 
-    def commit(self, state: State, draft: Draft) -> None:
+    def commit(self, state: State, draft: Draft) -> Vector:
         """Nothing to do."""
+        return draft.target
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 #: A contiguous one-dimensional array of float32 or float64.
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
+
+#: Where vectors begin in memory that are filled past the caches, in bytes.
+_LINE: Final = 64
+
+
+def aligned(like: Vector) -> Vector:
+    """Zeros of the size and type of ``like``, beginning where a line of the caches begins."""
+    spare = np.zeros(like.size + _LINE // like.itemsize, like.dtype)
+    first = -spare.ctypes.data % _LINE // like.itemsize
+    return spare[first : first + like.size]
+
 
 #: What a part remembers: plain arrays and numbers by name, and the states of parts inside it, owned by
 #: the caller, so that it can be saved, compared and copied without knowing the part.

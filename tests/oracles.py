@@ -60,7 +60,7 @@ def signs(x):
 
 def trits(codes):
     """Five base-3 digits a byte, the first one lowest."""
-    digits = [int(code) + 1 for code in codes]
+    digits = [int(code) for code in codes]
     return bytes(
         sum(digit * 3**j for j, digit in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5)
     )
@@ -100,15 +100,16 @@ def clip(code, low, high):
     return min(max(code, low), high)
 
 
-def radius_nearest(x, radius, high):
-    """⌊(1 + x/radius)·high/2 + 1/2⌋, clipped to 0 … high."""
-    return [clip(math.floor((1.0 + float(v) / radius) * (0.5 * high) + 0.5), 0, high) for v in x]
+def radius_nearest(x, inverse, high):
+    """⌊(1 + x·inverse)·high/2 + 1/2⌋, clipped to 0 … high."""
+    return [clip(math.floor((1.0 + float(v) * inverse) * (0.5 * high) + 0.5), 0, high) for v in x]
 
 
-def grid_random(x, origin, step, low, high, key):
-    """⌊(x − origin)/step + u⌋, clipped."""
-    u = uniforms(key, len(x))
-    return [clip(math.floor((float(v) - origin) / step + u[i]), low, high) for i, v in enumerate(x)]
+def grid_random(x, origin, inverse, low, high, key, first):
+    """⌊(x − origin)·inverse + u⌋, clipped, and counted from low."""
+    u = uniforms(key, first + len(x))[first:]
+    codes = [math.floor((float(v) - origin) * inverse + u[i]) for i, v in enumerate(x)]
+    return [clip(code, low, high) - low for code in codes]
 
 
 def expected_error(x, step, low, high):
@@ -122,12 +123,11 @@ def expected_error(x, step, low, high):
     return float(total)
 
 
-def levels_random(x, step, high, key):
-    """sign(x)·min(⌊|x|/step + u⌋, high)."""
-    u = uniforms(key, len(x))
-    return [
-        int(math.copysign(1, v)) * min(math.floor(abs(float(v)) / step + u[i]), high) for i, v in enumerate(x)
-    ]
+def levels_random(x, inverse, high, zero, key, first):
+    """zero + sign(x)·min(⌊|x|·inverse + u⌋, high)."""
+    u = uniforms(key, first + len(x))[first:]
+    levels = [min(math.floor(abs(float(v)) * inverse + u[i]), high) for i, v in enumerate(x)]
+    return [zero + int(math.copysign(1, v)) * level for v, level in zip(x, levels, strict=True)]
 
 
 def norm1(x):

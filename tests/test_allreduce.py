@@ -49,12 +49,13 @@ class Counting(ErrorFeedback):
     def init(self, start: np.ndarray) -> dict[str, Any]:
         return super().init(start) | {"messages": 0, "mood": "new"}
 
-    def commit(self, state: dict[str, Any], draft: Draft) -> None:
+    def commit(self, state: dict[str, Any], draft: Draft) -> np.ndarray:
         assert (state["mood"] == "new") == (state["messages"] == 0)
-        super().commit(state, draft)
+        free = super().commit(state, draft)
         state["messages"] += 1
         state["mood"] = "old"
         state["residual"] /= state["messages"]
+        return free
 
 
 def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:

@@ -50,15 +50,17 @@ class Wild(Schedule):
 class Forgetful(ErrorFeedback):
     """Keeps nothing of what it did not say."""
 
-    def commit(self, state: Any, draft: Any) -> None:
+    def commit(self, state: Any, draft: Any) -> Any:
         """Nothing."""
+        return draft.target
 
 
 class Believing(Innovation):
     """Thinks that the receivers know all it wanted to say."""
 
-    def commit(self, state: Any, draft: Any) -> None:
+    def commit(self, state: Any, draft: Any) -> Any:
         state["known"] += draft.target
+        return draft.target
 
 
 def departure(algorithm: Algorithm, M: int = 4, steps: int = 120) -> tuple[float, float]:

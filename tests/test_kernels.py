@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.kernels import accumulate, indices, pack, quantize, random, select, vector
+from qsparse.kernels import accumulate, indices, pack, quantize, random, select, signs, simd_plain, vector
+from qsparse.kernels.jit import simd
+from qsparse.types import aligned
 
 JIT = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 LARGE = 50_000 if JIT else 300
@@ -61,6 +63,111 @@ def test_top_k_of_a_long_vector(kind):
 def test_top_k_tells_neighbouring_float64_apart():
     x = np.nextafter(np.full(9, 1.0), np.arange(9) % 2 * 2.0)
     assert top(x, 4).tolist() == [1, 3, 5, 7]
+
+
+def drawn(n, seed=3):
+    """A sum of two vectors of which some entries are equal, zero, or large."""
+    draw = np.random.default_rng(seed)
+    x, y = (draw.standard_normal(n).astype(np.float32) for _ in range(2))
+    x[::5], y[::5] = 0.5, 0.25
+    x[::11], y[::11] = 0, -0.0
+    return x, y
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000, LARGE])
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("scale", [1, -1])
+def test_candidates(n, streamed, scale):
+    x, y = drawn(n)
+    out = aligned(x)
+    total = x + np.float32(scale) * y
+    wanted = np.flatnonzero(~(np.abs(total) < 0.75))
+    for room in (wanted.size + 64, wanted.size + 200):
+        positions, values = np.empty(room, np.intp), np.empty(room, np.float32)
+        bound = np.float32(0.75)
+        sides = (x, np.float32(scale), y, 0, n, bound, streamed, out, positions, values)
+        for found in (select.collect_sum(*sides), select.collect(total, 0, n, bound, positions, values)):
+            assert found == wanted.size
+            assert np.array_equal(positions[:found], wanted)
+            assert np.array_equal(values[:found], total[wanted])
+        assert out.tobytes() == total.tobytes()
+
+
+@pytest.mark.skipif(not JIT, reason="long vectors are for the compiled kernels")
+def test_too_little_room_for_candidates_is_told():
+    x, y = drawn(LARGE)
+    out, one = aligned(x), np.float32(1)
+    for room in (64, 200, 1000):
+        positions, values = np.empty(room, np.intp), np.empty(room, np.float32)
+        assert select.collect(x, 0, x.size, one, positions, values) == -1
+        assert select.collect_sum(x, one, y, 0, x.size, one, False, out, positions, values) == -1
+
+
+def test_not_a_number_is_a_candidate():
+    x = np.zeros(200, np.float32)
+    x[[3, 70, 199]] = np.nan, np.inf, -np.inf
+    positions, values = np.empty(300, np.intp), np.empty(300, np.float32)
+    assert select.collect(x, 0, 200, np.float32(1), positions, values) == 3
+    assert positions[:3].tolist() == [3, 70, 199]
+
+
+@pytest.mark.parametrize("n", [1, 2, 100, 5000])
+def test_a_sample_is_of_every_part_and_of_the_sum(n):
+    x, y = np.arange(1.0, n + 1, dtype=np.float32), np.full(n, -2.0 * n, np.float32)
+    for count in {1, (n + 1) // 2, n}:
+        out, both = np.empty(count, np.float32), np.empty(count, np.float32)
+        select.sample(x, out)
+        places = out.astype(int) - 1
+        assert np.array_equal(places * count // n, np.arange(count)) or n % count
+        assert np.all(np.diff(places) > 0)
+        select.sample_sum(x, np.float32(1), y, both)
+        assert np.array_equal(both, np.abs(x[places] + y[places]))
+
+
+@held
+@given(values=st.lists(st.one_of(floats32, magnitudes), min_size=1, max_size=80), data=st.data())
+def test_the_largest_of_the_candidates(values, data):
+    x = floats(values)
+    k = data.draw(st.integers(1, x.size))
+    positions = np.arange(x.size) * 3 + 1
+    found, kept = np.empty(k, np.intp), np.empty(k, np.float32)
+    select.narrow(positions, x, x.view(np.int32), k, found, kept)
+    wanted = oracles.top_k(x, k)
+    assert found.tolist() == [3 * i + 1 for i in wanted]
+    assert kept.tobytes() == x[wanted].tobytes()
+
+
+# --- vector code ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not JIT, reason="without the JIT there is only the twin")
+@pytest.mark.parametrize("name", ["add_above", "stream_above", "add_negative", "stream_negative"])
+@pytest.mark.parametrize("scale", [1, -1])
+def test_vector_code_agrees_with_its_twin(name, scale):
+    import numba
+
+    x, y = drawn(192)
+    x[70], x[71], y[72] = np.nan, np.inf, -np.inf
+    if name.endswith("above"):
+        ours, third = getattr(simd, name), np.float32(0.75)
+
+        @numba.njit
+        def call(x, scale, y, third, out):
+            return ours(x, scale, y, 64, third, out)
+    else:
+        ours, third = getattr(simd, name), np.arange(8.0)
+
+        @numba.njit
+        def call(x, scale, y, third, out):
+            return ours(x, scale, y, 64, third, out)
+
+    out, twin = aligned(x), aligned(x)
+    sums = third.copy() if isinstance(third, np.ndarray) else third
+    with np.errstate(invalid="ignore"):
+        wanted = getattr(simd_plain, name)(x, np.float32(scale), y, 64, sums, twin)
+    assert int(call(x, np.float32(scale), y, third, out)) == int(wanted)
+    assert out.tobytes() == twin.tobytes()
+    np.testing.assert_array_equal(third, sums)
 
 
 # --- positions -----------------------------------------------------------------------------------
@@ -136,15 +243,52 @@ def test_packed_codes(kind, data):
 def test_packed_signs(values):
     x = floats(values)
     out = np.empty((x.size + 7) // 8, np.uint8)
-    pack.pack_signs(x, out)
+    signs.bits(x, out)
     assert out.tobytes() == oracles.as_bytes(oracles.signs(x))
     again = np.empty(x.size, np.float32)
-    pack.unpack_signs(out, 0.5, again)
+    signs.decode(out, np.full(1, 0.5, np.float32), x.size, 0, 0, again)
     assert np.array_equal(again, np.where(x < 0, np.float32(-0.5), np.float32(0.5)))
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 63, 64, 65, 200, 1000])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_signs_of_blocks(size, streamed):
+    x, y = drawn(3 * size)
+    total, out = x - y, aligned(x)
+    first, stride = 2, (size + 7) // 8 + 5
+    got, both = np.zeros(3 * stride, np.uint8), np.zeros(3 * stride, np.uint8)
+    norms, sums = np.empty(3), np.empty(3)
+    signs.encode(total, size, first, stride, got, norms)
+    # Only blocks of whole lines may be streamed.
+    past = streamed and size % 64 == 0
+    signs.encode_sum(x, np.float32(-1), y, past, size, first, stride, out, both, sums)
+    assert out.tobytes() == total.tobytes()
+    assert got.tobytes() == both.tobytes()
+    blocks = total.reshape(3, size)
+    for row, block in zip(got.reshape(3, stride), blocks, strict=True):
+        assert row[first : first + (size + 7) // 8].tobytes() == oracles.as_bytes(oracles.signs(block))
+    assert norms.tolist() == sums.tolist() == [vector.norm1(block) for block in blocks]
+    for kind in (np.float32, np.float64):
+        scales, again = np.array([0.5, 2, 3], kind), np.empty(3 * size, kind)
+        signs.decode(got, scales, size, first, stride, again)
+        assert np.array_equal(again.reshape(3, size), np.where(blocks < 0, -scales[:, None], scales[:, None]))
+
+
 @held
-@given(codes=st.lists(st.integers(-1, 1), max_size=40))
+@given(data=st.data(), bits=st.integers(1, 8))
+def test_codes_of_a_byte_are_packed_as_others_are(data, bits):
+    codes = np.array(data.draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=60)), np.uint8)
+    out, wanted = (np.full((codes.size * bits + 7) // 8, 0xAA, np.uint8) for _ in range(2))
+    pack.pack_bytes(codes, bits, out)
+    pack.pack(codes, 0, bits, wanted)
+    assert np.array_equal(out, wanted)
+    again = np.empty_like(codes)
+    pack.unpack_bytes(out, bits, again)
+    assert np.array_equal(again, codes)
+
+
+@held
+@given(codes=st.lists(st.integers(0, 2), max_size=40))
 def test_packed_trits(codes):
     out = np.empty((len(codes) + 4) // 5, np.uint8)
     pack.pack_trits(np.array(codes, np.int32), out)
@@ -180,9 +324,13 @@ def test_philox(key, counter):
 @held
 @given(key=keys, n=st.integers(0, 40))
 def test_uniforms(key, n):
-    out = np.empty(n)
-    random.uniforms(*random.halves(key), out)
-    assert out.tolist() == oracles.uniforms(key, n)
+    for kind in (np.float32, np.float64):
+        out = np.empty(n, kind)
+        random.uniforms(*random.halves(key), 0, out)
+        assert out.tolist() == oracles.uniforms(key, n)
+        later = np.empty(max(n - 8, 0), kind)
+        random.uniforms(*random.halves(key), 8, later)
+        assert np.array_equal(later, out[8:])
 
 
 @held
@@ -216,15 +364,15 @@ steps = st.floats(1e-3, 1e3)
 @given(values=st.lists(floats32, max_size=30), radius=steps, bits=st.integers(1, 16))
 def test_rounding_to_the_nearest_point(values, radius, bits):
     x, out = floats(values), np.empty(len(values), np.int32)
-    quantize.radius_nearest(x, radius, 2**bits - 1, out)
-    assert out.tolist() == oracles.radius_nearest(x, radius, 2**bits - 1)
+    quantize.radius_nearest(x, 1 / radius, 2**bits - 1, out)
+    assert out.tolist() == oracles.radius_nearest(x, 1 / radius, 2**bits - 1)
 
 
 @held
 @given(radius=steps, bits=st.integers(1, 16))
 def test_zero_lies_between_two_codes_and_gets_the_upper_one(radius, bits):
     out = np.empty(3, np.int32)
-    quantize.radius_nearest(np.array([0.0, radius, -radius]), radius, 2**bits - 1, out)
+    quantize.radius_nearest(np.array([0.0, radius, -radius]), 1 / radius, 2**bits - 1, out)
     assert out.tolist() == [2 ** (bits - 1), 2**bits - 1, 0]
 
 
@@ -232,8 +380,9 @@ def test_zero_lies_between_two_codes_and_gets_the_upper_one(radius, bits):
 @given(values=st.lists(floats32, max_size=30), origin=st.floats(-10, 10), step=steps, key=keys)
 def test_rounding_at_random(values, origin, step, key):
     x, out = floats(values), np.empty(len(values), np.int32)
-    quantize.grid_random(x, origin, step, -8, 7, *random.halves(key), out)
-    assert out.tolist() == oracles.grid_random(x, origin, step, -8, 7, key)
+    for first in (0, 4):
+        quantize.grid_random(x, origin, 1 / step, -8, 7, *random.halves(key), first, out)
+        assert out.tolist() == oracles.grid_random(x, origin, 1 / step, -8, 7, key, first)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -270,14 +419,15 @@ def test_the_expected_error_of_a_long_vector_is_known_to_be_too_large_early():
 @given(values=st.lists(floats32, max_size=30), step=steps, key=keys)
 def test_rounding_magnitudes_at_random(values, step, key):
     x, out = floats(values), np.empty(len(values), np.int32)
-    quantize.levels_random(x, step, 15, *random.halves(key), out)
-    assert out.tolist() == oracles.levels_random(x, step, 15, key)
+    for first in (0, 4):
+        quantize.levels_random(x, 1 / step, 15, 16, *random.halves(key), first, out)
+        assert out.tolist() == oracles.levels_random(x, 1 / step, 15, 16, key, first)
 
 
 def test_values_far_outside_a_grid_are_clipped_to_its_near_end():
     x, out = floats([1e30, -1e30]), np.empty(2, np.int32)
-    quantize.grid_random(x, 0.0, 1e-3, -8, 7, *random.halves(1), out)
-    assert out.tolist() == [7, -8]
+    quantize.grid_random(x, 0.0, 1e3, -8, 7, *random.halves(1), 0, out)
+    assert out.tolist() == [15, 0]
 
 
 @held
@@ -285,8 +435,8 @@ def test_values_far_outside_a_grid_are_clipped_to_its_near_end():
 def test_values_of_codes(codes, origin, step):
     for kind in (np.float32, np.float64):
         out = np.empty(len(codes), kind)
-        quantize.grid_values(np.array(codes, np.int32), origin, step, out)
-        assert out.tolist() == floats([origin + step * code for code in codes], kind).tolist()
+        quantize.grid_values(np.array(codes, np.int32), 3, origin, step, out)
+        assert out.tolist() == floats([origin + step * (code - 3) for code in codes], kind).tolist()
 
 
 # --- whole vectors -------------------------------------------------------------------------------
@@ -338,6 +488,22 @@ def test_momentum(kind, nesterov):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 5000])
+def test_the_largest_magnitude(kind, n):
+    x, y = (each.astype(kind) for each in drawn(n))
+    assert vector.reach(x) == np.max(np.abs(x), initial=0)
+    if kind is np.float32:
+        out = np.empty_like(x)
+        bits = np.int32(vector.add_reach(x, np.float32(-1), y, out))
+        assert out.tobytes() == (x - y).tobytes()
+        assert bits.view(np.float32) == np.max(np.abs(x - y), initial=0)
+        if n:
+            x[n // 2] = np.nan
+            bits = np.int32(vector.add_reach(x, np.float32(-1), y, out))
+            assert not bits.view(np.float32) <= np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_adamw(kind):
     draw = np.random.default_rng(7)
     x, g = (draw.standard_normal(21).astype(kind) for _ in range(2))
@@ -371,4 +537,4 @@ def test_kernels_take_nan_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert vector.first_beyond(x, 1.0) == 0
-        pack.pack_signs(x, np.empty(1, np.uint8))
+        signs.bits(x, np.empty(1, np.uint8))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qsparse.compressors import Claims, Compressor, Quantizer, RandK, Sign, TopK, decompress
-from qsparse.compressors.composed import QuantizerClaims, Section
+from qsparse.compressors.composed import QuantizerClaims, Section, stored
 from qsparse.errors import SettingError
 from qsparse.registry import build, kinds, names
 from qsparse.testing import laws, parts
@@ -212,12 +212,13 @@ def test_a_quantizer_that_wastes_bytes_or_trusts_them_is_caught(free_code):
             return Section([b"\1", values.astype("<f8").tobytes()], 32 * values.size)
 
         @staticmethod
-        def decode(section, out):
+        def decode(section, k):
+            values = np.zeros(k)
             for _ in range(section.u8()):
-                raw = bytes(section.rest[: 8 * out.size])
-                out[...] = np.frombuffer(raw, "<f8")
-            section.take(8 * out.size)
-            return out
+                raw = bytes(section.rest[: 8 * k])
+                values = np.frombuffer(raw, "<f8")
+            section.take(8 * k)
+            return stored(values)
 
         def promise(self, k):
             return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)

@@ -12,6 +12,7 @@ import pytest
 
 from qsparse.algorithm import Algorithm, Async, Meeting, Sync
 from qsparse.compressors import Float32, Sign, TopK, accumulate_into
+from qsparse.compressors.base import subtract_from
 from qsparse.compressors.floats import Float16
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
@@ -123,10 +124,9 @@ def test_a_part_that_swallows_unknown_settings_is_caught(monkeypatch):
 def test_a_memory_that_moves_before_the_commit_is_caught():
     @dataclass(frozen=True)
     class Eager(ErrorFeedback):
-        def compensate(self, state, v, out, t):
-            super().compensate(state, v, out, t)
-            state["residual"][...] = out
-            return out
+        def addend(self, state, t):
+            state["residual"] += 1
+            return super().addend(state, t)
 
     assert "draft" in broken(Eager(), NINE)
 
@@ -135,12 +135,12 @@ def test_a_memory_that_moves_before_the_commit_is_caught():
         def init(self, start):
             return {}
 
-        def compensate(self, state, v, out, t):
-            v += 1
-            return v
+        def addend(self, state, t):
+            return None
 
         def commit(self, state, draft):
-            pass
+            draft.target += 1
+            return draft.target
 
         def restore(self, state, total):
             return total
@@ -152,9 +152,10 @@ def test_a_memory_that_keeps_the_draft_is_caught():
     @dataclass(frozen=True)
     class Clinging(ErrorFeedback):
         def commit(self, state, draft):
-            state["residual"] = draft.target
+            state["residual"] = subtract_from(draft.payload, draft.target)
+            return draft.target
 
-    assert {"commit", "account"} <= broken(Clinging(), NINE)
+    assert {"commit", "draft"} <= broken(Clinging(), NINE)
 
 
 def test_a_memory_that_keeps_what_the_next_merge_overwrites_is_caught():
@@ -173,13 +174,14 @@ def test_a_memory_that_loses_or_invents_is_caught():
     class Forgetful(ErrorFeedback):
         def commit(self, state, draft):
             state["residual"][...] = 0
+            return draft.target
 
     assert broken(Forgetful(), NINE) == {"account", "repetition"}
 
     @dataclass(frozen=True)
     class Stubborn(Innovation):
         def commit(self, state, draft):
-            pass
+            return draft.target
 
     assert {"account", "lossless"} <= broken(Stubborn(), NINE)
 
@@ -188,6 +190,7 @@ def test_a_memory_that_loses_or_invents_is_caught():
         def commit(self, state, draft):
             accumulate_into(draft.payload, state["known"])
             state["known"] *= np.float32(1.001)
+            return draft.target
 
     assert "account" in broken(Louder(), NINE)
 
@@ -215,11 +218,10 @@ def test_a_memory_that_remembers_beside_its_state_is_caught():
 
     @dataclass(frozen=True)
     class Beside(ErrorFeedback):
-        def compensate(self, state, v, out, t):
+        def addend(self, state, t):
             counts.append(1)
-            super().compensate(state, v, out, t)
-            out += np.float32(1e-3 * len(counts))
-            return out
+            decay, residual = super().addend(state, t)
+            return decay + 1e-3 * len(counts), residual
 
     assert {"draft", "resume"} <= broken(Beside(), NINE)
 

@@ -62,7 +62,7 @@ def gradient(r: int, x: np.ndarray, t: int) -> np.ndarray:
 def uniforms(r: int, t: int, path: tuple[int, ...], n: int) -> np.ndarray:
     """What worker r draws at step t, from the stream that qsparse has for it."""
     out = np.empty(n)
-    random.uniforms(*random.halves(Seed(RUN, rank=r, step=t, use="up", path=path).key), out)
+    random.uniforms(*random.halves(Seed(RUN, rank=r, step=t, use="up", path=path).key), 0, out)
     return out
 
 

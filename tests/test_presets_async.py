@@ -51,7 +51,7 @@ def key(r: int, t: int, path: tuple[int, ...]) -> tuple[Any, Any]:
 
 def uniforms(r: int, t: int, path: tuple[int, ...], n: int) -> np.ndarray:
     out = np.empty(n)
-    random.uniforms(*key(r, t, path), out)
+    random.uniforms(*key(r, t, path), 0, out)
     return out
 
 

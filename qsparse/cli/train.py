@@ -144,7 +144,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    help="Of torch, in each rank.  [default: OMP_NUM_THREADS, or 1]",
+    help="Of torch and of the compressors, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
@@ -198,6 +198,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         ) from None
 
     use_threads(options["threads"])
+    threads.use(options["threads"])
 
     def problem(settings: Settings) -> Classification:
         workers = settings.exchange.workers(wire.size)

@@ -30,6 +30,8 @@ Indices = npt.NDArray[np.intp]
 
 #: Scales travel as float32, so this is the largest magnitude that can be sent.
 LARGEST: Final = float(np.finfo(np.float32).max)
+#: Vectors of so many entries are larger than the caches of a core.
+_LONG: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,69 @@ class Claims:
 
 
 class Piece(NamedTuple):
-    """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None."""
+    """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None.
+
+    Values and indices may be overwritten when the next piece is read.
+    """
 
     start: int
     stop: int
     indices: Indices | None
     values: Vector
+
+
+class Sum(NamedTuple):
+    """x + scale·y, which need not have been added: who compresses it may do that in a pass of its own.
+
+    Attributes:
+        x: (n,), float32 or float64, contiguous.
+        scale, y: what is added, y like x; nothing where y is None, and x is finite then.
+        out: where the sum is left, (n,) like x, neither x nor y.
+    """
+
+    x: Vector
+    scale: float = 0.0
+    y: Vector | None = None
+    out: Vector | None = None
+
+    @property
+    def size(self) -> int:
+        """n."""
+        return self.x.size
+
+    @property
+    def simple(self) -> bool:
+        """Can kernels of float32 add it, rounding as `add` does?"""
+        return self.x.dtype == np.float32 and (self.y is None or abs(self.scale) == 1)
+
+    @property
+    def streamed(self) -> bool:
+        """Is ``out`` better written past the caches: longer than they are, and beginning at a line?"""
+        return self.out is not None and self.out.size >= _LONG and self.out.ctypes.data % 64 == 0
+
+    def part(self, start: int, stop: int) -> Sum:
+        """The entries start … stop − 1."""
+        if self.y is None or self.out is None:
+            return Sum(self.x[start:stop])
+        return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop])
+
+    def add(self) -> Vector:
+        """The sum, in ``out``; NotFinite where float32 cannot hold it."""
+        if self.y is None or self.out is None:
+            return self.x
+        vector.add_scaled(self.x, self.scale, self.y, self.out)
+        return finite(self.out)
+
+    def add_reach(self) -> tuple[Vector, float]:
+        """The sum as `add` leaves it, and its largest magnitude."""
+        if self.y is None or self.out is None or not self.simple:
+            total = self.add()
+            return total, vector.reach(total)
+        bits = vector.add_reach(self.x, np.float32(self.scale), self.y, self.out)
+        reach = float(np.int32(bits).view(np.float32))
+        if not reach <= LARGEST:
+            finite(self.out)
+        return self.out, reach
 
 
 class Writer:
@@ -108,6 +167,10 @@ class Reader:
         taken, self.rest = self.rest[:count], self.rest[count:]
         return taken
 
+    def peek(self, count: int) -> npt.NDArray[np.uint8]:
+        """The next bytes, which stay; fewer where the body ends."""
+        return _frozen(np.frombuffer(self.rest[:count], np.uint8))
+
     def u8(self) -> int:
         """One byte."""
         return self.take(1)[0]
@@ -135,10 +198,13 @@ class Reader:
     def array(self, count: int, dtype: str) -> npt.NDArray[Any]:
         """The next ``count`` values of a dtype."""
         kind = np.dtype(dtype).newbyteorder("<")
-        array = np.frombuffer(self.take(count * kind.itemsize), kind)
-        # Read-only whatever the frame lies in, so that kernels are compiled for one type of array.
-        array.flags.writeable = False
-        return array
+        return _frozen(np.frombuffer(self.take(count * kind.itemsize), kind))
+
+
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Read-only whatever the frame lies in, so that kernels are compiled for one type of array."""
+    array.flags.writeable = False
+    return array
 
 
 _WAYS: Final = {"up": Way.UP, "down": Way.DOWN}
@@ -182,6 +248,10 @@ class Compressor(ABC):
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body for x, all finite, to ``out``; returns its paper bits."""
 
+    def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
+        """As `write` for a sum, which is added on the way; for compressors that know a shorter one."""
+        return self.write(total.add(), seed, out)
+
     def bind(self, layout: Layout) -> Compressor:
         """The compressor for a model of this layout; those that go by layers look theirs up."""
         return self
@@ -223,17 +293,29 @@ class Compressor(ABC):
             NotFinite: x holds NaN, infinity or what float32 cannot hold.
             SettingError: x has another type or shape, or does not fit the settings.
         """
-        x = as_sendable(x)
-        self.check(x.size)
+        return self._built(Sum(as_sendable(x)), seed)
+
+    def compress_sum(self, total: Sum, seed: Seed) -> Payload:
+        """`compress` of x + scale·y, which is left in ``total.out``; errors as there."""
+        return self._built(total._replace(x=as_vector(total.x)), seed)
+
+    def _built(self, total: Sum, seed: Seed) -> Payload:
+        self.check(total.size)
         out = Writer()
-        nbits = self.write(x, seed, out)
+        try:
+            nbits = self.write(total.x, seed, out) if total.y is None else self.write_sum(total, seed, out)
+        except NotFinite as error:
+            if total.out is None or error.index < 0:
+                raise
+            # Found in a part, it was counted from there.
+            raise _unsendable(total.out, error.index) from None
         return Payload.build(
             out.sections,
             way=_WAYS.get(seed.use, Way.BESIDE),
             codec=self.codec,
             origin=seed.rank,
             step=seed.step,
-            n=x.size,
+            n=total.size,
             nbits=nbits,
         )
 
@@ -257,11 +339,19 @@ def as_vector(x: Vector) -> Vector:
 
 def as_sendable(x: Vector) -> Vector:
     """Refuse what is no `as_vector`, and values that float32 cannot hold."""
-    x = as_vector(x)
+    return finite(as_vector(x))
+
+
+def finite(x: Vector) -> Vector:
+    """x; NotFinite where it holds what float32 cannot."""
     index = vector.first_beyond(x, LARGEST)
     if index >= 0:
-        raise NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
+        raise _unsendable(x, index)
     return x
+
+
+def _unsendable(x: Vector, index: int) -> NotFinite:
+    return NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
 
 
 def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterator[Piece]:

@@ -23,11 +23,13 @@ from qsparse.compressors.base import (
     Compressor,
     Piece,
     Reader,
+    Sum,
     Writer,
     body_reader,
     read_body,
     refuse,
 )
+from qsparse.compressors.composed import COMPOSED, Quantizer, read_blocks
 from qsparse.errors import CompositionError, Corrupted, NotFinite
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
@@ -36,6 +38,8 @@ from qsparse.types import Layout, Vector
 PIECES: Final = 2
 #: How deep stretches may nest in a frame; a forged one must not exhaust the stack.
 _DEEPEST: Final = 8
+#: How many values of equal blocks are decoded at a time: what the caches hold.
+_TOGETHER: Final = 1 << 17
 
 
 class Piecewise(Compressor):
@@ -54,23 +58,30 @@ class Piecewise(Compressor):
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the table of stretches and their bodies."""
-        parts = [(size, part) for size, part in self.parts(x.size) if size]
-        runs = [
-            (size, codec, len(list(same)))
-            for (size, codec), same in itertools.groupby(parts, lambda part: (part[0], part[1].codec))
+        return self.write_sum(Sum(x), seed, out)
+
+    def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
+        """As `write`, each stretch added by its own compressor; equal neighbours together where it can."""
+        parts = [(size, part) for size, part in self.parts(total.size) if size]
+        codecs = [
+            (*run, len(list(same)))
+            for run, same in itertools.groupby(parts, lambda part: (part[0], part[1].codec))
         ]
-        out.varint(len(runs))
-        for size, codec, count in runs:
+        out.varint(len(codecs))
+        for size, codec, count in codecs:
             out.varint(size)
             out.varint(count)
             out.u8(codec)
-        nbits = start = 0
-        for number, (size, part) in enumerate(parts):
+        nbits = start = number = 0
+        for (size, part), same in itertools.groupby(parts):
+            count = len(list(same))
+            stop = start + size * count
             try:
-                nbits += part.write(x[start : start + size], seed.child(number), out)
+                nbits += _write_run(part, total.part(start, stop), size, seed, number, out)
             except NotFinite as error:
                 raise NotFinite(str(error), start + max(error.index, 0)) from None
-            start += size
+            start = stop
+            number += count
         return nbits
 
     @property
@@ -101,6 +112,21 @@ class Piecewise(Compressor):
             omega=omega,
             bits=bits,
         )
+
+
+def _write_run(part: Compressor, total: Sum, size: int, seed: Seed, number: int, out: Writer) -> int:
+    """Bodies of neighbouring stretches of one size and compressor, the first of them number ``number``."""
+    if isinstance(part, Quantizer) and total.size > size:
+        nbits = part.encode_blocks(total, size, out)
+        if nbits is not None:
+            return nbits
+    nbits = 0
+    for start in range(0, total.size, size):
+        try:
+            nbits += part.write_sum(total.part(start, start + size), seed.child(number + start // size), out)
+        except NotFinite as error:
+            raise NotFinite(str(error), start + max(error.index, 0)) from None
+    return nbits
 
 
 def _are_sizes(layers: object) -> bool:
@@ -279,7 +305,15 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     if reader.depth > _DEEPEST:
         raise Corrupted(f"a frame nests stretches more than {_DEEPEST} deep")
     for size, count, codec in runs:
-        for _ in range(count):
-            yield from read_body(reader, codec, size, start, dtype)
-            start += size
+        most = max(1, _TOGETHER // size)
+        while count > 0:
+            some = min(most, count)
+            values = read_blocks(reader, size, some, dtype) if codec == COMPOSED and some > 1 else None
+            if values is not None:
+                yield Piece(start, start + values.size, None, values)
+            else:
+                some = 1
+                yield from read_body(reader, codec, size, start, dtype)
+            start += size * some
+            count -= some
     reader.depth -= 1

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.base import (
     Claims,
@@ -30,19 +31,22 @@ from qsparse.compressors.base import (
     Indices,
     Piece,
     Reader,
+    Sum,
     Writer,
     body_reader,
     cannot_join,
 )
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import indices as gaps
-from qsparse.kernels import pack, random
+from qsparse.kernels import pack, random, threads
 from qsparse.payload import Bytes, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
 COMPOSED: Final = 1
+#: How many values are decoded at a time: a multiple of what any quantizer needs, and what caches hold.
+_PART: Final = 512 * threads.GRAIN
 #: A length beyond every k.
 _LONG: Final = 1 << 48
 _ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
@@ -60,6 +64,15 @@ class Kept(NamedTuple):
     indices: Indices | None
     values: Vector
     key: int | None = None
+
+
+#: Writes the values, or codes, from number ``start`` on into ``out``.
+Fill = Callable[[int, npt.NDArray[Any]], object]
+
+
+def stored(values: npt.NDArray[Any]) -> Fill:
+    """Copies of values that are there."""
+    return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
 
 
 class Section(NamedTuple):
@@ -104,6 +117,10 @@ class Selector(Compressor):
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Choose among the coordinates of x, which is finite and not empty."""
 
+    def select_sum(self, total: Sum, seed: Seed) -> Kept:
+        """As `select` for a sum, which is added on the way; for selectors that know a shorter one."""
+        return self.select(total.add(), seed)
+
     @abstractmethod
     def promise(self, n: int) -> SelectorClaims:
         """What holds for vectors of n ≥ 1 coordinates."""
@@ -120,7 +137,11 @@ class Selector(Compressor):
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body of ``self >> float32``."""
-        return _write(self, FLOAT32, x, seed, out)
+        return _write(self, FLOAT32, Sum(x), seed, out)
+
+    def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
+        """Append the body of ``self >> float32``."""
+        return _write(self, FLOAT32, total, seed, out)
 
 
 class Quantizer(Compressor):
@@ -148,10 +169,30 @@ class Quantizer(Compressor):
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Spell finite values, (k,) with k ≥ 1."""
 
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        """As `encode` for a sum, which is added on the way; for quantizers that know a shorter one."""
+        return self.encode(total.add(), seed)
+
     @staticmethod
     @abstractmethod
-    def decode(section: Reader, out: Vector) -> Vector:
-        """Read what `encode` wrote; whatever is needed stands in the section."""
+    def decode(section: Reader, k: int) -> Fill:
+        """Read the section of k values that `encode` wrote, in which all that is needed stands.
+
+        What comes back writes values start … start + out.size − 1 into ``out``, for a start that is a
+        multiple of 320, in any order: long vectors are decoded in parts.
+        """
+
+    def encode_blocks(self, total: Sum, size: int, out: Writer) -> int | None:
+        """Append the bodies of equal blocks, and return their paper bits; None: one at a time, please.
+
+        For quantizers that spell many blocks faster together; `decode_blocks` reads them.
+        """
+        return None
+
+    @classmethod
+    def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
+        """Read bodies of equal blocks into ``out``, (count·size,); False, nothing read: one at a time."""
+        return False
 
     @abstractmethod
     def promise(self, k: int) -> QuantizerClaims:
@@ -164,7 +205,11 @@ class Quantizer(Compressor):
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body of ``everything >> self``."""
-        return _write(EVERYTHING, self, x, seed, out)
+        return _write(EVERYTHING, self, Sum(x), seed, out)
+
+    def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
+        """Append the body of ``everything >> self``."""
+        return _write(EVERYTHING, self, total, seed, out)
 
 
 _quantizers: dict[int, type[Quantizer]] = {}
@@ -207,7 +252,11 @@ class Composed(Compressor):
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append index section and quantizer section."""
-        return _write(self.selector, self.quantizer, x, seed, out)
+        return _write(self.selector, self.quantizer, Sum(x), seed, out)
+
+    def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
+        """Append index section and quantizer section."""
+        return _write(self.selector, self.quantizer, total, seed, out)
 
 
 @register("everything")
@@ -236,10 +285,9 @@ class Float32(Quantizer):
         return Section([raw(values.astype("<f4", copy=False))], 32 * values.size)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        out[...] = section.array(out.size, "f4")
-        return out
+        return stored(section.array(k, "f4"))
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """As it is: exact."""
@@ -295,12 +343,19 @@ def index_width(n: int) -> int:
     return max(n - 1, 0).bit_length()
 
 
-def _write(selector: Selector, quantizer: Quantizer, x: Vector, seed: Seed, out: Writer) -> int:
-    if x.size == 0:
+def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out: Writer) -> int:
+    n = total.size
+    if n == 0:
         return 0
-    kept = selector.select(x, seed)
+    if isinstance(selector, Everything):
+        out.u8(_ALL)
+        out.u8(quantizer.code)
+        section = quantizer.encode_sum(total, seed.child(1))
+        out.sections.extend(section.parts)
+        return section.nbits
+    kept = selector.select_sum(total, seed)
     k = kept.values.size
-    if kept.indices is None or k == x.size:
+    if kept.indices is None or k == n:
         out.u8(_ALL)
         nbits = 0
     elif kept.key is not None:
@@ -309,8 +364,8 @@ def _write(selector: Selector, quantizer: Quantizer, x: Vector, seed: Seed, out:
         out.u64(kept.key)
         nbits = 64
     else:
-        _write_indices(kept.indices, x.size, out)
-        nbits = k * index_width(x.size)
+        _write_indices(kept.indices, n, out)
+        nbits = k * index_width(n)
     if k == 0:
         return nbits
     out.u8(quantizer.code)
@@ -363,8 +418,26 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     code = reader.u8()
     if code not in _quantizers:
         raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
-    values = _quantizers[code].decode(reader, np.empty(k, dtype))
-    yield Piece(start, start + n, indices, values)
+    fill = _quantizers[code].decode(reader, k)
+    if indices is not None:
+        values = np.empty(k, dtype)
+        fill(0, values)
+        yield Piece(start, start + n, indices, values)
+        return
+    part = np.empty(min(n, _PART), dtype)
+    for first in range(0, n, _PART):
+        values = part[: min(_PART, n - first)]
+        fill(first, values)
+        yield Piece(start + first, start + first + values.size, None, values)
+
+
+def read_blocks(reader: Reader, size: int, count: int, dtype: np.dtype[Any]) -> Vector | None:
+    """The values of equal blocks in which all coordinates speak, at once; None: one at a time."""
+    head = reader.peek(2)
+    if head.size < 2 or head[0] != _ALL or int(head[1]) not in _quantizers:
+        return None
+    out = np.empty(size * count, dtype)
+    return out if _quantizers[int(head[1])].decode_blocks(reader, size, count, out) else None
 
 
 def _read_indices(reader: Reader, n: int) -> Indices | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from qsparse.compressors.base import Reader
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -32,10 +32,9 @@ class Float16(Quantizer):
         return Section([raw(halves)], 16 * values.size)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        out[...] = section.array(out.size, "f2")
-        return out
+        return stored(section.array(k, "f2"))
 
     def promise(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: tiny values vanish and large ones saturate."""
@@ -62,10 +61,9 @@ class BFloat16(Quantizer):
         return Section([raw(saturated.astype("<u2"))], 16 * values.size)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        out[...] = (section.array(out.size, "u2").astype(np.uint32) << 16).view(np.float32)
-        return out
+        return stored((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
 
     def promise(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: the smallest denormals vanish."""

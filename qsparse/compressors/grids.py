@@ -6,14 +6,17 @@ import math
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from qsparse.compressors.base import Reader
+from qsparse.compressors.composed import Fill
 from qsparse.errors import Corrupted
-from qsparse.kernels import pack, quantize
+from qsparse.kernels import pack, quantize, threads
+from qsparse.kernels.threads import GRAIN
 from qsparse.payload import Bytes, raw
 from qsparse.types import Vector
 
+#: How many codes are made or read at a time.
+_PART: Final = 64 * GRAIN
 #: Bits of the widest code that a quantizer writes.
 WIDEST: Final = 16
 
@@ -31,24 +34,41 @@ def read_width(section: Reader) -> int:
     return bits
 
 
-def packed(codes: npt.NDArray[np.int32], low: int, bits: int) -> Bytes:
-    """Codes − low in b bits each."""
-    out = np.empty((codes.size * bits + 7) // 8, np.uint8)
-    pack.pack(codes, low, bits, out)
-    return raw(out)
+def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
+    """So many codes of b bits each, made in parts that caches hold; zeros where nothing makes them."""
+    data = np.zeros((count * bits + 7) // 8, np.uint8)
+    if codes is None:
+        return raw(data)
+
+    def share(start: int, stop: int) -> None:
+        part = np.empty(min(_PART, stop - start), np.uint8 if bits <= 8 else np.int32)
+        for first in range(start, stop, _PART):
+            some = part[: min(_PART, stop - first)]
+            codes(first, some)
+            there = data[first * bits // 8 : (min(first + _PART, stop) * bits + 7) // 8]
+            if bits <= 8:
+                pack.pack_bytes(some, bits, there)
+            else:
+                pack.pack(some, 0, bits, there)
+
+    threads.spread(share, count)
+    return raw(data)
 
 
-def unpacked(section: Reader, count: int, low: int, bits: int) -> npt.NDArray[np.int32]:
-    """The codes that `packed` wrote."""
-    codes = np.empty(count, np.int32)
-    pack.unpack(section.array((count * bits + 7) // 8, "u1"), low, bits, codes)
-    return codes
+def on_grid(section: Reader, count: int, bits: int, zero: int, origin: float, step: float) -> Fill:
+    """origin + step·(code − zero) of the codes that `packed` wrote."""
+    data = section.array((count * bits + 7) // 8, "u1")
 
+    def fill(start: int, out: Vector) -> None:
+        codes = np.empty(out.size, np.uint8 if bits <= 8 else np.int32)
+        here = data[start * bits // 8 : ((start + out.size) * bits + 7) // 8]
+        if bits <= 8:
+            pack.unpack_bytes(here, bits, codes)
+        else:
+            pack.unpack(here, 0, bits, codes)
+        quantize.grid_values(codes, zero, origin, step, out)
 
-def on_grid(codes: npt.NDArray[np.int32], origin: float, step: float, out: Vector) -> Vector:
-    """out = origin + step·codes."""
-    quantize.grid_values(codes, origin, step, out)
-    return out
+    return fill
 
 
 def contraction(omega: float) -> float | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, refuse
-from qsparse.compressors.composed import FLOAT32, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import WIDEST, contraction, on_grid, packed, read_width, unpacked
+from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import WIDEST, contraction, on_grid, packed, read_width
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell
@@ -45,17 +46,22 @@ class LowPrecision(Quantizer):
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
         half = 1 << (self.bits - 1)
         if self.delta is None:
-            end = _reach(values)
+            end = float(np.float32(vector.reach(values)))
         else:
             end = self.delta * (half - 1)
             if self.delta * half > LARGEST:
                 raise NotFinite(f"{self}: the grid ends at {end:.3g}, beyond float32", -1)
             end = float(np.float32(end))
-        codes = np.zeros(values.size, np.int32)
-        if end > 0:
-            step = end / (half - 1)
-            quantize.grid_random(values, 0.0, step, -half, half - 1, *random.halves(seed.key), codes)
-        parts = [struct.pack("<Bf", self.bits, end), packed(codes, -half, self.bits)]
+        key = random.halves(seed.key)
+
+        def codes(start: int, out: npt.NDArray[Any]) -> None:
+            if end > 0:
+                some, inverse = values[start : start + out.size], (half - 1) / end
+                quantize.grid_random(some, 0.0, inverse, -half, half - 1, *key, start, out)
+            else:
+                out[...] = half
+
+        parts = [struct.pack("<Bf", self.bits, end), packed(codes, values.size, self.bits)]
         return Section(parts, 32 + self.bits * values.size)
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
@@ -71,7 +77,7 @@ class LowPrecision(Quantizer):
         x = as_sendable(x)
         if not tolerance >= 0:
             raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
-        end = _reach(x) if x.size else 0.0
+        end = float(np.float32(vector.reach(x))) if x.size else 0.0
         # The error does not always fall with b, as a value may lie on a coarse grid and between the points
         # of a finer one. So b is searched from below; a width that is far too small shows after few values.
         for bits in range(self.bits, WIDEST + 1):
@@ -85,11 +91,11 @@ class LowPrecision(Quantizer):
         return FLOAT32
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """δ·code."""
         bits, end = read_width(section), section.f32()
         half = 1 << max(bits - 1, 1)
-        return on_grid(unpacked(section, out.size, -half, bits), 0.0, end / (half - 1), out)
+        return on_grid(section, k, bits, half, 0.0, end / (half - 1))
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""
@@ -102,9 +108,3 @@ class LowPrecision(Quantizer):
             omega=omega if free else None,
             bits=32 + self.bits * k,
         )
-
-
-def _reach(values: Vector) -> float:
-    """The end of the grid that holds all values: ‖v‖∞ as it travels, float32."""
-    low, high = vector.extremes(values)
-    return float(np.float32(max(-low, high)))

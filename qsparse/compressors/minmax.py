@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, refuse
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, unpacked
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import code_width, contraction, on_grid, packed
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -38,20 +39,24 @@ class MinMax(Quantizer):
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Levels (u16), min (f32), max (f32), codes."""
         low, high = (float(np.float32(edge)) for edge in vector.extremes(values))
-        codes = np.zeros(values.size, np.int32)
-        if high > low:
-            step = (high - low) / self.levels
-            quantize.grid_random(values, low, step, 0, self.levels, *random.halves(seed.key), codes)
         width = code_width(self.levels)
-        parts = [struct.pack("<Hff", self.levels, low, high), packed(codes, 0, width)]
+        key = random.halves(seed.key)
+
+        def codes(start: int, out: npt.NDArray[Any]) -> None:
+            some, inverse = values[start : start + out.size], self.levels / (high - low)
+            quantize.grid_random(some, low, inverse, 0, self.levels, *key, start, out)
+
+        parts = [
+            struct.pack("<Hff", self.levels, low, high),
+            packed(codes if high > low else None, values.size, width),
+        ]
         return Section(parts, 64 + values.size * width)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """min + (max − min)/s·code."""
         levels, low, high = struct.unpack("<Hff", section.take(10))
-        codes = unpacked(section, out.size, 0, code_width(levels))
-        return on_grid(codes, low, (high - low) / max(levels, 1), out)
+        return on_grid(section, k, code_width(levels), 0, low, (high - low) / max(levels, 1))
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

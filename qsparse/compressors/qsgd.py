@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Reader, refuse
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, read_width, unpacked
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import code_width, contraction, on_grid, packed, read_width
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -49,19 +49,26 @@ class QSGD(Quantizer):
         norm = math.sqrt(vector.squared_norm(values))
         if norm > LARGEST * (1 - 1e-6):
             raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
-        codes = np.zeros(values.size, np.int32)
-        if norm > 0:
-            quantize.levels_random(values, norm / self.levels, self.levels, *random.halves(seed.key), codes)
         step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)
         width = 1 + code_width(self.levels)
-        parts = [struct.pack("<Bf", width, step), packed(codes, -(1 << (width - 1)), width)]
+        zero = 1 << (width - 1)
+        key = random.halves(seed.key)
+
+        def codes(start: int, out: npt.NDArray[Any]) -> None:
+            some = values[start : start + out.size]
+            if norm > 0:
+                quantize.levels_random(some, self.levels / norm, self.levels, zero, *key, start, out)
+            else:
+                out[...] = zero
+
+        parts = [struct.pack("<Bf", width, step), packed(codes, values.size, width)]
         return Section(parts, 32 + values.size * width)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """step·level."""
         width, step = read_width(section), section.f32()
-        return on_grid(unpacked(section, out.size, -(1 << (width - 1)), width), 0.0, step, out)
+        return on_grid(section, k, width, 1 << (width - 1), 0.0, step)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless scaled."""

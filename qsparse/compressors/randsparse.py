@@ -37,8 +37,7 @@ class RandSparse(Selector):
 
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Draw which coordinates speak, and scale them."""
-        low, high = vector.extremes(x)
-        largest = max(-low, high)
+        largest = vector.reach(x)
         if largest == 0:
             return Kept(np.empty(0, np.intp), np.empty(0, x.dtype))
         total = vector.norm1(x)
@@ -49,7 +48,7 @@ class RandSparse(Selector):
                 f"{self}: the kept values would be ±{magnitude:.3g}, beyond float32; raise the budget", -1
             )
         drawn = np.empty(x.size, np.int32)
-        quantize.levels_random(x, magnitude, 1, *random.halves(seed.key), drawn)
+        quantize.levels_random(x, 1 / magnitude, 1, 0, *random.halves(seed.key), 0, drawn)
         indices = np.flatnonzero(drawn)
         values = np.empty(indices.size, np.int32)
         accumulate.gather(drawn, indices, values)

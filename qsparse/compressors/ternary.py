@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from qsparse.compressors.base import Reader
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import contraction, flat_variance, on_grid
-from qsparse.kernels import pack, quantize, random, vector
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import contraction, flat_variance
+from qsparse.kernels import pack, quantize, random, threads, vector
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -31,22 +31,33 @@ class Ternary(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """‖v‖∞ (f32), trits."""
-        low, high = vector.extremes(values)
-        scale = float(np.float32(max(-low, high)))
-        codes = np.zeros(values.size, np.int32)
-        if scale > 0:
-            quantize.levels_random(values, scale, 1, *random.halves(seed.key), codes)
+        scale = float(np.float32(vector.reach(values)))
         out = np.empty((values.size + 4) // 5, np.uint8)
-        pack.pack_trits(codes, out)
+        key = random.halves(seed.key)
+
+        def share(start: int, stop: int) -> None:
+            codes = np.empty(stop - start, np.uint8)
+            quantize.levels_random(values[start:stop], 1 / scale, 1, 1, *key, start, codes)
+            pack.pack_trits(codes, out[start // 5 : (stop + 4) // 5])
+
+        if scale > 0:
+            threads.spread(share, values.size)
+        else:
+            pack.pack_trits(np.ones(values.size, np.uint8), out)
         return Section([struct.pack("<f", scale), raw(out)], self._bits(values.size))
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """scale·code."""
         scale = section.f32()
-        codes = np.empty(out.size, np.int32)
-        pack.unpack_trits(section.array((out.size + 4) // 5, "u1"), codes)
-        return on_grid(codes, 0.0, scale, out)
+        data = section.array((k + 4) // 5, "u1")
+
+        def fill(start: int, out: Vector) -> None:
+            codes = np.empty(out.size, np.uint8)
+            pack.unpack_trits(data[start // 5 :], codes)
+            quantize.grid_values(codes, 1, 0.0, scale, out)
+
+        return fill
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import refuse
+from qsparse.compressors.base import LARGEST, Indices, Sum, finite, refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims, index_width
-from qsparse.kernels import accumulate, select
+from qsparse.kernels import accumulate, select, threads
+from qsparse.kernels.jit import simd
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
+
+#: Vectors that are shorter are looked at whole.
+_LONG: Final = 1 << 16
+#: How many entries the bound on the k-th largest is estimated from.
+_SAMPLE: Final = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,18 @@ class TopK(Counted):
 
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Indices and values of the k largest."""
-        k = self.count(x.size)
-        if k == x.size:
-            return Kept(None, x)
+        return self.select_sum(Sum(x), seed)
+
+    def select_sum(self, total: Sum, seed: Seed) -> Kept:
+        """As `select`, in the pass that adds."""
+        n = total.size
+        k = self.count(n)
+        if k == n:
+            return Kept(None, total.add())
+        found = _among_candidates(total, k) if total.simple and n >= _LONG and 2 * k <= n else None
+        if found is not None:
+            return found
+        x = total.add()
         indices = np.empty(k, np.intp)
         if x.dtype == np.float32:
             select.top_k(x.view(np.int32), 0x7FFF_FFFF, 20, indices)
@@ -87,3 +104,52 @@ class TopK(Counted):
             kept=k,
             index_bits=0 if k == n else k * index_width(n),
         )
+
+
+def _among_candidates(total: Sum, k: int) -> Kept | None:
+    """The k largest of what is not below a bound; None where the bound was wrong or is no help."""
+    n = total.size
+    scale, sampled = np.float32(total.scale), np.empty(_SAMPLE, np.float32)
+    if total.y is None:
+        select.sample(total.x, sampled)
+    else:
+        select.sample_sum(total.x, scale, total.y, sampled)
+    # The number of sampled entries among the k largest deviates by about the root of what is expected. Four
+    # of them make too high a bound rare, four more make room for what is beyond it.
+    rank = _beyond(k * _SAMPLE / n)
+    if rank >= _SAMPLE:
+        return None
+    bound = np.partition(sampled, _SAMPLE - rank)[_SAMPLE - rank]
+    if not 0 < bound <= LARGEST:
+        return None
+    room = int(_beyond(rank) * n / _SAMPLE) + 2 * simd.WIDTH
+    streamed = total.streamed
+
+    def share(start: int, stop: int) -> tuple[int, Indices, Vector]:
+        size = min(room, stop - start + 2 * simd.WIDTH)
+        positions, values = np.empty(size, np.intp), np.empty(size, np.float32)
+        if total.y is None:
+            found = select.collect(total.x, start, stop, bound, positions, values)
+        else:
+            found = select.collect_sum(
+                total.x, scale, total.y, start, stop, bound, streamed, total.out, positions, values
+            )
+        return found, positions[: max(found, 0)], values[: max(found, 0)]
+
+    shares = threads.spread(share, n)
+    if any(found < 0 for found, _, _ in shares) or sum(found for found, _, _ in shares) < k:
+        return None
+    positions, values = (
+        parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for parts in ([each[1] for each in shares], [each[2] for each in shares])
+    )
+    # What is NaN or infinite is not below the bound either.
+    if not np.all(np.isfinite(values)):
+        finite(total.x if total.out is None else total.out)
+    indices, kept = np.empty(k, np.intp), np.empty(k, np.float32)
+    select.narrow(positions, values, values.view(np.int32), k, indices, kept)
+    return Kept(indices, kept)
+
+
+def _beyond(expected: float) -> int:
+    return int(expected + 4 * math.sqrt(expected)) + 4

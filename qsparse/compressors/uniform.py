@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from qsparse.compressors.base import Reader, refuse
-from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import on_grid, packed, read_width, unpacked
+from qsparse.compressors.base import Reader, Sum, refuse
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import on_grid, packed, read_width
 from qsparse.kernels import quantize, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -37,21 +38,30 @@ class Uniform(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
-        low, high = vector.extremes(values)
-        radius = float(np.float32(max(-low, high)))
+        return self._coded(values, vector.reach(values))
+
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        """As `encode`; R is found in the pass that adds."""
+        return self._coded(*total.add_reach())
+
+    def _coded(self, values: Vector, reach: float) -> Section:
+        radius = float(np.float32(reach))
         most = (1 << self.bits) - 1
-        codes = np.zeros(values.size, np.int32)
-        if radius > 0:
-            quantize.radius_nearest(values, radius, most, codes)
-        parts = [struct.pack("<Bf", self.bits, radius), packed(codes, 0, self.bits)]
+
+        def codes(start: int, out: npt.NDArray[Any]) -> None:
+            quantize.radius_nearest(values[start : start + out.size], 1 / radius, most, out)
+
+        parts = [
+            struct.pack("<Bf", self.bits, radius),
+            packed(codes if radius > 0 else None, values.size, self.bits),
+        ]
         return Section(parts, 32 + self.bits * values.size)
 
     @staticmethod
-    def decode(section: Reader, out: Vector) -> Vector:
+    def decode(section: Reader, k: int) -> Fill:
         """2τR·q − R."""
         bits, radius = read_width(section), section.f32()
-        codes = unpacked(section, out.size, 0, bits)
-        return on_grid(codes, -radius, 2 * radius / max((1 << bits) - 1, 1), out)
+        return on_grid(section, k, bits, 0, -radius, 2 * radius / max((1 << bits) - 1, 1))
 
     def promise(self, k: int) -> QuantizerClaims:
         """‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""

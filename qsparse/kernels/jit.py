@@ -6,6 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.core.config
+
+if numba.core.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    from qsparse.kernels import simd_plain as simd
+else:
+    from qsparse.kernels import simd_llvm as simd  # type: ignore[no-redef]
+
+__all__ = ["inlined", "kernel", "simd"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from qsparse.kernels.jit import kernel
+
+_ONE, _BYTE = np.uint64(1), np.uint64(0xFF)
 
 
 @kernel
@@ -41,32 +45,44 @@ def unpack(data, low, bits, out):
 
 
 @kernel
-def pack_signs(x, out):
-    """One bit a value: 1 where x < 0, so that +0 and −0 both read as +."""
-    n = x.size
-    for byte in range((n + 7) // 8):
-        acc = 0
-        for j in range(min(8, n - 8 * byte)):
-            if x[8 * byte + j] < 0:
-                acc |= 1 << j
-        out[byte] = acc
+def pack_bytes(codes, bits, out):
+    """Write codes of one byte, each in ``bits`` ≤ 8 bits, into out of ⌈n·bits/8⌉ bytes: eight at a time."""
+    n = codes.size
+    at = 0
+    for i in range(0, n - n % 8, 8):
+        acc = np.uint64(0)
+        for j in range(8):
+            acc |= np.uint64(codes[i + j]) << np.uint64(j * bits)
+        for j in range(bits):
+            out[at + j] = (acc >> np.uint64(8 * j)) & _BYTE
+        at += bits
+    pack(codes[n - n % 8 :], 0, bits, out[at:])
 
 
 @kernel
-def unpack_signs(data, scale, out):
-    """out = −scale where the bit is 1, +scale where it is 0."""
-    for i in range(out.size):
-        out[i] = -scale if (data[i >> 3] >> (i & 7)) & 1 else scale
+def unpack_bytes(data, bits, out):
+    """Read codes written by `pack_bytes` into ``out``."""
+    n = out.size
+    mask = (_ONE << np.uint64(bits)) - _ONE
+    at = 0
+    for i in range(0, n - n % 8, 8):
+        acc = np.uint64(0)
+        for j in range(bits):
+            acc |= np.uint64(data[at + j]) << np.uint64(8 * j)
+        for j in range(8):
+            out[i + j] = (acc >> np.uint64(j * bits)) & mask
+        at += bits
+    unpack(data[at:], 0, bits, out[n - n % 8 :])
 
 
 @kernel
 def pack_trits(codes, out):
-    """Codes of {−1, 0, 1}, five to a byte (3⁵ = 243)."""
+    """Codes of 0, 1, 2, five to a byte (3⁵ = 243)."""
     n = codes.size
     for byte in range((n + 4) // 5):
         acc = 0
         for j in range(min(5, n - 5 * byte) - 1, -1, -1):
-            acc = 3 * acc + int(codes[5 * byte + j]) + 1
+            acc = 3 * acc + int(codes[5 * byte + j])
         out[byte] = acc
 
 
@@ -77,5 +93,5 @@ def unpack_trits(data, out):
     for byte in range((n + 4) // 5):
         acc = int(data[byte])
         for j in range(min(5, n - 5 * byte)):
-            out[5 * byte + j] = acc % 3 - 1
+            out[5 * byte + j] = acc % 3
             acc //= 3

@@ -8,35 +8,41 @@ from __future__ import annotations
 import numpy as np
 
 from qsparse.kernels.jit import inlined, kernel
-from qsparse.kernels.random import four_uniforms
+from qsparse.kernels.random import uniforms
 from qsparse.kernels.vector import total
 
 #: Entries between two looks at a limit: a multiple of eight.
 _STRIDE = 4096
+#: How many uniforms are drawn at a time: a multiple of 4.
+_DRAWN = 1024
 
 
 @kernel
-def radius_nearest(x, radius, high, out):
-    """out = clip(⌊(1 + x/radius)·high/2 + 1/2⌋, 0, high), int32: to the nearest of 0 … high.
+def radius_nearest(x, inverse, high, out):
+    """out = clip(⌊(1 + x·inverse)·high/2 + 1/2⌋, 0, high) with inverse = 1/radius: the nearest of 0 … high.
 
     A value of zero lies exactly between two codes where high is odd. Written this way it gets the
     upper one for every radius; dividing by the width of a step would leave that to rounding.
     """
     for i in range(x.size):
-        code = np.floor((1.0 + float(x[i]) / radius) * (0.5 * high) + 0.5)
-        out[i] = min(max(code, 0), high)
+        code = np.floor((1.0 + np.float64(x[i]) * inverse) * (0.5 * high) + 0.5)
+        out[i] = np.int32(min(max(code, 0.0), np.float64(high)))
 
 
 @kernel
-def grid_random(x, origin, step, low, high, k0, k1, out):
-    """out = clip(⌊(x − origin)/step + u⌋, low, high) with u uniform in [0, 1): unbiased inside."""
-    n = x.size
-    for block in range((n + 3) // 4):
-        u = four_uniforms(k0, k1, block)
-        for j in range(min(4, n - 4 * block)):
-            i = 4 * block + j
-            code = np.floor((float(x[i]) - origin) / step + u[j])
-            out[i] = min(max(code, low), high)
+def grid_random(x, origin, inverse, low, high, k0, k1, first, out):
+    """out = clip(⌊(x − origin)·inverse + u⌋, low, high) − low with u uniform in [0, 1): unbiased inside.
+
+    ``inverse`` is 1/step; x_0 takes uniform number ``first``, a multiple of 4, of the stream.
+    """
+    u = np.empty(min(_DRAWN, x.size), np.float32)
+    for start in range(0, x.size, _DRAWN):
+        some = x[start : start + _DRAWN]
+        codes = out[start : start + _DRAWN]
+        uniforms(k0, k1, first + start, u[: some.size])
+        for i in range(some.size):
+            code = np.floor((np.float64(some[i]) - origin) * inverse + np.float64(u[i]))
+            codes[i] = np.int32(min(max(code, np.float64(low)), np.float64(high))) - low
 
 
 @inlined
@@ -69,20 +75,24 @@ def expected_error(x, step, low, high, limit):
 
 
 @kernel
-def levels_random(x, step, high, k0, k1, out):
-    """out = sign(x)·min(⌊|x|/step + u⌋, high): stochastic rounding of magnitudes, int32."""
-    n = x.size
-    for block in range((n + 3) // 4):
-        u = four_uniforms(k0, k1, block)
-        for j in range(min(4, n - 4 * block)):
-            i = 4 * block + j
-            value = float(x[i])
-            level = min(np.floor(abs(value) / step + u[j]), high)
-            out[i] = -level if value < 0.0 else level
+def levels_random(x, inverse, high, zero, k0, k1, first, out):
+    """out = zero + sign(x)·min(⌊|x|·inverse + u⌋, high): stochastic rounding of magnitudes.
+
+    ``inverse`` and ``first`` as for `grid_random`.
+    """
+    u = np.empty(min(_DRAWN, x.size), np.float32)
+    for start in range(0, x.size, _DRAWN):
+        some = x[start : start + _DRAWN]
+        codes = out[start : start + _DRAWN]
+        uniforms(k0, k1, first + start, u[: some.size])
+        for i in range(some.size):
+            value = np.float64(some[i])
+            level = np.int32(min(np.floor(abs(value) * inverse + np.float64(u[i])), np.float64(high)))
+            codes[i] = zero - level if value < 0.0 else zero + level
 
 
 @kernel
-def grid_values(codes, origin, step, out):
-    """out = origin + step·codes."""
+def grid_values(codes, zero, origin, step, out):
+    """out = origin + step·(codes − zero)."""
     for i in range(codes.size):
-        out[i] = origin + step * codes[i]
+        out[i] = origin + step * np.float64(np.int32(codes[i]) - zero)

@@ -1,10 +1,17 @@
-"""Exact selection of the k entries of largest magnitude."""
+"""Exact selection of the k entries of largest magnitude.
+
+The magnitudes of finite floats are ordered like their bits without the sign, so the k-th largest is found
+exactly by its digits. Where k is small beside n most entries need no more than one look: a sample gives a
+bound that the k-th largest hardly ever misses, and only what is not below it, the *candidates*, is looked at
+again. Fewer than k candidates, or more than there is room for, mean that the bound was wrong; the caller then
+takes all entries for candidates.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from qsparse.kernels.jit import kernel
+from qsparse.kernels.jit import inlined, kernel, simd
 
 _BUCKETS = 2048
 
@@ -21,36 +28,30 @@ def _descend(histogram, need):
 
 
 @kernel
-def top_k(raw, mask, low, out):
-    """Indices of the k = out.size ≤ n largest magnitudes, ascending; among equals the lowest index.
+def kth_largest(raw, k, mask, low):
+    """The magnitude of the k-th largest of n ≥ k ≥ 1 entries as bits, and how many of the k are equal to it.
 
-    The magnitudes of finite floats are ordered like their bits without the sign, so the k-th
-    largest is found exactly by its digits: 11 bits over the whole vector, the rest over the entries
-    that share them.
+    Digit by digit: 11 bits over all entries, the rest over those that share them.
 
     Args:
-        raw: the vector's bits as a signed integer array, (n,).
+        raw: the entries' bits as a signed integer array, (n,).
         mask: all bits but the sign.
         low: how many bits lie below the first digit (20 for float32, 52 for float64).
-        out: intp, (k,).
     """
     n = raw.size
-    k = out.size
-    if k == 0:
-        return
     histogram = np.zeros(_BUCKETS, np.int64)
     for i in range(n):
         histogram[(raw[i] & mask) >> low] += 1
-    digit, above = _descend(histogram, k)
-    need = k - above
+    digit, over = _descend(histogram, k)
+    need = k - over
     prefix = digit
 
-    candidates = np.empty(histogram[digit], np.int64)
+    sharing = np.empty(histogram[digit], np.int64)
     count = 0
     for i in range(n):
         magnitude = raw[i] & mask
         if magnitude >> low == prefix:
-            candidates[count] = magnitude
+            sharing[count] = magnitude
             count += 1
 
     while low > 0:
@@ -58,24 +59,146 @@ def top_k(raw, mask, low, out):
         low -= width
         histogram[:] = 0
         for i in range(count):
-            histogram[(candidates[i] >> low) & ((1 << width) - 1)] += 1
-        digit, above = _descend(histogram, need)
-        need -= above
+            histogram[(sharing[i] >> low) & ((1 << width) - 1)] += 1
+        digit, over = _descend(histogram, need)
+        need -= over
         prefix = (prefix << width) | digit
         kept = 0
         for i in range(count):
-            if candidates[i] >> low == prefix:
-                candidates[kept] = candidates[i]
+            if sharing[i] >> low == prefix:
+                sharing[kept] = sharing[i]
                 kept += 1
         count = kept
+    return prefix, need
 
+
+@kernel
+def top_k(raw, mask, low, out):
+    """Indices of the k = out.size ≤ n largest magnitudes, ascending; among equals the lowest index.
+
+    Arguments as for `kth_largest`; ``out`` is intp, (k,).
+    """
+    if out.size == 0:
+        return
+    least, equals = kth_largest(raw, out.size, mask, low)
     at = 0
-    for i in range(n):
+    for i in range(raw.size):
         magnitude = raw[i] & mask
-        if magnitude > prefix:
+        if magnitude > least:
             out[at] = i
             at += 1
-        elif magnitude == prefix and need > 0:
+        elif magnitude == least and equals > 0:
             out[at] = i
             at += 1
-            need -= 1
+            equals -= 1
+
+
+@kernel
+def narrow(positions, values, raw, k, indices, kept):
+    """The k largest of the candidates: positions into ``indices``, (k,), values into ``kept``, (k,), float32.
+
+    Args:
+        positions, values: of the candidates in the order of positions, (c,) with c ≥ k.
+        raw: the bits of the values, int32.
+    """
+    mask = 0x7FFF_FFFF
+    least, equals = kth_largest(raw, k, mask, 20)
+    at = 0
+    for i in range(values.size):
+        magnitude = raw[i] & mask
+        if magnitude > least or (magnitude == least and equals > 0):
+            if magnitude == least:
+                equals -= 1
+            indices[at] = positions[i]
+            kept[at] = values[i]
+            at += 1
+
+
+@inlined
+def _place(i, n, count):
+    """Sampled entry i of ``count`` ≤ n: one of each n/count in a row, spread so that none is favoured."""
+    start = i * n // count
+    stop = (i + 1) * n // count
+    # The golden ratio in 20 bits: neighbouring i are spread evenly.
+    return start + ((i * 648056 & 0xFFFFF) * (stop - start) >> 20)
+
+
+@kernel
+def sample(x, out):
+    """Magnitudes of out.size ≤ n entries from everywhere in x."""
+    for i in range(out.size):
+        out[i] = abs(x[_place(i, x.size, out.size)])
+
+
+@kernel
+def sample_sum(x, scale, y, out):
+    """As `sample`, of x + scale·y."""
+    for i in range(out.size):
+        place = _place(i, x.size, out.size)
+        out[i] = abs(x[place] + scale * y[place])
+
+
+@kernel
+def collect(x, start, stop, threshold, positions, values):
+    """The entries start … stop − 1 with |x| ≥ threshold, or NaN; how many, −1 where there is no room.
+
+    ``start`` is a multiple of 64, float32; room is needed for 64 more than there are.
+    """
+    count = 0
+    room = positions.size - simd.WIDTH
+    whole = start + (stop - start) // simd.WIDTH * simd.WIDTH
+    for i in range(start, whole, simd.WIDTH):
+        mask = simd.above(x, i, threshold)
+        if mask != 0:
+            if count > room:
+                return -1
+            while mask != 0:
+                place = i + simd.lowest(mask)
+                positions[count] = place
+                values[count] = x[place]
+                count += 1
+                mask &= mask - np.uint64(1)
+    if count > room:
+        return -1
+    for i in range(whole, stop):
+        if not abs(x[i]) < threshold:
+            positions[count] = i
+            values[count] = x[i]
+            count += 1
+    return count
+
+
+@kernel
+def collect_sum(x, scale, y, start, stop, threshold, streamed, out, positions, values):
+    """out = x + scale·y for a scale of ±1, and `collect` of it in the same pass over memory.
+
+    All of start … stop − 1 is written where there is room, and nothing is promised of ``out`` where not.
+    """
+    count = 0
+    room = positions.size - simd.WIDTH
+    whole = start + (stop - start) // simd.WIDTH * simd.WIDTH
+    for i in range(start, whole, simd.WIDTH):
+        if streamed:
+            mask = simd.stream_above(x, scale, y, i, threshold, out)
+        else:
+            mask = simd.add_above(x, scale, y, i, threshold, out)
+        if mask != 0:
+            if count > room:
+                return -1
+            while mask != 0:
+                place = i + simd.lowest(mask)
+                positions[count] = place
+                # Added again rather than read: what was streamed is far away by now.
+                values[count] = x[place] + scale * y[place]
+                count += 1
+                mask &= mask - np.uint64(1)
+    if count > room:
+        return -1
+    for i in range(whole, stop):
+        value = x[i] + scale * y[i]
+        out[i] = value
+        if not abs(value) < threshold:
+            positions[count] = i
+            values[count] = value
+            count += 1
+    return count

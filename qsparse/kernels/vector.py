@@ -12,6 +12,11 @@ import numpy as np
 
 from qsparse.kernels.jit import kernel
 
+#: How many maxima run side by side.
+_LANES = 16
+#: How many entries are added before they are looked at, while they are near.
+_BLOCK = 2048
+
 
 @kernel
 def first_beyond(x, limit):
@@ -67,6 +72,40 @@ def extremes(x):
         low = min(low, value)
         high = max(high, value)
     return low, high
+
+
+@kernel
+def reach(x):
+    """max |x_i| of finite entries, 0 where there are none, as float64."""
+    most = np.zeros(_LANES, x.dtype)
+    whole = x.size - x.size % _LANES
+    for i in range(0, whole, _LANES):
+        for j in range(_LANES):
+            value = abs(x[i + j])
+            most[j] = value if value > most[j] else most[j]
+    largest = 0.0
+    for j in range(_LANES):
+        largest = max(largest, np.float64(most[j]))
+    for i in range(whole, x.size):
+        largest = max(largest, np.float64(abs(x[i])))
+    return largest
+
+
+@kernel
+def add_reach(x, scale, y, out):
+    """out = x + scale·y for a scale of ±1, float32; returns the bits of max |out_i|.
+
+    Magnitudes are ordered like their bits, and those of infinity and NaN are above all others.
+    """
+    most = np.int32(0)
+    for start in range(0, x.size, _BLOCK):
+        left, right, there = x[start : start + _BLOCK], y[start : start + _BLOCK], out[start : start + _BLOCK]
+        for i in range(left.size):
+            there[i] = left[i] + scale * right[i]
+        raw = there.view(np.int32)
+        for i in range(raw.size):
+            most = max(most, raw[i] & np.int32(0x7FFF_FFFF))
+    return most
 
 
 @kernel

@@ -9,8 +9,10 @@ from typing import Final
 import numpy as np
 
 from qsparse.compressors import Compressor, decompress, unpack
+from qsparse.compressors.base import LARGEST, Sum
 from qsparse.compressors.blockwise import Piecewise
 from qsparse.errors import Corrupted, ForeignFrame, Truncated, WireError
+from qsparse.kernels import vector
 from qsparse.payload import HEADER_BYTES, Payload, Way
 from qsparse.registry import build, spell
 from qsparse.testing.base import SEED, Broken, decoded, hold, is_random, law, same
@@ -96,6 +98,23 @@ def _input(part: Compressor, name: str, x: Vector) -> bool:
     before = x.tobytes()
     part.compress(x, SEED)
     hold(x.tobytes() == before, "compress changed its input")
+    return True
+
+
+@law("sum")
+def _sum(part: Compressor, name: str, x: Vector) -> bool:
+    """A sum that is compressed while it is added has the bytes of one that was added before."""
+    y = np.roll(x, 1)
+    for scale in (1.0, -1.0, 0.5):
+        wanted, left = np.empty_like(x), np.empty_like(x)
+        vector.add_scaled(x, scale, y, wanted)
+        if not np.all(np.abs(wanted) <= LARGEST):
+            return False
+        frame = bytes(part.compress(wanted, SEED).frame)
+        hold(
+            bytes(part.compress_sum(Sum(x, scale, y, left), SEED).frame) == frame, f"x + {scale:g}·y differs"
+        )
+        same(left, wanted, "the sum that is left")
     return True
 
 

@@ -69,7 +69,7 @@ def _start_is_copied(part: Memory, name: str, x: Vector) -> bool:
 
 @law("draft", "memory")
 def _draft(part: Memory, name: str, x: Vector) -> bool:
-    """Compensating and compressing change neither the state nor what is said, however often."""
+    """Adding and compressing change neither the state nor what is said, however often."""
     for link in _links(part, x.size):
         sender = _spoken(link, x, 2)
         v = _said(x, 2)
@@ -79,7 +79,7 @@ def _draft(part: Memory, name: str, x: Vector) -> bool:
         sender.draft(_said(x, 3), SEED)
         again = sender.draft(v, SEED)
         hold(bytes(again.payload.frame) == first, "a draft depends on drafts before it that were not sent")
-        hold(v.tobytes() == before, "compensate changed what is said")
+        hold(v.tobytes() == before, "a draft changed what is said")
         hold(again.target.shape == x.shape and again.target.dtype == x.dtype, "the target has another type")
         same_state(sender.state, state, "after three drafts that were not committed")
     return True
@@ -87,19 +87,21 @@ def _draft(part: Memory, name: str, x: Vector) -> bool:
 
 @law("commit", "memory")
 def _commit(part: Memory, name: str, x: Vector) -> bool:
-    """commit leaves the draft as it was sent, and keeps nothing of the buffer that it stands in."""
+    """commit leaves the frame as it was sent, and gives back a vector that is no part of the state."""
     for link in _links(part, x.size):
         sender = _spoken(link, x, 2)
         draft = sender.draft(_said(x, 2).copy(), SEED)
         frame, target = bytes(draft.payload.frame), draft.target.copy()
         # A target of its own, because a memory that keeps nothing may hand out v itself.
         own = Draft(draft.payload, target)
-        part.commit(sender.state, own)
+        mine = part.addend(sender.state, 2) is not None
+        free = part.commit(sender.state, own)
         hold(bytes(draft.payload.frame) == frame, "commit changed the frame")
-        hold(own.target.tobytes() == draft.target.tobytes(), "commit changed the draft's target")
+        hold(free.shape == x.shape and free.dtype == x.dtype, "what commit gives back is no vector like x")
+        hold(mine or free is target, "commit took a vector over that nothing was added to")
         state = bits_of(sender.state)
-        target[...] = 7
-        hold(bits_of(sender.state) == state, "the state changes with the target of a draft that is over")
+        free[...] = 7
+        hold(bits_of(sender.state) == state, "the state changes with the vector that commit gave back")
     return True
 
 

@@ -1,0 +1,210 @@
+"""Sixty-four float32 entries at a time, where plain loops do not vectorize.
+
+LLVM instructions on four vectors of 16 lanes, whatever the processor has. `simd_plain` says what each
+function does and is its twin where the JIT is off, with the same bits: every operation is rounded once, and
+sums keep the order of `vector`. A compare gives a mask of 64 bits, entry i in bit i; set bits are walked
+with `lowest` and ``mask & (mask − 1)``.
+
+*Streamed* results are stored past the caches, which spares reading their lines first. They must begin at a
+multiple of 64 bytes (`qsparse.types.aligned`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+WIDTH = 64
+_LANES = 16
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_FLOATS = ir.VectorType(ir.FloatType(), _LANES)
+_DOUBLES = ir.VectorType(ir.DoubleType(), 8)
+
+
+class _Coder:
+    """One call of an intrinsic: its arguments by position, and the instructions they need."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, args: Any) -> None:
+        self.builder = builder
+        self.args = args
+        self._context = context
+        self._kinds = signature.args
+
+    def address(self, array: int, index: Any) -> Any:
+        """Of an element of the array that is argument number ``array``."""
+        kind = self._kinds[array]
+        return self.builder.gep(
+            self._context.make_array(kind)(self._context, self.builder, self.args[array]).data, [index]
+        )
+
+    def load(self, pointer: Any, place: int, kind: Any = _FLOATS) -> Any:
+        """Sixteen entries from number ``place`` behind the pointer."""
+        value = self.builder.load(self._as(pointer, place, kind))
+        value.align = 4
+        return value
+
+    def store(self, value: Any, pointer: Any, place: int, streamed: bool = False) -> None:
+        """Where `load` reads."""
+        instruction = self.builder.store(value, self._as(pointer, place, value.type))
+        instruction.align = 64 if streamed else 4
+        if streamed:
+            mark = self.builder.module.add_metadata([ir.Constant(_I32, 1)])
+            instruction.set_metadata("nontemporal", mark)
+
+    def _as(self, pointer: Any, place: int, kind: Any) -> Any:
+        there = self.builder.gep(pointer, [ir.Constant(_I64, place)])
+        return self.builder.bitcast(there, kind.as_pointer())
+
+    def everywhere(self, scalar: Any) -> Any:
+        """A scalar in all lanes."""
+        empty = ir.Constant(ir.VectorType(scalar.type, _LANES), ir.Undefined)
+        first = self.builder.insert_element(empty, scalar, ir.Constant(_I32, 0))
+        return self.builder.shuffle_vector(
+            first, empty, ir.Constant(ir.VectorType(_I32, _LANES), [0] * _LANES)
+        )
+
+    def magnitude(self, value: Any) -> Any:
+        """|value|."""
+        kind = value.type
+        name = f"llvm.fabs.v{kind.count}{'f32' if kind is _FLOATS else 'f64'}"
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind]), name)
+        return self.builder.call(function, [value])
+
+    def joined(self, masks: list[Any]) -> Any:
+        """Masks of 16 lanes as one number."""
+        bits: Any = ir.Constant(_I64, 0)
+        for place, mask in enumerate(masks):
+            wide = self.builder.zext(self.builder.bitcast(mask, _I16), _I64)
+            bits = self.builder.or_(bits, self.builder.shl(wide, ir.Constant(_I64, _LANES * place)))
+        return bits
+
+    def summed(self, x: int, scale: int, y: int, i: int, out: int, streamed: bool) -> list[Any]:
+        """out = x + scale·y; the four vectors of it. The arguments are named by position."""
+        left, right, there = (self.address(array, self.args[i]) for array in (x, y, out))
+        factor = self.everywhere(self.args[scale])
+        vectors = []
+        for place in range(0, 4 * _LANES, _LANES):
+            scaled = self.builder.fmul(self.load(right, place), factor)
+            vectors.append(self.builder.fadd(self.load(left, place), scaled))
+            self.store(vectors[-1], there, place, streamed)
+        return vectors
+
+    def loaded(self, x: int, i: int) -> list[Any]:
+        """The four vectors from x[i]."""
+        return [self.load(self.address(x, self.args[i]), place) for place in range(0, 4 * _LANES, _LANES)]
+
+    def above(self, vectors: list[Any], threshold: int) -> Any:
+        """Where they are not below the threshold in magnitude."""
+        limit = self.everywhere(self.args[threshold])
+        return self.joined(
+            [self.builder.fcmp_unordered(">=", self.magnitude(each), limit) for each in vectors]
+        )
+
+    def negative(self, vectors: list[Any], sums: int) -> Any:
+        """Where they are below 0; magnitudes go into eight sums."""
+        there = self.address(sums, ir.Constant(_I64, 0))
+        total = self.load(there, 0, _DOUBLES)
+        zero = ir.Constant(_FLOATS, [0.0] * _LANES)
+        for each in vectors:
+            for half in (range(8), range(8, 16)):
+                some = ir.Constant(ir.VectorType(_I32, 8), list(half))
+                part = self.builder.fpext(self.builder.shuffle_vector(each, each, some), _DOUBLES)
+                total = self.builder.fadd(total, self.magnitude(part))
+        self.store(total, there, 0)
+        return self.joined([self.builder.fcmp_ordered("<", each, zero) for each in vectors])
+
+
+@intrinsic
+def lowest(typing, mask):
+    def code(context, builder, signature, args):
+        kind = ir.FunctionType(_I64, [_I64, _I1])
+        count = cgutils.get_or_insert_function(builder.module, kind, "llvm.cttz.i64")
+        return builder.call(count, [args[0], ir.Constant(_I1, 1)])
+
+    return types.int64(types.uint64), code
+
+
+@intrinsic
+def put_mask(typing, out, at, mask):
+    def code(context, builder, signature, args):
+        there = _Coder(context, builder, signature, args).address(0, args[1])
+        builder.store(args[2], builder.bitcast(there, _I64.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.uint64), code
+
+
+@intrinsic
+def get_mask(typing, data, at):
+    def code(context, builder, signature, args):
+        there = _Coder(context, builder, signature, args).address(0, args[1])
+        value = builder.load(builder.bitcast(there, _I64.as_pointer()))
+        value.align = 1
+        return value
+
+    return types.uint64(data, types.intp), code
+
+
+@intrinsic
+def above(typing, x, i, threshold):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        return coder.above(coder.loaded(0, 1), 2)
+
+    return types.uint64(x, types.intp, types.float32), code
+
+
+@intrinsic
+def negative(typing, x, i, sums):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        return coder.negative(coder.loaded(0, 1), 2)
+
+    return types.uint64(x, types.intp, sums), code
+
+
+def _add_above(streamed: bool) -> Any:
+    @intrinsic
+    def made(typing, x, scale, y, i, threshold, out):
+        def code(context, builder, signature, args):
+            coder = _Coder(context, builder, signature, args)
+            return coder.above(coder.summed(0, 1, 2, 3, 5, streamed), 4)
+
+        return types.uint64(x, types.float32, y, types.intp, types.float32, out), code
+
+    return made
+
+
+def _add_negative(streamed: bool) -> Any:
+    @intrinsic
+    def made(typing, x, scale, y, i, sums, out):
+        def code(context, builder, signature, args):
+            coder = _Coder(context, builder, signature, args)
+            return coder.negative(coder.summed(0, 1, 2, 3, 5, streamed), 4)
+
+        return types.uint64(x, types.float32, y, types.intp, sums, out), code
+
+    return made
+
+
+add_above, stream_above = _add_above(False), _add_above(True)
+add_negative, stream_negative = _add_negative(False), _add_negative(True)
+
+
+@intrinsic
+def put_signed(typing, mask, value, i, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        there = coder.address(3, args[2])
+        plus = coder.everywhere(args[1])
+        minus = coder.everywhere(builder.fneg(args[1]))
+        for place in range(0, 4 * _LANES, _LANES):
+            some = builder.trunc(builder.lshr(args[0], ir.Constant(_I64, place)), _I16)
+            lanes = builder.bitcast(some, ir.VectorType(_I1, _LANES))
+            coder.store(builder.select(lanes, minus, plus), there, place)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, types.intp, out), code

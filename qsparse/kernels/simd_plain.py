@@ -1,0 +1,68 @@
+"""The twin of `simd_llvm` in plain Python, for where the JIT is off; what each function does stands here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+WIDTH = 64
+
+
+def lowest(mask):
+    """Place of the lowest set bit of a mask that is not 0."""
+    mask = int(mask)
+    return (mask & -mask).bit_length() - 1
+
+
+def _joined(bits):
+    return np.uint64(sum(1 << place for place, bit in enumerate(bits) if bit))
+
+
+def put_mask(out, at, mask):
+    """Write a mask to the eight bytes from ``at``."""
+    out[at : at + 8] = np.frombuffer(int(mask).to_bytes(8, "little"), np.uint8)
+
+
+def get_mask(data, at):
+    """Read what `put_mask` wrote."""
+    return np.uint64(int.from_bytes(data[at : at + 8].tobytes(), "little"))
+
+
+def above(x, i, threshold):
+    """Mask of |x| ≥ threshold, or NaN."""
+    return _joined(~(np.abs(x[i : i + WIDTH]) < threshold))
+
+
+def add(x, scale, y, i, out):
+    """out = x + scale·y for a scale of ±1."""
+    np.add(x[i : i + WIDTH], scale * y[i : i + WIDTH], out=out[i : i + WIDTH])
+
+
+def add_above(x, scale, y, i, threshold, out):
+    """`add`, and the mask of |out| ≥ threshold, or NaN."""
+    add(x, scale, y, i, out)
+    return above(out, i, threshold)
+
+
+stream_above = add_above
+
+
+def negative(x, i, sums):
+    """Mask of x < 0; |x_i| is added to sum i mod 8."""
+    for j in range(WIDTH):
+        sums[j % 8] += abs(np.float64(x[i + j]))
+    return _joined(x[i : i + WIDTH] < 0)
+
+
+def add_negative(x, scale, y, i, sums, out):
+    """`add`, and what `negative` has of the result."""
+    add(x, scale, y, i, out)
+    return negative(out, i, sums)
+
+
+stream_negative = add_negative
+
+
+def put_signed(mask, value, i, out):
+    """out = −value where the mask is set, value elsewhere."""
+    for j in range(WIDTH):
+        out[i + j] = -value if (int(mask) >> j) & 1 else value

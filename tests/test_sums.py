@@ -1,0 +1,164 @@
+"""Long vectors that are added, selected and spelled in one pass have the bytes of several passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsparse.compressors import (
+    QSGD,
+    Blockwise,
+    Compressor,
+    LowPrecision,
+    MinMax,
+    Sign,
+    Ternary,
+    TopK,
+    Uniform,
+)
+from qsparse.compressors.base import Sum, accumulate_into, unpack
+from qsparse.errors import NotFinite
+from qsparse.kernels import select, threads, vector
+from qsparse.link import Link, Sender
+from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.seeds import Seed
+from qsparse.types import aligned
+
+SEED = Seed(3, rank=1, step=5, use="up")
+#: Long enough for candidates, for threads and, the second, to be written past the caches.
+LENGTHS = (300_007, (1 << 20) + 77)
+PARTS: tuple[Compressor, ...] = (
+    TopK(ratio=0.001) >> Sign(),
+    TopK(ratio=0.01),
+    TopK(ratio=0.3) >> Uniform(2),
+    TopK(k=1),
+    Sign(),
+    Sign(norm=2),
+    Sign(norm=None),
+    Blockwise(Sign(), size=4096),
+    Blockwise(Sign(), size=1000),
+    Blockwise(TopK(k=3) >> Sign(), size=50_000),
+    Uniform(4),
+    QSGD(15),
+    QSGD(400),
+    MinMax(7),
+    LowPrecision(9),
+    Ternary(),
+)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def team(request):
+    """So many threads for the time of a test."""
+    threads.use(request.param)
+    yield request.param
+    threads.use(1)
+
+
+def vectors(n, kind):
+    """Layers of very different size, some of them zero, with ties."""
+    draw = np.random.default_rng(n)
+    x, y = aligned(np.empty(n, np.float32)), aligned(np.empty(n, np.float32))
+    for start, scale in ((0, 1.0), (n // 5, 1e-3), (n // 2, 30.0), (2 * n // 3, 0.0), (3 * n // 4, 0.1)):
+        x[start:] = scale * draw.standard_normal(n - start)
+        y[start:] = 0.3 * scale * draw.standard_normal(n - start)
+    x[n // 2 : n // 2 + 4000], y[n // 2 : n // 2 + 4000] = 20.0, 1.0
+    if kind == "ties":
+        np.round(x, 0, out=x)
+        np.round(y, 0, out=y)
+    if kind == "few":
+        x[x.size // 50 :], y[: -x.size // 60] = 0, 0
+    return x, y
+
+
+@pytest.mark.parametrize("kind", ["layers", "ties", "few"])
+@pytest.mark.parametrize("n", LENGTHS)
+def test_one_pass_gives_the_bytes_of_several(n, kind, team):
+    x, y = vectors(n, kind)
+    for scale in (1.0, -1.0):
+        total, out = aligned(x), aligned(x)
+        vector.add_scaled(x, scale, y, total)
+        for part in PARTS:
+            wanted = slowly(part, total)
+            assert bytes(part.compress(total, SEED).frame) == wanted, part
+            assert bytes(part.compress_sum(Sum(x, scale, y, out), SEED).frame) == wanted, part
+            assert out.tobytes() == total.tobytes(), part
+
+
+def slowly(part, x):
+    """The frame by one thread; where it selects, by looking at all entries."""
+    before = threads.count()
+    threads.use(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("qsparse.compressors.topk._LONG", x.size + 1)
+            return bytes(part.compress(x, SEED).frame)
+    finally:
+        threads.use(before)
+
+
+def test_most_selections_need_one_pass(monkeypatch):
+    # Otherwise the test above would compare the long way with itself.
+    looks = []
+    whole = select.top_k
+    monkeypatch.setattr(select, "top_k", lambda *sides: looks.append(1) or whole(*sides))
+    x, y = vectors(LENGTHS[1], "layers")
+    for ratio in (0.001, 0.01, 0.1):
+        TopK(ratio=ratio).compress_sum(Sum(x, 1.0, y, aligned(x)), SEED)
+    assert not looks
+    TopK(ratio=0.7).compress_sum(Sum(x, 1.0, y, aligned(x)), SEED)
+    assert looks
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_what_is_not_finite_is_found_on_the_way(part, bad):
+    x, y = vectors(LENGTHS[0], "layers")
+    y[123_456] = bad
+    with pytest.raises(NotFinite, match="element 123456 is") as error:
+        part.compress_sum(Sum(x, 1.0, y, aligned(x)), SEED)
+    assert error.value.index == 123_456
+
+
+def test_a_sum_beyond_float32_is_found_on_the_way():
+    x = np.full(200_000, 1.0, np.float32)
+    x[77_777] = 3e38
+    for part in PARTS:
+        with pytest.raises(NotFinite, match="element 77777 is inf"):
+            part.compress_sum(Sum(x, 1.0, x.copy(), aligned(x)), SEED)
+
+
+@pytest.mark.parametrize("memory", [ErrorFeedback(), ErrorFeedback(decay=0.5), Innovation()], ids=str)
+def test_nothing_is_lost_over_many_rounds(memory, team):
+    """What was said and what is kept are what was to be said."""
+    n = LENGTHS[0]
+    for part in (TopK(ratio=0.01) >> Sign(), Blockwise(Sign(), size=4096), Uniform(4)):
+        sender, heard = Sender(Link(part, memory), np.zeros(n, np.float32)), np.zeros(n)
+        said = np.zeros(n)
+        for t in range(1, 5):
+            v = vectors(n, "layers")[0] * np.float32(t)
+            if memory == ErrorFeedback(decay=0.5):
+                said -= 0.5 * sender.state["residual"]
+            said = v.astype(float) if memory == Innovation() else said + v
+            draft = sender.draft(v, SEED.at(step=t))
+            kept = sender.draft(v, SEED.at(step=t))
+            assert bytes(kept.payload.frame) == bytes(draft.payload.frame)
+            sender.commit(kept)
+            accumulate_into(kept.payload, heard)
+        if memory == Innovation():
+            np.testing.assert_allclose(sender.state["known"], heard, rtol=1e-4, atol=1e-4)
+        else:
+            np.testing.assert_allclose(heard + sender.state["residual"], said, rtol=1e-4, atol=1e-3)
+
+
+def test_long_vectors_are_decoded_in_parts():
+    x, _ = vectors(LENGTHS[1], "layers")
+    for part in (Uniform(4), QSGD(15), Ternary(), Sign(), Blockwise(Sign(), size=4096)):
+        payload = part.compress(x, SEED)
+        pieces = [(piece.start, piece.stop, piece.values.copy()) for piece in unpack(payload)]
+        assert len(pieces) > 3
+        assert max(stop - start for start, stop, _ in pieces) < x.size // 3
+        assert [start for start, _, _ in pieces[1:]] == [stop for _, stop, _ in pieces[:-1]]
+        whole = np.zeros_like(x)
+        accumulate_into(payload, whole)
+        assert np.concatenate([values for _, _, values in pieces]).tobytes() == whole.tobytes()
