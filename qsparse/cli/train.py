@@ -23,6 +23,7 @@ from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
+from qsparse.kernels import threads
 from qsparse.link import Link
 from qsparse.records import Watcher
 from qsparse.registry import build, parameters
