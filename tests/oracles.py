@@ -32,14 +32,41 @@ def low_bits(number, width):
     return [(number >> j) & 1 for j in range(width)]
 
 
-def rice(indices, r):
-    """The bits of the Golomb-Rice code of ascending indices."""
-    bits, before = [], -1
-    for index in indices:
+def rice_parameters(indices, n, block=64):
+    """The Rice parameter of each block of ascending indices: down from that of the mean, while that pays."""
+    gaps = [int(b) - int(a) - 1 for a, b in zip([-1, *indices], indices, strict=False)]
+    parameters = []
+    for start in range(0, len(gaps), block):
+        mine = gaps[start : start + block]
+        cost = [sum(gap >> r for gap in mine) + r * len(mine) for r in range(33)]
+        r = expected_parameter(sum(mine), len(mine))
+        while r > 0 and cost[r - 1] < cost[r]:
+            r -= 1
+        parameters.append(r)
+    return parameters
+
+
+def expected_parameter(total, count):
+    """The least r ≤ 32 with 2^r ≥ 2·77/320·(mean + 1/2)."""
+    right = Fraction(154, 320) * (Fraction(total, max(count, 1)) + Fraction(1, 2))
+    return next((r for r in range(32) if 2**r >= right), 32)
+
+
+def rice(indices, n, parameters, block=64):
+    """The bits of the blocked Golomb-Rice code of ascending indices below n: unary parts, then low bits."""
+    unary, lows, before = [], [], -1
+    last = expected_parameter(n - len(indices), len(indices))
+    for number, index in enumerate(indices):
+        r = parameters[number // block]
+        if number % block == 0:
+            step = r - last
+            unary += [0] * (2 * step if step >= 0 else -2 * step - 1) + [1]
+            last = r
         gap = int(index) - before - 1
-        bits += [1] * (gap >> r) + [0] + low_bits(gap, r)
+        unary += [0] * (gap >> r) + [1]
+        lows += low_bits(gap, r)
         before = int(index)
-    return bits
+    return unary + lows
 
 
 def bitmap(indices, n):

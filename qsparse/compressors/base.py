@@ -141,6 +141,11 @@ class Reader:
         return array
 
 
+def varint_size(value: int) -> int:
+    """Bytes that `Writer.varint` takes."""
+    return max(1, -(-value.bit_length() // 7))
+
+
 _WAYS: Final = {"up": Way.UP, "down": Way.DOWN}
 
 #: How a body of a codec is read: (reader, n, start of the piece, dtype of the values) → pieces.

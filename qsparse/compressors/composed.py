@@ -9,14 +9,13 @@ code  name      what follows
 0     ALL       nothing: every coordinate speaks
 1     FIXED     k (varint), positions of ⌈log2 n⌉ bits each
 2     BITMAP    k (varint), n bits
-3     RICE      k (varint), parameter r (u8), bytes (varint), Golomb–Rice codes of the gaps
+3     RICE      k (varint), bytes (varint), Golomb–Rice codes of the gaps, a parameter a block
 4     SEEDED    k (varint), key (u64): positions drawn again by `kernels.random.sample`
 ====  ========  ====================================================================
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,10 +32,11 @@ from qsparse.compressors.base import (
     Writer,
     body_reader,
     cannot_join,
+    varint_size,
 )
 from qsparse.errors import CompositionError, Corrupted
+from qsparse.kernels import bitstream, pack, random
 from qsparse.kernels import indices as gaps
-from qsparse.kernels import pack, random
 from qsparse.payload import Bytes, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
@@ -321,35 +321,34 @@ def _write(selector: Selector, quantizer: Quantizer, x: Vector, seed: Seed, out:
 
 def _write_indices(indices: Indices, n: int, out: Writer) -> None:
     k = indices.size
-    r = _rice_parameter(indices, n)
-    rice = int(gaps.rice_bits(indices, r))
-    fixed = k * index_width(n)
-    if rice <= min(fixed, n):
-        out.u8(_RICE)
-        out.varint(k)
-        out.u8(r)
-        data = np.zeros((rice + 7) // 8, np.uint8)
-        gaps.rice_encode(indices, r, data)
-        out.varint(data.size)
-    elif n <= fixed:
-        out.u8(_BITMAP)
-        out.varint(k)
-        data = np.zeros((n + 7) // 8, np.uint8)
-        gaps.bitmap_encode(indices, data)
-    else:
+    parameters = np.empty(_blocks(k), np.uint8)
+    rice = int(gaps.rice_plan(indices, n, parameters))
+    length = (rice + 7) // 8
+    fixed = (k * index_width(n) + 7) // 8
+    bitmap = (n + 7) // 8
+    shortest = min(length + varint_size(length), bitmap, fixed)
+    if shortest == fixed:
         out.u8(_FIXED)
         out.varint(k)
-        data = np.zeros((fixed + 7) // 8, np.uint8)
+        data = np.zeros(fixed, np.uint8)
         pack.pack(indices, 0, index_width(n), data)
+    elif shortest == bitmap:
+        out.u8(_BITMAP)
+        out.varint(k)
+        data = np.zeros(bitmap, np.uint8)
+        gaps.bitmap_encode(indices, data)
+    else:
+        out.u8(_RICE)
+        out.varint(k)
+        out.varint(length)
+        words = bitstream.zeroed(rice)
+        gaps.rice_encode(indices, n, parameters, rice, words)
+        data = bitstream.as_bytes(words, rice)
     out.array(data)
 
 
-def _rice_parameter(indices: Indices, n: int) -> int:
-    """The parameter with the shortest code: near log2 of (ln 2 × mean gap), settled by measuring."""
-    if indices.size == 0:
-        return 0
-    guess = max(0, round(math.log2(max((n - indices.size) / indices.size * math.log(2), 1.0))))
-    return min(range(max(guess - 1, 0), guess + 2), key=lambda r: int(gaps.rice_bits(indices, r)))
+def _blocks(k: int) -> int:
+    return -(-k // gaps.BLOCK)
 
 
 @body_reader(COMPOSED)
@@ -374,18 +373,28 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     k = reader.varint()
     if k > n:
         raise Corrupted(f"a frame keeps {k} of {n} coordinates")
-    indices = np.empty(k, np.intp)
-    wrong = 0
+    # Room is made for k indices once the bytes that spell them are there.
     if coding == _FIXED:
-        pack.unpack(reader.array((k * index_width(n) + 7) // 8, "u1"), 0, index_width(n), indices)
+        data = reader.array((k * index_width(n) + 7) // 8, "u1")
+        indices = np.empty(k, np.intp)
+        pack.unpack(data, 0, index_width(n), indices)
         wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
     elif coding == _BITMAP:
-        wrong = gaps.bitmap_decode(reader.array((n + 7) // 8, "u1"), n, indices)
+        words = bitstream.as_words(reader.array((n + 7) // 8, "u1"))
+        indices = np.empty(k, np.intp)
+        wrong = gaps.bitmap_decode(words, n, indices) < 0
     elif coding == _RICE:
-        r = reader.u8()
-        wrong = r > 62 or gaps.rice_decode(reader.array(reader.varint(), "u1"), r, n, indices)
+        data = reader.array(reader.varint(), "u1")
+        # A gap takes at least one bit.
+        indices = np.empty(min(k, 8 * data.size), np.intp)
+        used = gaps.rice_decode(
+            bitstream.as_words(data), n, np.empty(_blocks(indices.size), np.uint8), indices
+        )
+        wrong = indices.size < k or (used + 7) // 8 != data.size
     elif coding == _SEEDED:
+        indices = np.empty(k, np.intp)
         random.sample(*random.halves(reader.u64()), n, indices)
+        wrong = False
     else:
         raise Corrupted(f"a frame writes its indices in coding {coding}, which this release does not know")
     if wrong:
