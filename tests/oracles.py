@@ -93,6 +93,45 @@ def trits(codes):
     )
 
 
+def ans_frequencies(counts, scale):
+    """One for each count that is there, the rest in proportion, what is left to the first of the largest."""
+    there = [count for count in counts if count]
+    room = 2**scale - len(there)
+    f = [1 + count * room // sum(there) if count else 0 for count in counts]
+    f[counts.index(max(counts))] += 2**scale - sum(f)
+    return f
+
+
+def ans_stream(symbols, frequencies, scale):
+    """The 16-bit words and the two states from which symbols 0, 2, … and 1, 3, … are read."""
+    below = [sum(frequencies[:s]) for s in range(len(frequencies))]
+    states, words = [2**15, 2**15], []
+    for i, s in reversed(list(enumerate(symbols))):
+        x, f = states[i % 2], frequencies[s]
+        if x >= f << (31 - scale):
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[i % 2] = (x // f << scale) + below[s] + x % f
+    return words[::-1], states
+
+
+def ans_section(codes):
+    """Non-negative codes with their length, table and states, as docs/wire-format.md has it."""
+    first, last, k = min(codes), max(codes), len(codes)
+    scale = min(12, max(k.bit_length(), (len(set(codes)) - 1).bit_length()))
+    counts = [codes.count(code) for code in range(first, last + 1)]
+    f = ans_frequencies(counts, scale)
+    bits = low_bits(scale, 4) + low_bits(first, 12) + low_bits(last - first, 12)
+    for each in f:
+        bits += low_bits(each.bit_length(), 4) + low_bits(each, max(each.bit_length() - 1, 0))
+    table = as_bytes(bits + [0] * (-len(bits) % 16))
+    words, states = ans_stream([code - first for code in codes], f, scale)
+    data = table + b"".join(x.to_bytes(4, "little") for x in states)
+    data += b"".join(word.to_bytes(2, "little") for word in words)
+    length = [len(data)] if len(data) < 128 else [len(data) % 128 + 128, len(data) // 128]
+    return bytes(length) + data
+
+
 def philox(key, counter):
     """Philox4x32-10 (Salmon et al., SC 2011): four words of a 64-bit key and a 128-bit counter."""
     x = [(counter >> 32 * j) & WORD for j in range(4)]

@@ -1,7 +1,7 @@
 """Selector >> quantizer: the only place where the two meet.
 
-Body: index section, quantizer code (u8), quantizer section. The index section says how the kept
-positions are written, and is chosen for each message as the shortest:
+Body: index section, quantizer code (u8; 64 more where its codes are entropy-coded), quantizer section. The
+index section says how the kept positions are written, and is chosen for each message as the shortest:
 
 ====  ========  ====================================================================
 code  name      what follows
@@ -43,6 +43,8 @@ from qsparse.seeds import Seed
 from qsparse.types import Vector
 
 COMPOSED: Final = 1
+#: Added to a quantizer's code where its codes are entropy-coded.
+_CODED: Final = 64
 #: A length beyond every k.
 _LONG: Final = 1 << 48
 _ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
@@ -63,10 +65,11 @@ class Kept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A quantizer's part of a body, and its paper bits."""
+    """A quantizer's part of a body, its paper bits, and whether its codes are entropy-coded."""
 
     parts: list[Bytes]
     nbits: int
+    coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -313,8 +316,8 @@ def _write(selector: Selector, quantizer: Quantizer, x: Vector, seed: Seed, out:
         nbits = k * index_width(x.size)
     if k == 0:
         return nbits
-    out.u8(quantizer.code)
     section = quantizer.encode(kept.values, seed.child(1))
+    out.u8(quantizer.code | (_CODED if section.coded else 0))
     out.sections.extend(section.parts)
     return nbits + section.nbits
 
@@ -360,9 +363,13 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     if k == 0:
         return
     code = reader.u8()
-    if code not in _quantizers:
+    quantizer = _quantizers.get(code)
+    reader.coded = quantizer is None and code & _CODED > 0
+    if reader.coded:
+        quantizer = _quantizers.get(code ^ _CODED)
+    if quantizer is None or (reader.coded and not hasattr(quantizer, "coder")):
         raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
-    values = _quantizers[code].decode(reader, np.empty(k, dtype))
+    values = quantizer.decode(reader, np.empty(k, dtype))
     yield Piece(start, start + n, indices, values)
 
 

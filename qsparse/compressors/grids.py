@@ -1,4 +1,4 @@
-"""What quantizers on a grid share: codes of b bits behind a short header."""
+"""What quantizers on a grid share: codes of b bits behind a short header, packed or by their entropy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader
+from qsparse.compressors.base import Reader, refuse, varint, varint_size
+from qsparse.compressors.composed import Section
 from qsparse.errors import Corrupted
-from qsparse.kernels import pack, quantize
+from qsparse.kernels import ans, bitstream, pack, quantize
 from qsparse.payload import Bytes, raw
 from qsparse.types import Vector
 
+Codes = npt.NDArray[np.int32]
+
 #: Bits of the widest code that a quantizer writes.
 WIDEST: Final = 16
+#: Bits before the table of coded values.
+_HEAD: Final = 28
 
 
 def code_width(levels: int) -> int:
@@ -31,21 +36,100 @@ def read_width(section: Reader) -> int:
     return bits
 
 
-def packed(codes: npt.NDArray[np.int32], low: int, bits: int) -> Bytes:
+def check_coder(part: object, coder: str) -> None:
+    """Refuse a coder that there is not."""
+    if coder not in ("packed", "ans"):
+        raise refuse(part, "coder must be 'packed' or 'ans'")
+
+
+def spelled(head: Bytes, codes: Codes, low: int, bits: int, nbits: int, coder: str) -> Section:
+    """A section of codes − low behind a head: in ``bits`` each, or by ``coder`` where that is shorter."""
+    if coder == "ans":
+        short = squeezed(codes, low, 1 << bits, (codes.size * bits + 7) // 8)
+        if short is not None:
+            return Section([head, short], nbits, coded=True)
+    return Section([head, packed(codes, low, bits)], nbits)
+
+
+def unspelled(section: Reader, count: int, low: int, bits: int) -> Codes:
+    """The codes that `spelled` wrote."""
+    if section.coded:
+        return unsqueezed(section, count, low, 1 << bits)
+    return unpacked(section, count, low, bits)
+
+
+def packed(codes: Codes, low: int, bits: int) -> Bytes:
     """Codes − low in b bits each."""
     out = np.empty((codes.size * bits + 7) // 8, np.uint8)
     pack.pack(codes, low, bits, out)
     return raw(out)
 
 
-def unpacked(section: Reader, count: int, low: int, bits: int) -> npt.NDArray[np.int32]:
+def unpacked(section: Reader, count: int, low: int, bits: int) -> Codes:
     """The codes that `packed` wrote."""
     codes = np.empty(count, np.int32)
     pack.unpack(section.array((count * bits + 7) // 8, "u1"), low, bits, codes)
     return codes
 
 
-def on_grid(codes: npt.NDArray[np.int32], origin: float, step: float, out: Vector) -> Vector:
+def squeezed(codes: Codes, low: int, symbols: int, limit: int) -> Bytes | None:
+    """Codes − low < ``symbols`` by `kernels.ans`, or None where that takes ``limit`` bytes or more.
+
+    Length (varint); scale (4 bits), least code (12), greatest less least (12), table, to a whole
+    number of two bytes; two states (u32), stream.
+    """
+    if symbols > 1 << ans.SCALE:
+        return None
+    histogram = np.zeros((symbols, 2), np.int64)
+    ans.count(codes, low, histogram)
+    counts = histogram.sum(axis=1)
+    present = np.flatnonzero(counts)
+    first, last = int(present[0]), int(present[-1])
+    # A short message has no use for fine frequencies.
+    scale = min(ans.SCALE, max(codes.size.bit_length(), (present.size - 1).bit_length()))
+    frequencies = np.empty(last + 1 - first, np.int32)
+    ans.scaled(counts[first : last + 1], scale, frequencies)
+    words = bitstream.zeroed(_HEAD + 2 * ans.SCALE * frequencies.size)
+    words[0] = scale | first << 4 | last - first << 16
+    table = ans.table_encode(frequencies, _HEAD, words)
+    head = bytes(bitstream.as_bytes(words, 16 * -(-table // 16)))
+    # The stream may take what is left of the limit; the coder looks ahead of what it writes.
+    halves = np.empty(max(limit - len(head) - 8, 0) // 2 + ans.AHEAD, np.uint16)
+    states = np.empty(2, np.int64)
+    begin = ans.encode(codes, low + first, frequencies, scale, halves, states)
+    if begin < 0:
+        return None
+    stream = halves[begin:].astype("<u2", copy=False)
+    length = len(head) + 8 + stream.nbytes
+    if varint_size(length) + length >= limit:
+        return None
+    return b"".join((varint(length), head, states.astype("<u4").tobytes(), stream.tobytes()))
+
+
+def unsqueezed(section: Reader, count: int, low: int, symbols: int) -> Codes:
+    """The codes that `squeezed` wrote."""
+    data = section.array(section.varint(), "u1")
+    words = bitstream.as_words(data)
+    head = int(words[0])
+    scale, first, span = head & 15, head >> 4 & 0xFFF, (head >> 16 & 0xFFF) + 1
+    frequencies = np.empty(span, np.int32)
+    table = -1
+    if scale <= ans.SCALE and first + span <= symbols:
+        table = ans.table_decode(words, _HEAD, scale, frequencies)
+    rest = data[2 * -(-table // 16) :]
+    if table < 0 or rest.size < 8 or rest.size % 2:
+        raise Corrupted("a frame has coded values with a table that does not fit")
+    states = np.frombuffer(rest[:8].tobytes(), "<u4").astype(np.int64)
+    halves = np.zeros(rest.size // 2 - 4 + ans.AHEAD, np.uint16)
+    halves[: -ans.AHEAD] = np.frombuffer(rest[8:].tobytes(), "<u2")
+    codes = np.empty(count, np.int32)
+    fine = states.min() >= ans.LOWEST and states.max() < 1 << 31
+    if not fine or ans.decode(halves, states, frequencies, scale, low + first, codes) < 0:
+        raise Corrupted(f"a frame has coded values that are not {count}")
+    return codes
+
+
+def on_grid(codes: Codes, origin: float, step: float, out: Vector) -> Vector:
     """out = origin + step·codes."""
     quantize.grid_values(codes, origin, step, out)
     return out

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, refuse
 from qsparse.compressors.composed import FLOAT32, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import WIDEST, contraction, on_grid, packed, read_width, unpacked
+from qsparse.compressors.grids import (
+    WIDEST,
+    check_coder,
+    contraction,
+    on_grid,
+    read_width,
+    spelled,
+    unspelled,
+)
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell
@@ -29,10 +37,12 @@ class LowPrecision(Quantizer):
     Args:
         bits: b, 2 to 16, and the floor under `within`; a message takes 32 + b·k bits.
         delta: a fixed δ > 0, or None for the one above.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     bits: int = 8
     delta: float | None = None
+    coder: str = "packed"
     code: ClassVar[int] = 7
 
     def __post_init__(self) -> None:
@@ -40,6 +50,7 @@ class LowPrecision(Quantizer):
             raise refuse(self, "bits must be a whole number of 2 to 16")
         if self.delta is not None and not 0 < self.delta < float("inf"):
             raise refuse(self, "delta must be positive")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
@@ -55,8 +66,8 @@ class LowPrecision(Quantizer):
         if end > 0:
             step = end / (half - 1)
             quantize.grid_random(values, 0.0, step, -half, half - 1, *random.halves(seed.key), codes)
-        parts = [struct.pack("<Bf", self.bits, end), packed(codes, -half, self.bits)]
-        return Section(parts, 32 + self.bits * values.size)
+        head = struct.pack("<Bf", self.bits, end)
+        return spelled(head, codes, -half, self.bits, 32 + self.bits * values.size, self.coder)
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """The least b ≥ ``bits`` with E‖Q(x) − x‖² = δ²·Σf_i(1 − f_i) ≤ tolerance (Yu et al., 2019, eq. 2).
@@ -81,7 +92,7 @@ class LowPrecision(Quantizer):
             else:
                 error = vector.squared_norm(x)
             if error <= tolerance:
-                return LowPrecision(bits)
+                return replace(self, bits=bits)
         return FLOAT32
 
     @staticmethod
@@ -89,7 +100,7 @@ class LowPrecision(Quantizer):
         """δ·code."""
         bits, end = read_width(section), section.f32()
         half = 1 << max(bits - 1, 1)
-        return on_grid(unpacked(section, out.size, -half, bits), 0.0, end / (half - 1), out)
+        return on_grid(unspelled(section, out.size, -half, bits), 0.0, end / (half - 1), out)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""

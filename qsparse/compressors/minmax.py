@@ -10,7 +10,7 @@ import numpy as np
 
 from qsparse.compressors.base import Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, unpacked
+from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, spelled, unspelled
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -26,14 +26,17 @@ class MinMax(Quantizer):
 
     Args:
         levels: s ≥ 1, at most 65535; a value takes ⌈log2(s + 1)⌉ bits.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     levels: int = 15
+    coder: str = "packed"
     code: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 65535:
             raise refuse(self, "levels must be a whole number of 1 to 65535")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Levels (u16), min (f32), max (f32), codes."""
@@ -43,14 +46,14 @@ class MinMax(Quantizer):
             step = (high - low) / self.levels
             quantize.grid_random(values, low, step, 0, self.levels, *random.halves(seed.key), codes)
         width = code_width(self.levels)
-        parts = [struct.pack("<Hff", self.levels, low, high), packed(codes, 0, width)]
-        return Section(parts, 64 + values.size * width)
+        head = struct.pack("<Hff", self.levels, low, high)
+        return spelled(head, codes, 0, width, 64 + values.size * width, self.coder)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """min + (max − min)/s·code."""
         levels, low, high = struct.unpack("<Hff", section.take(10))
-        codes = unpacked(section, out.size, 0, code_width(levels))
+        codes = unspelled(section, out.size, 0, code_width(levels))
         return on_grid(codes, low, (high - low) / max(levels, 1), out)
 
     def promise(self, k: int) -> QuantizerClaims:

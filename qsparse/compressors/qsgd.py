@@ -11,7 +11,15 @@ import numpy as np
 
 from qsparse.compressors.base import LARGEST, Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, read_width, unpacked
+from qsparse.compressors.grids import (
+    check_coder,
+    code_width,
+    contraction,
+    on_grid,
+    read_width,
+    spelled,
+    unspelled,
+)
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -30,15 +38,18 @@ class QSGD(Quantizer):
     Args:
         levels: s ≥ 1, at most 32767; a value takes 1 + ⌈log2(s + 1)⌉ bits.
         scaled: send Q(v)/(1 + β).
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     levels: int = 15
     scaled: bool = False
+    coder: str = "packed"
     code: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 32767:
             raise refuse(self, "levels must be a whole number of 1 to 32767")
+        check_coder(self, self.coder)
 
     def beta(self, k: int) -> float:
         """β(k, s) = min(k/s², √k/s)."""
@@ -54,14 +65,14 @@ class QSGD(Quantizer):
             quantize.levels_random(values, norm / self.levels, self.levels, *random.halves(seed.key), codes)
         step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)
         width = 1 + code_width(self.levels)
-        parts = [struct.pack("<Bf", width, step), packed(codes, -(1 << (width - 1)), width)]
-        return Section(parts, 32 + values.size * width)
+        head = struct.pack("<Bf", width, step)
+        return spelled(head, codes, -(1 << (width - 1)), width, 32 + values.size * width, self.coder)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """step·level."""
         width, step = read_width(section), section.f32()
-        return on_grid(unpacked(section, out.size, -(1 << (width - 1)), width), 0.0, step, out)
+        return on_grid(unspelled(section, out.size, -(1 << (width - 1)), width), 0.0, step, out)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless scaled."""

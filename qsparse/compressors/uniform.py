@@ -10,7 +10,7 @@ import numpy as np
 
 from qsparse.compressors.base import Reader, refuse
 from qsparse.compressors.composed import Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import on_grid, packed, read_width, unpacked
+from qsparse.compressors.grids import check_coder, on_grid, read_width, spelled, unspelled
 from qsparse.kernels import quantize, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -26,14 +26,17 @@ class Uniform(Quantizer):
 
     Args:
         bits: b, 1 to 16; a message takes 32 + b·k bits.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     bits: int = 4
+    coder: str = "packed"
     code: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 16:
             raise refuse(self, "bits must be a whole number of 1 to 16")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
@@ -43,14 +46,14 @@ class Uniform(Quantizer):
         codes = np.zeros(values.size, np.int32)
         if radius > 0:
             quantize.radius_nearest(values, radius, most, codes)
-        parts = [struct.pack("<Bf", self.bits, radius), packed(codes, 0, self.bits)]
-        return Section(parts, 32 + self.bits * values.size)
+        head = struct.pack("<Bf", self.bits, radius)
+        return spelled(head, codes, 0, self.bits, 32 + self.bits * values.size, self.coder)
 
     @staticmethod
     def decode(section: Reader, out: Vector) -> Vector:
         """2τR·q − R."""
         bits, radius = read_width(section), section.f32()
-        codes = unpacked(section, out.size, 0, bits)
+        codes = unspelled(section, out.size, 0, bits)
         return on_grid(codes, -radius, 2 * radius / max((1 << bits) - 1, 1), out)
 
     def promise(self, k: int) -> QuantizerClaims:
