@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from qsparse.compressors import TopK, decompress
-from qsparse.link import Link, Sender
-from qsparse.memory import ErrorFeedback
+from qsparse.compressors import TopK, Uniform, decompress
+from qsparse.link import Link, Receiver, Sender
+from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build
 from qsparse.seeds import Seed
@@ -64,3 +64,24 @@ def test_positions_of_a_trained_networks_residual():
         kept = len(part.compress(x, Seed(0))) - HEADER_BYTES - 4 * k
         # Two bytes for the coding and the quantizer, two for k, two for the length.
         assert 8 * (kept - 6) <= 1.02 * positions_bits(x.size, k)
+
+
+def test_codes_of_laqs_innovations():
+    from qsparse.torch.data import load
+    from qsparse.torch.problem import Classification
+
+    bits, step_size = 4, np.float32(0.1)
+    problem = Classification(load("digits"), "mlp(32)", 16, 0, 1, "random", Seed(0))
+    x = problem.vector
+    link = Link(Uniform(bits, coder="ans"), Innovation())
+    sender, receiver = Sender(link, np.zeros_like(x)), Receiver(link, np.zeros_like(x))
+    sent = []
+    for step in range(1, 151):
+        problem.gradient(x, problem.batch(step), problem.gradient_vector)
+        draft = sender.draft(problem.gradient_vector, Seed(0, step=step, use="up"))
+        sender.commit(draft)
+        # Behind the codes of the positions and of the quantizer, the bits and the radius.
+        sent.append(8 * (len(draft.payload.body) - 7) / x.size)
+        x -= step_size * receiver.merge([draft.payload])
+    assert problem.evaluate()["test_accuracy"] > 0.8
+    assert np.mean(sent) <= 0.6 * bits
