@@ -33,17 +33,10 @@ def low_bits(number, width):
 
 
 def rice_parameters(indices, n, block=64):
-    """The Rice parameter of each block of ascending indices: down from that of the mean, while that pays."""
+    """The Rice parameter of each block of ascending indices, from its mean gap."""
     gaps = [int(b) - int(a) - 1 for a, b in zip([-1, *indices], indices, strict=False)]
-    parameters = []
-    for start in range(0, len(gaps), block):
-        mine = gaps[start : start + block]
-        cost = [sum(gap >> r for gap in mine) + r * len(mine) for r in range(33)]
-        r = expected_parameter(sum(mine), len(mine))
-        while r > 0 and cost[r - 1] < cost[r]:
-            r -= 1
-        parameters.append(r)
-    return parameters
+    blocks = [gaps[start : start + block] for start in range(0, len(gaps), block)]
+    return [expected_parameter(sum(mine), len(mine)) for mine in blocks]
 
 
 def expected_parameter(total, count):

@@ -15,6 +15,7 @@ from qsparse.compressors import decompress
 from qsparse.compressors.base import Reader
 from qsparse.compressors.grids import squeezed, unsqueezed
 from qsparse.errors import Corrupted, SettingError
+from qsparse.kernels import ans, bitstream
 from qsparse.payload import Payload
 from qsparse.registry import build
 from qsparse.seeds import Seed
@@ -150,6 +151,15 @@ def test_what_contradicts_itself_is_corrupted():
     # Zeros, which are a table of nothing, and frequencies that are too many.
     refused(bytes(64))
     refused(b"\x04\0\0\xf0" + b"\xff" * 60)
+
+
+@pytest.mark.parametrize("frequencies", [[3, 4, 8], [4, 4, 8], [5, 4, 8], [4, 12, 0], [0, 0, 15]])
+def test_a_table_adds_up(frequencies):
+    words = bitstream.zeroed(64)
+    end = ans.table_encode(int32(frequencies), 5, words)
+    found = np.empty(3, np.int32)
+    assert ans.table_decode(words, 5, 4, found) == (end if sum(frequencies) == 16 else -1)
+    assert found.tolist() == frequencies
 
 
 # --- in frames -----------------------------------------------------------------------------------

@@ -163,6 +163,15 @@ def test_rice_decode_refuses_what_does_not_fit():
     assert decoded(oracles.as_bytes(unary + [0] * 64), n, 2)[0] == -1
 
 
+@pytest.mark.skipif(not JIT, reason="reads 67 million words")
+def test_rice_decode_refuses_a_gap_that_overflows():
+    # 2^31 zeros before the one, and 32 low bits: 2^63 is negative in 64 bits.
+    words = np.zeros(2**26 + 2 + bitstream.GUARD, np.uint32)
+    words[0], words[2**26] = 1, 2
+    assert oracles.expected_parameter(2**36 - 1, 1) == 32
+    assert indices.rice_decode(words, 2**36, np.empty(1, np.uint8), np.empty(1, np.intp)) == -1
+
+
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
 def test_positions_cost_what_information_theory_asks(share):
     # log2 C(n, k) bits are needed on the average; random positions are the worst case.

@@ -34,15 +34,6 @@ def _expected(total, count):
 
 
 @inlined
-def _length(gaps, count, r):
-    """Bits of the first ``count`` gaps with parameter r."""
-    length = count * (r + 1)
-    for i in range(count):
-        length += gaps[i] >> r
-    return length
-
-
-@inlined
 def _zigzag(step):
     """0, −1, 1, −2, 2, … as 0, 1, 2, 3, 4, …"""
     return 2 * step if step >= 0 else -2 * step - 1
@@ -52,29 +43,20 @@ def _zigzag(step):
 def rice_plan(indices, n, parameters):
     """Choose the parameter of each block and return the length of the code in bits."""
     k = indices.size
-    gaps = np.empty(BLOCK, np.int64)
     bits = 0
     before = -1
     last = _expected(n - k, k)
     for block in range(parameters.size):
         start = block * BLOCK
         count = min(BLOCK, k - start)
-        gaps[0] = indices[start] - before - 1
-        for i in range(1, count):
-            gaps[i] = indices[start + i] - indices[start + i - 1] - 1
         end = indices[start + count - 1]
         r = _expected(end - before - count, count)
-        before = end
-        # A few long gaps raise the mean more than the best parameter.
-        least = _length(gaps, count, r)
-        while r > 0:
-            length = _length(gaps, count, r - 1)
-            if length >= least:
-                break
-            least = length
-            r -= 1
         parameters[block] = r
-        bits += least + _zigzag(r - last) + 1
+        bits += _zigzag(r - last) + 1 + count * (r + 1)
+        bits += (indices[start] - before - 1) >> r
+        for i in range(start + 1, start + count):
+            bits += (indices[i] - indices[i - 1] - 1) >> r
+        before = end
         last = r
     return bits
 
