@@ -28,7 +28,7 @@ class Draft(NamedTuple):
 
     Attributes:
         payload: what it spells.
-        target: what it stands for, (n,).
+        target: what it stands for, (n,); once it is committed the memory may take the vector over.
         clock: how far the run is; schedules go by it.
         news: how much news it is, where the local step has its own measure of that.
     """

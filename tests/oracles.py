@@ -32,14 +32,34 @@ def low_bits(number, width):
     return [(number >> j) & 1 for j in range(width)]
 
 
-def rice(indices, r):
-    """The bits of the Golomb-Rice code of ascending indices."""
-    bits, before = [], -1
-    for index in indices:
+def rice_parameters(indices, n, block=64):
+    """The Rice parameter of each block of ascending indices, from its mean gap."""
+    gaps = [int(b) - int(a) - 1 for a, b in zip([-1, *indices], indices, strict=False)]
+    blocks = [gaps[start : start + block] for start in range(0, len(gaps), block)]
+    return [expected_parameter(sum(mine), len(mine)) for mine in blocks]
+
+
+def expected_parameter(total, count):
+    """The least r ≤ 32 with 2^r ≥ 2·77/320·(mean + 1/2)."""
+    right = Fraction(154, 320) * (Fraction(total, max(count, 1)) + Fraction(1, 2))
+    return next((r for r in range(32) if 2**r >= right), 32)
+
+
+def rice(indices, n, parameters, block=64):
+    """The bits of the blocked Golomb-Rice code of ascending indices below n: unary parts, then low bits."""
+    unary, lows, before = [], [], -1
+    last = expected_parameter(n - len(indices), len(indices))
+    for number, index in enumerate(indices):
+        r = parameters[number // block]
+        if number % block == 0:
+            step = r - last
+            unary += [0] * (2 * step if step >= 0 else -2 * step - 1) + [1]
+            last = r
         gap = int(index) - before - 1
-        bits += [1] * (gap >> r) + [0] + low_bits(gap, r)
+        unary += [0] * (gap >> r) + [1]
+        lows += low_bits(gap, r)
         before = int(index)
-    return bits
+    return unary + lows
 
 
 def bitmap(indices, n):
@@ -64,6 +84,45 @@ def trits(codes):
     return bytes(
         sum(digit * 3**j for j, digit in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5)
     )
+
+
+def ans_frequencies(counts, scale):
+    """One for each count that is there, the rest in proportion, what is left to the first of the largest."""
+    there = [count for count in counts if count]
+    room = 2**scale - len(there)
+    f = [1 + count * room // sum(there) if count else 0 for count in counts]
+    f[counts.index(max(counts))] += 2**scale - sum(f)
+    return f
+
+
+def ans_stream(symbols, frequencies, scale):
+    """The 16-bit words and the two states from which symbols 0, 2, … and 1, 3, … are read."""
+    below = [sum(frequencies[:s]) for s in range(len(frequencies))]
+    states, words = [2**15, 2**15], []
+    for i, s in reversed(list(enumerate(symbols))):
+        x, f = states[i % 2], frequencies[s]
+        if x >= f << (31 - scale):
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[i % 2] = (x // f << scale) + below[s] + x % f
+    return words[::-1], states
+
+
+def ans_section(codes):
+    """Non-negative codes with their length, table and states, as docs/wire-format.md has it."""
+    first, last, k = min(codes), max(codes), len(codes)
+    scale = min(12, max(k.bit_length(), (len(set(codes)) - 1).bit_length()))
+    counts = [codes.count(code) for code in range(first, last + 1)]
+    f = ans_frequencies(counts, scale)
+    bits = low_bits(scale, 4) + low_bits(first, 12) + low_bits(last - first, 12)
+    for each in f:
+        bits += low_bits(each.bit_length(), 4) + low_bits(each, max(each.bit_length() - 1, 0))
+    table = as_bytes(bits + [0] * (-len(bits) % 16))
+    words, states = ans_stream([code - first for code in codes], f, scale)
+    data = table + b"".join(x.to_bytes(4, "little") for x in states)
+    data += b"".join(word.to_bytes(2, "little") for word in words)
+    length = [len(data)] if len(data) < 128 else [len(data) % 128 + 128, len(data) // 128]
+    return bytes(length) + data
 
 
 def philox(key, counter):

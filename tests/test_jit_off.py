@@ -36,6 +36,6 @@ def test_every_part_gives_the_same_bytes_and_values():
 
 
 def test_the_kernels_agree_with_their_twins():
-    tests = (str(HERE / name) for name in ("test_kernels.py", "test_within.py"))
+    tests = (str(HERE / name) for name in ("test_kernels.py", "test_ans.py", "test_within.py"))
     plain = without_jit("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     assert plain.returncode == 0, plain.stdout + plain.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 
@@ -11,7 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.kernels import accumulate, indices, pack, quantize, random, select, signs, simd_plain, vector
+from qsparse.kernels import (
+    accumulate,
+    bitstream,
+    indices,
+    pack,
+    quantize,
+    random,
+    select,
+    signs,
+    simd_plain,
+    vector,
+)
+from qsparse.kernels.bitstream import get, lowest, put
 from qsparse.kernels.jit import simd
 from qsparse.types import aligned
 
@@ -173,35 +186,120 @@ def test_vector_code_agrees_with_its_twin(name, scale):
 # --- positions -----------------------------------------------------------------------------------
 
 
+def planned(chosen, n):
+    parameters = np.empty(-(-chosen.size // indices.BLOCK), np.uint8)
+    return parameters, indices.rice_plan(chosen, n, parameters)
+
+
+def coded(chosen, n):
+    parameters, bits = planned(chosen, n)
+    words = bitstream.zeroed(bits)
+    indices.rice_encode(chosen, n, parameters, bits, words)
+    return bitstream.as_bytes(words, bits)
+
+
+def decoded(data, n, k):
+    again, parameters = np.empty(k, np.intp), np.empty(-(-k // indices.BLOCK), np.uint8)
+    used = indices.rice_decode(bitstream.as_words(np.frombuffer(data, np.uint8)), n, parameters, again)
+    return used, again
+
+
+def uneven(n, k):
+    """Positions of which the first tenth of n holds half, and the last one."""
+    draw = np.random.default_rng(k)
+    crowd, rest = draw.choice(n // 10, k // 2, replace=False), draw.choice(n, k - k // 2, replace=False)
+    return np.unique(np.concatenate([crowd, rest, [n - 1]])).astype(np.intp)
+
+
 @held
-@given(subset=subsets, r=st.integers(0, 12))
-def test_rice_codes(subset, r):
+@given(subset=subsets)
+def test_rice_codes(subset):
     n, chosen = subset
     chosen = np.array(chosen, np.intp)
-    expected = oracles.rice(chosen, r)
-    assert indices.rice_bits(chosen, r) == len(expected)
-    out = np.zeros((len(expected) + 7) // 8, np.uint8)
-    indices.rice_encode(chosen, r, out)
-    assert out.tobytes() == oracles.as_bytes(expected)
-    again = np.empty(chosen.size, np.intp)
-    assert indices.rice_decode(out, r, n, again) == 0
+    _rice_is_its_twin(n, chosen)
+
+
+@pytest.mark.parametrize(("n", "k"), [(4000, 130), (2_000_000, 500), (2**40, 70), (2**50, 3), (900, 170)])
+def test_rice_codes_of_several_blocks(n, k):
+    chosen = uneven(n, k) if n < 10**7 else np.arange(k, dtype=np.intp) ** 2 * (n // k**2)
+    _rice_is_its_twin(n, chosen)
+
+
+def _rice_is_its_twin(n, chosen):
+    parameters, bits = planned(chosen, n)
+    assert parameters.tolist() == oracles.rice_parameters(chosen, n)
+    expected = oracles.rice(chosen, n, parameters.tolist())
+    assert bits == len(expected)
+    data = coded(chosen, n)
+    assert data.tobytes() == oracles.as_bytes(expected)
+    used, again = decoded(data, n, chosen.size)
+    assert used == bits
     assert np.array_equal(again, chosen)
 
 
 @held
-@given(data=st.binary(max_size=40), r=st.integers(0, 62), n=st.integers(1, 200), k=st.integers(0, 40))
-def test_rice_decode_of_any_bytes_stays_in_range(data, r, n, k):
-    out = np.empty(min(k, n), np.intp)
-    if indices.rice_decode(np.frombuffer(data, np.uint8), r, n, out) == 0 and out.size:
-        assert out[0] >= 0
-        assert out[-1] < n
-        assert np.all(np.diff(out) > 0)
+@given(data=st.binary(max_size=60), n=st.integers(1, 200) | st.integers(1, 2**45), k=st.integers(0, 150))
+def test_rice_decode_of_any_bytes_stays_in_range(data, n, k):
+    used, found = decoded(data, n, min(k, n))
+    if used >= 0:
+        assert used <= 8 * len(data) + 31
+        assert not found.size or (found[0] >= 0 and found[-1] < n)
+        assert np.all(np.diff(found) > 0)
 
 
+@held
+@given(subset=subsets, place=st.integers(0, 10**6), value=st.integers(0, 255))
+def test_rice_decode_of_an_altered_code_stays_in_range(subset, place, value):
+    n, chosen = subset
+    data = bytearray(coded(np.array(chosen, np.intp), n).tobytes())
+    if data:
+        data[place % len(data)] = value
+    used, found = decoded(bytes(data), n, len(chosen))
+    if used >= 0 and found.size:
+        assert found[0] >= 0
+        assert found[-1] < n
+        assert np.all(np.diff(found) > 0)
+
+
+def test_rice_decode_refuses_what_does_not_fit():
+    n, chosen = 1000, np.array([3, 999], np.intp)
+    data = coded(chosen, n).tobytes()
+    assert decoded(data, n, 2)[0] > 0
+    assert decoded(data, n - 1, 2)[0] == -1  # an index beyond the end
+    assert decoded(data[:-1], n, 2)[0] > 8 * len(data[:-1])  # zeros of the guard were read
+    assert oracles.expected_parameter(2**36 - 2, 2) == 32
+    assert decoded(b"\7", 2**36, 2)[0] == -1  # 64 low bits in a word
+    assert decoded(b"", n, 2)[0] == -1
+    assert decoded(bytes(8), n, 2)[0] == -1  # a parameter without end
+    start = oracles.expected_parameter(n - 2, 2)
+    for parameter in (-1, 33):
+        step = parameter - start
+        unary = [0] * (2 * step if step >= 0 else -2 * step - 1) + [1, 1, 1]
+        assert decoded(oracles.as_bytes(unary + [0] * 70), n, 2)[0] == -1
+    # A gap of 100·2^32, whose parameter is in order.
+    unary = [0] * (2 * (32 - start)) + [1] + [0] * 100 + [1, 1]
+    assert decoded(oracles.as_bytes(unary + [0] * 64), n, 2)[0] == -1
+
+
+@pytest.mark.skipif(not JIT, reason="reads 67 million words")
 def test_rice_decode_refuses_a_gap_that_overflows():
-    # Two ones, a zero and 62 low bits: gap 2·2^62, which is negative in 64 bits.
-    data = np.frombuffer(oracles.as_bytes([1, 1, 0] + [0] * 62), np.uint8)
-    assert indices.rice_decode(data, 62, 100, np.empty(1, np.intp)) == -1
+    # 2^31 zeros before the one, and 32 low bits: 2^63 is negative in 64 bits.
+    words = np.zeros(2**26 + 2 + bitstream.GUARD, np.uint32)
+    words[0], words[2**26] = 1, 2
+    assert oracles.expected_parameter(2**36 - 1, 1) == 32
+    assert indices.rice_decode(words, 2**36, np.empty(1, np.uint8), np.empty(1, np.intp)) == -1
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+def test_positions_cost_what_information_theory_asks(share):
+    # log2 C(n, k) bits are needed on the average; random positions are the worst case.
+    n = 100 * LARGE
+    chosen = np.flatnonzero(np.random.default_rng(3).random(n) < share)
+    k = chosen.size
+    needed = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    assert planned(chosen, n)[1] <= 1.04 * needed
+    if k > 10 * indices.BLOCK:
+        assert planned(uneven(n, k), n)[1] <= 0.97 * needed
 
 
 @held
@@ -212,12 +310,36 @@ def test_bitmaps(subset):
     out = np.zeros((n + 7) // 8, np.uint8)
     indices.bitmap_encode(chosen, out)
     assert out.tobytes() == oracles.as_bytes(oracles.bitmap(chosen, n))
+    words = bitstream.as_words(out)
     again = np.empty(chosen.size, np.intp)
-    assert indices.bitmap_decode(out, n, again) == 0
+    assert indices.bitmap_decode(words, n, again) == 0
     assert np.array_equal(again, chosen)
-    assert indices.bitmap_decode(out, n, np.empty(chosen.size + 1, np.intp)) == -1
+    assert indices.bitmap_decode(words, n, np.empty(chosen.size + 1, np.intp)) == -1
     if chosen.size:
-        assert indices.bitmap_decode(out, n, np.empty(chosen.size - 1, np.intp)) == -1
+        assert indices.bitmap_decode(words, n, np.empty(chosen.size - 1, np.intp)) == -1
+        assert indices.bitmap_decode(words, chosen[-1], again) == -1
+
+
+@held
+@given(fields=st.lists(st.integers(0, 32).flatmap(lambda w: st.tuples(st.integers(0, 2**w - 1), st.just(w)))))
+def test_fields_of_a_stream(fields):
+    bits = [bit for value, width in fields for bit in oracles.low_bits(value, width)]
+    words, at = bitstream.zeroed(len(bits)), 0
+    for value, width in fields:
+        put(words, at, value, width)
+        at += width
+    data = bitstream.as_bytes(words, at)
+    assert data.tobytes() == oracles.as_bytes(bits)
+    words, at = bitstream.as_words(data), 0
+    for value, width in fields:
+        assert get(words, at, width) == value
+        at += width
+
+
+def test_the_lowest_one_of_a_word():
+    for place in range(32):
+        for above in (0, 1, 0xFFFF_FFFF):
+            assert lowest((above << (place + 1) | 1 << place) & bitstream.MASK) == place
 
 
 # --- packing -------------------------------------------------------------------------------------

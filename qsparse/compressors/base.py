@@ -119,6 +119,21 @@ class Sum(NamedTuple):
         return self.out, reach
 
 
+def varint(value: int) -> bytes:
+    """A non-negative integer, seven bits a byte, lowest first; all but the last byte have the top bit set."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def varint_size(value: int) -> int:
+    """Bytes of a `varint`."""
+    return max(1, -(-value.bit_length() // 7))
+
+
 class Writer:
     """Collects the sections of a body."""
 
@@ -138,13 +153,8 @@ class Writer:
         self.sections.append(struct.pack("<f", value))
 
     def varint(self, value: int) -> None:
-        """A non-negative integer, seven bits a byte, lowest first."""
-        out = bytearray()
-        while value >= 0x80:
-            out.append(value & 0x7F | 0x80)
-            value >>= 7
-        out.append(value)
-        self.sections.append(out)
+        """See `varint`."""
+        self.sections.append(varint(value))
 
     def array(self, values: npt.NDArray[Any]) -> None:
         """The bytes of a contiguous array, little endian."""
@@ -159,6 +169,8 @@ class Reader:
         self.rest = body
         #: How deep the part that is being read lies within pieces of pieces.
         self.depth = 0
+        #: Whether the quantizer section that is being read has entropy-coded values.
+        self.coded = False
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""

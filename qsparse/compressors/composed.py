@@ -1,7 +1,7 @@
 """Selector >> quantizer: the only place where the two meet.
 
-Body: index section, quantizer code (u8), quantizer section. The index section says how the kept
-positions are written, and is chosen for each message as the shortest:
+Body: index section, quantizer code (u8; 64 more where its codes are entropy-coded), quantizer section. The
+index section says how the kept positions are written, and is chosen for each message as the shortest:
 
 ====  ========  ====================================================================
 code  name      what follows
@@ -9,14 +9,13 @@ code  name      what follows
 0     ALL       nothing: every coordinate speaks
 1     FIXED     k (varint), positions of ⌈log2 n⌉ bits each
 2     BITMAP    k (varint), n bits
-3     RICE      k (varint), parameter r (u8), bytes (varint), Golomb–Rice codes of the gaps
+3     RICE      k (varint), bytes (varint), Golomb–Rice codes of the gaps, a parameter a block
 4     SEEDED    k (varint), key (u64): positions drawn again by `kernels.random.sample`
 ====  ========  ====================================================================
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,16 +34,19 @@ from qsparse.compressors.base import (
     Writer,
     body_reader,
     cannot_join,
+    varint_size,
 )
 from qsparse.errors import CompositionError, Corrupted
+from qsparse.kernels import bitstream, pack, random, threads
 from qsparse.kernels import indices as gaps
-from qsparse.kernels import pack, random, threads
 from qsparse.payload import Bytes, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
 COMPOSED: Final = 1
+#: Added to a quantizer's code where its codes are entropy-coded.
+_CODED: Final = 64
 #: How many values are decoded at a time: a multiple of what any quantizer needs, and what caches hold.
 _PART: Final = 512 * threads.GRAIN
 #: A length beyond every k.
@@ -76,10 +78,11 @@ def stored(values: npt.NDArray[Any]) -> Fill:
 
 
 class Section(NamedTuple):
-    """A quantizer's part of a body, and its paper bits."""
+    """A quantizer's part of a body, its paper bits, and whether its codes are entropy-coded."""
 
     parts: list[Bytes]
     nbits: int
+    coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -349,8 +352,8 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
         return 0
     if isinstance(selector, Everything):
         out.u8(_ALL)
-        out.u8(quantizer.code)
         section = quantizer.encode_sum(total, seed.child(1))
+        out.u8(quantizer.code | (_CODED if section.coded else 0))
         out.sections.extend(section.parts)
         return section.nbits
     kept = selector.select_sum(total, seed)
@@ -368,43 +371,42 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
         nbits = k * index_width(n)
     if k == 0:
         return nbits
-    out.u8(quantizer.code)
     section = quantizer.encode(kept.values, seed.child(1))
+    out.u8(quantizer.code | (_CODED if section.coded else 0))
     out.sections.extend(section.parts)
     return nbits + section.nbits
 
 
 def _write_indices(indices: Indices, n: int, out: Writer) -> None:
     k = indices.size
-    r = _rice_parameter(indices, n)
-    rice = int(gaps.rice_bits(indices, r))
-    fixed = k * index_width(n)
-    if rice <= min(fixed, n):
-        out.u8(_RICE)
-        out.varint(k)
-        out.u8(r)
-        data = np.zeros((rice + 7) // 8, np.uint8)
-        gaps.rice_encode(indices, r, data)
-        out.varint(data.size)
-    elif n <= fixed:
-        out.u8(_BITMAP)
-        out.varint(k)
-        data = np.zeros((n + 7) // 8, np.uint8)
-        gaps.bitmap_encode(indices, data)
-    else:
+    parameters = np.empty(_blocks(k), np.uint8)
+    rice = int(gaps.rice_plan(indices, n, parameters))
+    length = (rice + 7) // 8
+    fixed = (k * index_width(n) + 7) // 8
+    bitmap = (n + 7) // 8
+    shortest = min(length + varint_size(length), bitmap, fixed)
+    if shortest == fixed:
         out.u8(_FIXED)
         out.varint(k)
-        data = np.zeros((fixed + 7) // 8, np.uint8)
+        data = np.zeros(fixed, np.uint8)
         pack.pack(indices, 0, index_width(n), data)
+    elif shortest == bitmap:
+        out.u8(_BITMAP)
+        out.varint(k)
+        data = np.zeros(bitmap, np.uint8)
+        gaps.bitmap_encode(indices, data)
+    else:
+        out.u8(_RICE)
+        out.varint(k)
+        out.varint(length)
+        words = bitstream.zeroed(rice)
+        gaps.rice_encode(indices, n, parameters, rice, words)
+        data = bitstream.as_bytes(words, rice)
     out.array(data)
 
 
-def _rice_parameter(indices: Indices, n: int) -> int:
-    """The parameter with the shortest code: near log2 of (ln 2 × mean gap), settled by measuring."""
-    if indices.size == 0:
-        return 0
-    guess = max(0, round(math.log2(max((n - indices.size) / indices.size * math.log(2), 1.0))))
-    return min(range(max(guess - 1, 0), guess + 2), key=lambda r: int(gaps.rice_bits(indices, r)))
+def _blocks(k: int) -> int:
+    return -(-k // gaps.BLOCK)
 
 
 @body_reader(COMPOSED)
@@ -416,9 +418,13 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     if k == 0:
         return
     code = reader.u8()
-    if code not in _quantizers:
+    quantizer = _quantizers.get(code)
+    reader.coded = quantizer is None and code & _CODED > 0
+    if reader.coded:
+        quantizer = _quantizers.get(code ^ _CODED)
+    if quantizer is None or (reader.coded and not hasattr(quantizer, "coder")):
         raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
-    fill = _quantizers[code].decode(reader, k)
+    fill = quantizer.decode(reader, k)
     if indices is not None:
         values = np.empty(k, dtype)
         fill(0, values)
@@ -447,18 +453,28 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     k = reader.varint()
     if k > n:
         raise Corrupted(f"a frame keeps {k} of {n} coordinates")
-    indices = np.empty(k, np.intp)
-    wrong = 0
+    # Room is made for k indices once the bytes that spell them are there.
     if coding == _FIXED:
-        pack.unpack(reader.array((k * index_width(n) + 7) // 8, "u1"), 0, index_width(n), indices)
+        data = reader.array((k * index_width(n) + 7) // 8, "u1")
+        indices = np.empty(k, np.intp)
+        pack.unpack(data, 0, index_width(n), indices)
         wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
     elif coding == _BITMAP:
-        wrong = gaps.bitmap_decode(reader.array((n + 7) // 8, "u1"), n, indices)
+        words = bitstream.as_words(reader.array((n + 7) // 8, "u1"))
+        indices = np.empty(k, np.intp)
+        wrong = gaps.bitmap_decode(words, n, indices) < 0
     elif coding == _RICE:
-        r = reader.u8()
-        wrong = r > 62 or gaps.rice_decode(reader.array(reader.varint(), "u1"), r, n, indices)
+        data = reader.array(reader.varint(), "u1")
+        # A gap takes at least one bit.
+        indices = np.empty(min(k, 8 * data.size), np.intp)
+        used = gaps.rice_decode(
+            bitstream.as_words(data), n, np.empty(_blocks(indices.size), np.uint8), indices
+        )
+        wrong = indices.size < k or (used + 7) // 8 != data.size
     elif coding == _SEEDED:
+        indices = np.empty(k, np.intp)
         random.sample(*random.halves(reader.u64()), n, indices)
+        wrong = False
     else:
         raise Corrupted(f"a frame writes its indices in coding {coding}, which this release does not know")
     if wrong:

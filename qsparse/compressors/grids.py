@@ -1,24 +1,29 @@
-"""What quantizers on a grid share: codes of b bits behind a short header."""
+"""What quantizers on a grid share: codes of b bits behind a short header, packed or by their entropy."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from qsparse.compressors.base import Reader
-from qsparse.compressors.composed import Fill
+from qsparse.compressors.base import Reader, refuse, varint, varint_size
+from qsparse.compressors.composed import Fill, Section, stored
 from qsparse.errors import Corrupted
-from qsparse.kernels import pack, quantize, threads
+from qsparse.kernels import ans, bitstream, pack, quantize, threads
 from qsparse.kernels.threads import GRAIN
 from qsparse.payload import Bytes, raw
 from qsparse.types import Vector
+
+Codes = npt.NDArray[Any]
 
 #: How many codes are made or read at a time.
 _PART: Final = 64 * GRAIN
 #: Bits of the widest code that a quantizer writes.
 WIDEST: Final = 16
+#: Bits before the table of coded values.
+_HEAD: Final = 28
 
 
 def code_width(levels: int) -> int:
@@ -34,8 +39,29 @@ def read_width(section: Reader) -> int:
     return bits
 
 
+def check_coder(part: object, coder: str) -> None:
+    """Refuse a coder that there is not."""
+    if coder not in ("packed", "ans"):
+        raise refuse(part, "coder must be 'packed' or 'ans'")
+
+
+def spelled(head: Bytes, codes: Fill | None, count: int, bits: int, nbits: int, coder: str) -> Section:
+    """A section of codes behind a head: in ``bits`` each, or by ``coder`` where that is shorter.
+
+    ``codes`` writes those from a number on into an array; all are zero where it is None.
+    """
+    if coder == "ans":
+        whole = np.zeros(count, np.int32)
+        if codes is not None:
+            codes(0, whole)
+        short = squeezed(whole, 1 << bits, (count * bits + 7) // 8)
+        if short is not None:
+            return Section([head, short], nbits, coded=True)
+    return Section([head, packed(codes, count, bits)], nbits)
+
+
 def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
-    """So many codes of b bits each, made in parts that caches hold; zeros where nothing makes them."""
+    """Codes in b bits each, made in parts that caches hold."""
     data = np.zeros((count * bits + 7) // 8, np.uint8)
     if codes is None:
         return raw(data)
@@ -56,19 +82,93 @@ def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
 
 
 def on_grid(section: Reader, count: int, bits: int, zero: int, origin: float, step: float) -> Fill:
-    """origin + step·(code − zero) of the codes that `packed` wrote."""
-    data = section.array((count * bits + 7) // 8, "u1")
+    """origin + step·(code − zero) of the codes that `spelled` wrote."""
+    if section.coded:
+        return valued(stored(unsqueezed(section, count, 1 << bits)), np.int32, zero, origin, step)
+    kind = np.uint8 if bits <= 8 else np.int32
+    return valued(unpacked(section, count, bits), kind, zero, origin, step)
+
+
+def valued(codes: Fill, kind: type, zero: int, origin: float, step: float) -> Fill:
+    """origin + step·(code − zero) of codes that come in arrays of a kind."""
 
     def fill(start: int, out: Vector) -> None:
-        codes = np.empty(out.size, np.uint8 if bits <= 8 else np.int32)
-        here = data[start * bits // 8 : ((start + out.size) * bits + 7) // 8]
-        if bits <= 8:
-            pack.unpack_bytes(here, bits, codes)
-        else:
-            pack.unpack(here, 0, bits, codes)
-        quantize.grid_values(codes, zero, origin, step, out)
+        some: Codes = np.empty(out.size, kind)
+        codes(start, some)
+        quantize.grid_values(some, zero, origin, step, out)
 
     return fill
+
+
+def unpacked(section: Reader, count: int, bits: int) -> Fill:
+    """The codes that `packed` wrote."""
+    data = section.array((count * bits + 7) // 8, "u1")
+
+    def fill(start: int, out: Codes) -> None:
+        here = data[start * bits // 8 : ((start + out.size) * bits + 7) // 8]
+        if bits <= 8:
+            pack.unpack_bytes(here, bits, out)
+        else:
+            pack.unpack(here, 0, bits, out)
+
+    return fill
+
+
+def squeezed(codes: Codes, symbols: int, limit: int) -> Bytes | None:
+    """Codes < ``symbols`` by `kernels.ans`, or None where that takes ``limit`` bytes or more.
+
+    Length (varint); scale (4 bits), least code (12), greatest less least (12), table, to a whole
+    number of two bytes; two states (u32), stream.
+    """
+    if symbols > 1 << ans.SCALE:
+        return None
+    histogram = np.zeros((symbols, 2), np.int64)
+    ans.count(codes, histogram)
+    counts = histogram.sum(axis=1)
+    present = np.flatnonzero(counts)
+    first, last = int(present[0]), int(present[-1])
+    # A short message has no use for fine frequencies.
+    scale = min(ans.SCALE, max(codes.size.bit_length(), (present.size - 1).bit_length()))
+    frequencies = np.empty(last + 1 - first, np.int32)
+    ans.scaled(counts[first : last + 1], scale, frequencies)
+    words = bitstream.zeroed(_HEAD + 2 * ans.SCALE * frequencies.size)
+    words[0] = scale | first << 4 | last - first << 16
+    table = ans.table_encode(frequencies, _HEAD, words)
+    head = bytes(bitstream.as_bytes(words, 16 * -(-table // 16)))
+    # The stream may take what is left of the limit; the coder looks ahead of what it writes.
+    halves = np.empty(max(limit - len(head) - 8, 0) // 2 + ans.AHEAD, np.uint16)
+    states = np.empty(2, np.int64)
+    begin = ans.encode(codes, first, frequencies, scale, halves, states)
+    if begin < 0:
+        return None
+    stream = halves[begin:].astype("<u2", copy=False)
+    length = len(head) + 8 + stream.nbytes
+    if varint_size(length) + length >= limit:
+        return None
+    return b"".join((varint(length), head, states.astype("<u4").tobytes(), stream.tobytes()))
+
+
+def unsqueezed(section: Reader, count: int, symbols: int) -> Codes:
+    """The codes that `squeezed` wrote."""
+    data = section.array(section.varint(), "u1")
+    words = bitstream.as_words(data)
+    head = int(words[0])
+    scale, first, span = head & 15, head >> 4 & 0xFFF, (head >> 16 & 0xFFF) + 1
+    frequencies = np.empty(span, np.int32)
+    table = -1
+    if scale <= ans.SCALE and first + span <= symbols:
+        table = ans.table_decode(words, _HEAD, scale, frequencies)
+    rest = data[2 * -(-table // 16) :]
+    if table < 0 or rest.size < 8 or rest.size % 2:
+        raise Corrupted("a frame has coded values with a table that does not fit")
+    states = np.frombuffer(rest[:8].tobytes(), "<u4").astype(np.int64)
+    halves = np.zeros(rest.size // 2 - 4 + ans.AHEAD, np.uint16)
+    halves[: -ans.AHEAD] = np.frombuffer(rest[8:].tobytes(), "<u2")
+    codes = np.empty(count, np.int32)
+    fine = states.min() >= ans.LOWEST and states.max() < 1 << 31
+    if not fine or ans.decode(halves, states, frequencies, scale, first, codes) < 0:
+        raise Corrupted(f"a frame has coded values that are not {count}")
+    return codes
 
 
 def contraction(omega: float) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, refuse
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import WIDEST, contraction, on_grid, packed, read_width
+from qsparse.compressors.grids import WIDEST, check_coder, contraction, on_grid, read_width, spelled
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell
@@ -30,10 +30,12 @@ class LowPrecision(Quantizer):
     Args:
         bits: b, 2 to 16, and the floor under `within`; a message takes 32 + b·k bits.
         delta: a fixed δ > 0, or None for the one above.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     bits: int = 8
     delta: float | None = None
+    coder: str = "packed"
     code: ClassVar[int] = 7
 
     def __post_init__(self) -> None:
@@ -41,6 +43,7 @@ class LowPrecision(Quantizer):
             raise refuse(self, "bits must be a whole number of 2 to 16")
         if self.delta is not None and not 0 < self.delta < float("inf"):
             raise refuse(self, "delta must be positive")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
@@ -61,8 +64,8 @@ class LowPrecision(Quantizer):
             else:
                 out[...] = half
 
-        parts = [struct.pack("<Bf", self.bits, end), packed(codes, values.size, self.bits)]
-        return Section(parts, 32 + self.bits * values.size)
+        head, nbits = struct.pack("<Bf", self.bits, end), 32 + self.bits * values.size
+        return spelled(head, codes, values.size, self.bits, nbits, self.coder)
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """The least b ≥ ``bits`` with E‖Q(x) − x‖² = δ²·Σf_i(1 − f_i) ≤ tolerance (Yu et al., 2019, eq. 2).
@@ -87,7 +90,7 @@ class LowPrecision(Quantizer):
             else:
                 error = vector.squared_norm(x)
             if error <= tolerance:
-                return LowPrecision(bits)
+                return replace(self, bits=bits)
         return FLOAT32
 
     @staticmethod

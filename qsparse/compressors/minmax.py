@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed
+from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, spelled
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -27,14 +27,17 @@ class MinMax(Quantizer):
 
     Args:
         levels: s ≥ 1, at most 65535; a value takes ⌈log2(s + 1)⌉ bits.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     levels: int = 15
+    coder: str = "packed"
     code: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 65535:
             raise refuse(self, "levels must be a whole number of 1 to 65535")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Levels (u16), min (f32), max (f32), codes."""
@@ -46,11 +49,8 @@ class MinMax(Quantizer):
             some, inverse = values[start : start + out.size], self.levels / (high - low)
             quantize.grid_random(some, low, inverse, 0, self.levels, *key, start, out)
 
-        parts = [
-            struct.pack("<Hff", self.levels, low, high),
-            packed(codes if high > low else None, values.size, width),
-        ]
-        return Section(parts, 64 + values.size * width)
+        head, nbits = struct.pack("<Hff", self.levels, low, high), 64 + values.size * width
+        return spelled(head, codes if high > low else None, values.size, width, nbits, self.coder)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Reader, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import code_width, contraction, on_grid, packed, read_width
+from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, read_width, spelled
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -30,15 +30,18 @@ class QSGD(Quantizer):
     Args:
         levels: s ≥ 1, at most 32767; a value takes 1 + ⌈log2(s + 1)⌉ bits.
         scaled: send Q(v)/(1 + β).
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     levels: int = 15
     scaled: bool = False
+    coder: str = "packed"
     code: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 32767:
             raise refuse(self, "levels must be a whole number of 1 to 32767")
+        check_coder(self, self.coder)
 
     def beta(self, k: int) -> float:
         """β(k, s) = min(k/s², √k/s)."""
@@ -61,8 +64,8 @@ class QSGD(Quantizer):
             else:
                 out[...] = zero
 
-        parts = [struct.pack("<Bf", width, step), packed(codes, values.size, width)]
-        return Section(parts, 32 + values.size * width)
+        head, nbits = struct.pack("<Bf", width, step), 32 + values.size * width
+        return spelled(head, codes, values.size, width, nbits, self.coder)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:

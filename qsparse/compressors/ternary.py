@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.base import Reader
-from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import contraction, flat_variance
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
+from qsparse.compressors.grids import check_coder, contraction, flat_variance, squeezed, unsqueezed, valued
 from qsparse.kernels import pack, quantize, random, threads, vector
 from qsparse.payload import raw
 from qsparse.registry import register
@@ -25,39 +26,54 @@ class Ternary(Quantizer):
     """‖v‖∞·sign(v_i)·b_i with P(b_i = 1) = |v_i|/‖v‖∞ (TernGrad: Wen et al., 2017).
 
     Unbiased, ω = (√k − 1)/2. The paper's bits are 32 + ⌈k·log2 3⌉; five values share a byte.
+
+    Args:
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
+    coder: str = "packed"
     code: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """‖v‖∞ (f32), trits."""
         scale = float(np.float32(vector.reach(values)))
-        out = np.empty((values.size + 4) // 5, np.uint8)
+        head, nbits, size = struct.pack("<f", scale), self._bits(values.size), (values.size + 4) // 5
         key = random.halves(seed.key)
 
-        def share(start: int, stop: int) -> None:
-            codes = np.empty(stop - start, np.uint8)
-            quantize.levels_random(values[start:stop], 1 / scale, 1, 1, *key, start, codes)
-            pack.pack_trits(codes, out[start // 5 : (stop + 4) // 5])
+        def codes(start: int, out: npt.NDArray[Any]) -> None:
+            if scale > 0:
+                some = values[start : start + out.size]
+                quantize.levels_random(some, 1 / scale, 1, 1, *key, start, out)
+            else:
+                out[...] = 1
 
-        if scale > 0:
-            threads.spread(share, values.size)
-        else:
-            pack.pack_trits(np.ones(values.size, np.uint8), out)
-        return Section([struct.pack("<f", scale), raw(out)], self._bits(values.size))
+        if self.coder == "ans":
+            whole = np.empty(values.size, np.int32)
+            codes(0, whole)
+            short = squeezed(whole, 3, size)
+            if short is not None:
+                return Section([head, short], nbits, coded=True)
+        data = np.empty(size, np.uint8)
+
+        def share(start: int, stop: int) -> None:
+            some = np.empty(stop - start, np.uint8)
+            codes(start, some)
+            pack.pack_trits(some, data[start // 5 : (stop + 4) // 5])
+
+        threads.spread(share, values.size)
+        return Section([head, raw(data)], nbits)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """scale·code."""
         scale = section.f32()
+        if section.coded:
+            return valued(stored(unsqueezed(section, k, 3)), np.int32, 1, 0.0, scale)
         data = section.array((k + 4) // 5, "u1")
-
-        def fill(start: int, out: Vector) -> None:
-            codes = np.empty(out.size, np.uint8)
-            pack.unpack_trits(data[start // 5 :], codes)
-            quantize.grid_values(codes, 1, 0.0, scale, out)
-
-        return fill
+        return valued(lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, 1, 0.0, scale)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

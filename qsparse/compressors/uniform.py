@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, Sum, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import on_grid, packed, read_width
+from qsparse.compressors.grids import check_coder, on_grid, read_width, spelled
 from qsparse.kernels import quantize, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -27,14 +27,17 @@ class Uniform(Quantizer):
 
     Args:
         bits: b, 1 to 16; a message takes 32 + b·k bits.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     bits: int = 4
+    coder: str = "packed"
     code: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 16:
             raise refuse(self, "bits must be a whole number of 1 to 16")
+        check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
@@ -51,11 +54,8 @@ class Uniform(Quantizer):
         def codes(start: int, out: npt.NDArray[Any]) -> None:
             quantize.radius_nearest(values[start : start + out.size], 1 / radius, most, out)
 
-        parts = [
-            struct.pack("<Bf", self.bits, radius),
-            packed(codes if radius > 0 else None, values.size, self.bits),
-        ]
-        return Section(parts, 32 + self.bits * values.size)
+        head, nbits = struct.pack("<Bf", self.bits, radius), 32 + self.bits * values.size
+        return spelled(head, codes if radius > 0 else None, values.size, self.bits, nbits, self.coder)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
