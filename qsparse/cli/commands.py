@@ -14,6 +14,7 @@ from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
+from qsparse.cli.warm import warm
 from qsparse.errors import QsparseError
 
 
@@ -34,5 +35,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, reproduce):
+for command in (train, list_parts, bits, tune_command, laws, doctor, warm, reproduce):
     qsparse.add_command(command)
