@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import tempfile
 import time
@@ -57,22 +58,28 @@ def warm_link(link: Link, start: Vector, rank: int) -> None:
 
 
 def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> None:
-    """Take one step, alone, on noise for a gradient."""
+    """Take a step, alone, on noise for a gradient."""
     # What would be said to workers that do not wait is the same, so one that waits will do.
     row = replace(algorithm, meeting=Sync(), prelude=None, length=None)
-    noise = _noise(start)
+    _step(replace(row, trigger=Every(1)), 1, start, layout)
+    if row.trigger.may_skip or row.trigger.asks:
+        # Asked of a draft that is then perhaps not sent; of a model by comparison with the one before.
+        _step(row, 2, start, layout)
+
+
+def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
+    noise, calls = _noise(start), itertools.count(1)
 
     def oracle(x: Vector, batch: Any, out: Vector) -> float:
-        np.copyto(out, noise)
+        # Never the same twice: who reports the difference of two gradients has something to say.
+        np.multiply(noise, next(calls), out=out)
         return 0.0
 
-    # A trigger may ask more of a draft, and may then not send it.
-    for one in {row.trigger: row, Every(1): replace(row, trigger=Every(1))}.values():
-        (wire,) = ThreadWire.group(1)
-        x = start.copy()
-        station = Station(one, ParameterServer(), wire, x, Seed(0), layout, Ledger())
-        for _ in rounds(one, station, x, 1, oracle, lambda t: None):
-            pass
+    (wire,) = ThreadWire.group(1)
+    x = start.copy()
+    station = Station(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
+    for _ in rounds(row, station, x, steps, oracle, lambda t: None):
+        pass
 
 
 def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:
