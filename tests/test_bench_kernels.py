@@ -145,3 +145,24 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
     done = CliRunner().invoke(qsparse, command)
     assert done.exit_code == 1
     assert "cannot write --json" in done.stderr
+
+
+def test_ratios_are_medians_of_rounds_and_the_right_way_up():
+    compressor = build("topk(ratio=0.1) >> sign", "compressor")
+    payload = compressor.compress(next(vectors(N)), Seed(0))
+    seconds = {
+        "add": [1.0, 2.0, 4.0],
+        "encode": [3.0, 2.0, 2.0],
+        "decode": [1.0, 8.0, 2.0],
+        "torch_topk": [30.0, 60.0, 80.0],
+        "argpartition": [6.0, 5.0, 1.0],
+    }
+    encode, decode = kernels._rows("text", "memory", compressor, payload, seconds)
+    assert (encode.milliseconds, encode.to_add, encode.torch_topk, encode.argpartition) == (2000, 1, 30, 2)
+    assert (decode.milliseconds, decode.to_add, decode.torch_topk, decode.argpartition) == (
+        2000,
+        1,
+        None,
+        None,
+    )
+    assert encode.gigabytes_per_second == pytest.approx(4 * N / 2 / 1e9)

@@ -169,12 +169,13 @@ class NumpyTopK:
 
     def __init__(self, n: int, k: int, said: Callable[[Any, Any], Any]) -> None:
         self.k, self._said = k, said
-        self.residual, self._target = np.zeros(n, np.float32), np.zeros(n, np.float32)
+        self.residual, self._target, self._size = (np.zeros(n, np.float32) for _ in range(3))
 
     def step(self, v: Vector) -> np.ndarray:
         """Say v; returns the kept positions, in no order."""
         target = np.add(v, self.residual, out=self._target)
-        kept = np.argpartition(np.abs(target), v.size - self.k)[v.size - self.k :]
+        size = np.abs(target, out=self._size)
+        kept = np.argpartition(size, v.size - self.k)[v.size - self.k :]
         values = target[kept]
         target[kept] = values - self._said(np, values)
         self.residual, self._target = target, self.residual

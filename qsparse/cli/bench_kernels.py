@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -30,14 +31,14 @@ def kernels(n: int, ratios: tuple[float, ...], rounds: int, file: str | None, qu
     """
     settings = Settings(n=n, shares=ratios, rounds=rounds)
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
-    try:
-        # Before minutes are spent on figures that have no place to go.
-        sink = None if file is None else open(file, "w", encoding="utf-8")
-    except OSError as error:
-        raise SettingError(f"cannot write --json {file}: {error.strerror}") from None
-    found = measure(settings, say)
-    if sink is not None:
-        with sink:
+    with contextlib.ExitStack() as stack:
+        try:
+            # Before minutes are spent on figures that have no place to go.
+            sink = file and stack.enter_context(open(file, "w", encoding="utf-8"))
+        except OSError as error:
+            raise SettingError(f"cannot write --json {file}: {error.strerror}") from None
+        found = measure(settings, say)
+        if sink:
             json.dump(found, sink, indent=1)
     click.echo(_table(found))
 

@@ -23,7 +23,7 @@ class TorchTopK:
 
     def __init__(self, n: int, k: int, said: Callable[[Any, Any], Any]) -> None:
         self.k, self._said = k, said
-        self._residual, self._target = torch.zeros(n), torch.zeros(n)
+        self._residual, self._target, self._size = (torch.zeros(n) for _ in range(3))
 
     @property
     def residual(self) -> Vector:
@@ -34,7 +34,7 @@ class TorchTopK:
     def step(self, v: Vector) -> np.ndarray:
         """Say v; returns the kept positions, in no order."""
         target = torch.add(torch.from_numpy(v), self._residual, out=self._target)
-        kept = torch.topk(target.abs(), self.k, sorted=False).indices
+        kept = torch.topk(torch.abs(target, out=self._size), self.k, sorted=False).indices
         values = target[kept]
         target[kept] = values - self._said(torch, values)
         self._residual, self._target = target, self._residual
