@@ -96,6 +96,7 @@ def _noise(like: Vector) -> Vector:
 
 
 def _warm(rehearse: Callable[[], None], what: str, rank: int) -> None:
+    jit.get_ready()  # every rank for itself, so not while others wait
     speaks = _once(rehearse, what) if jit.folder() is not None else _alone(rehearse, rank)
     sentence = jit.trouble()
     if speaks and sentence is not None:

@@ -68,6 +68,12 @@ def inlined(function: F) -> F:
     return _cached(function, inline="always")
 
 
+def get_ready() -> None:
+    """Have numba load what it needs for its first kernel: nearly all of the time that a warm start takes."""
+    for made in _kernels[:1]:
+        made.targetctx.refresh()
+
+
 def compiled() -> list[str]:
     """The kernels that this process has compiled, each with its types."""
     return _signatures("cache_misses")
