@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,8 +18,44 @@ _kernels: Final[list[Any]] = []
 _troubles: Final[list[str]] = []
 
 
+@functools.cache
+def _sources() -> bytes:
+    """A hash of all kernels' sources: they are compiled into each other, across files."""
+    digest = hashlib.blake2b(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+class _Files(IndexDataCacheFile):
+    """One file for each kernel, its types, the processor and the sources; there is no index.
+
+    Numba's own files are numbered, by an index that machines which share a folder may write at the
+    same time; then a number can come to hold another one's machine code.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Write a file, whole or not at all."""
+        self._save_data(self._file(key), data)
+
+    def load(self, key: Any) -> Any:
+        """What was saved, or None."""
+        try:
+            return self._load_data(self._file(key))
+        except FileNotFoundError:
+            return None
+
+    def _file(self, key: Any) -> str:
+        digest = hashlib.blake2b(repr(key).encode() + _sources(), digest_size=12).hexdigest()
+        return f"{self._index_name.removesuffix('.nbi')}.{digest}.nbc"
+
+
 class _Cache(FunctionCache):
     """numba's cache of one kernel; a folder that is torn, full or read-only ends no run."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, b"")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The machine code from the disk, or None."""
@@ -25,7 +63,7 @@ class _Cache(FunctionCache):
             return super().load_overload(sig, target_context)
         except Exception as error:
             # Whatever a torn file makes of unpickling.
-            self._forget(f"a compiled kernel in {self.cache_path} cannot be read", error)
+            self._note("a compiled kernel cannot be read and is compiled anew", error)
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -33,13 +71,10 @@ class _Cache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            # An index without its data could find that of an older release.
-            self._forget(f"no compiled kernel can be written to {self.cache_path}", error)
+            self._note("no compiled kernel can be written, so others compile it too", error)
 
-    def _forget(self, trouble: str, error: Exception) -> None:
-        _troubles.append(f"{trouble} ({type(error).__name__}: {error}), so it is compiled anew")
-        with contextlib.suppress(OSError):
-            os.unlink(self._cache_file._index_path)
+    def _note(self, trouble: str, error: Exception) -> None:
+        _troubles.append(f"in {self.cache_path} {trouble} ({type(error).__name__}: {error})")
 
 
 def _cached(function: F, **options: Any) -> F:
