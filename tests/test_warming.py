@@ -304,3 +304,21 @@ def test_what_was_done_before_is_done_again(two, tmp_path):
     third = turn(tmp_path)
     assert third.stdout.readline() == "in\n"
     third.communicate("\n")
+
+
+THREADS = """
+import sys
+import numpy as np
+from qsparse.link import Link
+from qsparse.registry import build
+from qsparse.warming import warm_link
+from qsparse.wire.threads import run_threads
+link = Link(build("topk(k=3) >> sign", "compressor"), build("errorfeedback", "memory"))
+sys.setswitchinterval(1e-5)
+run_threads(8, lambda wire: warm_link(link, np.zeros(20, np.float32), wire.rank))
+"""
+
+
+def test_ranks_that_are_threads_do_not_start_numba_twice(warm):
+    done = finish(start([sys.executable, "-W", "error", "-c", THREADS], env=warm), 60)
+    assert done.returncode == 0, done

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.compiler_lock import global_compiler_lock
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -105,8 +106,9 @@ def inlined(function: F) -> F:
 
 def get_ready() -> None:
     """Have numba load what it needs for its first kernel: nearly all of the time that a warm start takes."""
-    for made in _kernels[:1]:
-        made.targetctx.refresh()
+    with global_compiler_lock:  # ranks may be threads
+        for made in _kernels[:1]:
+            made.targetctx.refresh()
 
 
 def compiled() -> list[str]:
