@@ -19,6 +19,7 @@ from qsparse.payload import Payload
 from qsparse.registry import build
 from qsparse.seeds import Seed
 from qsparse.types import State
+from qsparse.warming import warm_link
 from qsparse.wire.base import Wire
 
 
@@ -164,6 +165,8 @@ class CompressedAllreduce:
     def _open(self, x: np.ndarray, out: np.ndarray) -> tuple[tuple[Sender, Receiver], Mapping[str, Any]]:
         self._check(x, out)
         self.link.compressor.check(x.size)
+        if self._ends is None:
+            warm_link(self.link, np.zeros(x.size, x.dtype), self.wire.rank)
         return self._ends or self._links(x), self._settings() | self._size_and_type(x) | {"calls": self.calls}
 
     def _settings(self) -> dict[str, Any]:

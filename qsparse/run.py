@@ -8,7 +8,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +20,17 @@ from qsparse.algorithm import Algorithm, Async, Sync, check
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import receive_one
-from qsparse.ledger import Ledger, Snapshot, combine
+from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.payload import Payload, Way, raw
 from qsparse.records import Recorder, Watcher
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
-from qsparse.rounds.synchronous import Station, rounds
 from qsparse.seeds import Seed
-from qsparse.triggers import Every
 from qsparse.types import Layout, Vector
+from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
-from qsparse.wire.threads import run_threads
 
 
 class Problem(Protocol):
@@ -148,9 +146,7 @@ def run(
                 "epochs"
             )
         job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder)
-        if wire.rank == 0:
-            # Compile (or load) the kernels while the others wait, so that they find them cached.
-            _rehearse(job.algorithm, problem)
+        warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
         return job, job.fingerprint()
 
     job = agree(wire, prepare)
@@ -183,23 +179,6 @@ def _check_ranks(settings: Settings, size: int) -> None:
             f"the order of arrivals has rank {min(strangers)}, which is none of the workers: repeat a run "
             "with as many ranks as it had"
         )
-
-
-def _rehearse(algorithm: Algorithm, problem: Problem) -> None:
-    def once(wire: Wire) -> None:
-        # What would be said to workers that do not wait is the same, so one that waits will do.
-        row = replace(algorithm, meeting=Sync(), trigger=Every(1))
-        x = problem.vector.copy()
-        station = Station(row, ParameterServer(), wire, x, Seed(0), problem.layout, Ledger())
-
-        def oracle(x: Vector, batch: Any, out: Vector) -> float:
-            out[...] = 1.0
-            return 0.0
-
-        for _ in rounds(row, station, x, 1, oracle, problem.batch):
-            pass
-
-    run_threads(1, once)
 
 
 class _Job:

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 import qsparse as package
+from qsparse.cli.bench import bench
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
+from qsparse.cli.warm import warm
 from qsparse.errors import QsparseError
 
 
@@ -34,5 +36,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, reproduce):
+for command in (train, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce):
     qsparse.add_command(command)

@@ -80,15 +80,15 @@ def _library() -> str:
 
 def _kernels() -> str:
     """Compile or load the kernels of the default compressor, and say where they are kept."""
-    from qsparse.kernels import select
+    from qsparse.kernels import jit
 
     begin = time.perf_counter()
     compressor = build("topk(ratio=0.01) >> sign", "compressor")
     x = np.random.default_rng(0).standard_normal(10_000, dtype=np.float32)
     compressor.decompress(compressor.compress(x, Seed(0)), np.empty_like(x))
     seconds = time.perf_counter() - begin
-    folder = getattr(getattr(select.top_k, "stats", None), "cache_path", None)
-    return f"{folder or 'none (the JIT is off)'}; first call of the default compressor {seconds:.1f} s"
+    told = "" if (trouble := jit.trouble()) is None else f"; {trouble}"
+    return f"{jit.folder() or 'none'}; first call of the default compressor {seconds:.1f} s{told}"
 
 
 def _measure(wire: Wire) -> list[tuple[str, str]]:

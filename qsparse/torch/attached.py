@@ -23,6 +23,7 @@ from qsparse.registry import build, spell
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
+from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
 #: The local step of presets whose step size nobody set.
@@ -118,6 +119,7 @@ class Attached:
                 raise SettingError("the optimizer must have exactly the model's trained parameters")
             for link in (chosen.up, chosen.down):
                 link.compressor.bind(flat.layout).check(flat.vector.size)
+            warm_algorithm(chosen, flat.vector, flat.layout, self.wire.rank)
             return (chosen, pattern, flat), {
                 "qsparse": qsparse.__version__,
                 **chosen.axes(),

@@ -1,0 +1,4 @@
+"""How fast it is: measurements that print what they compare with.
+
+`kernels` measures compressors on one rank.
+"""
