@@ -122,7 +122,7 @@ class CompressedAllreduce:
         state = self._settings() | {"calls": self.calls}
         if self._ends is None:
             return state
-        state |= self._size_and_type(self._ends[0]._target)
+        state |= self._size_and_type(self._ends[1].like)
         for prefix, memory in _memories(self._ends):
             state |= {prefix + name: copy.deepcopy(value) for name, value in memory.items()}
         return state
@@ -217,7 +217,7 @@ class CompressedAllreduce:
         if not out.flags.writeable:
             raise SettingError("the result has nowhere to go: x is read-only, give out=")
         if self._ends is not None:
-            size, dtype = self._ends[0]._target.size, self._ends[0]._target.dtype
+            size, dtype = self._ends[1].like.size, self._ends[1].like.dtype
             if size != x.size or dtype != x.dtype:
                 raise SettingError(
                     f"this allreduce serves arrays of {size} {dtype} elements, not {x.size} {x.dtype}: "

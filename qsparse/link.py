@@ -44,30 +44,28 @@ class Sender:
         self.compressor.check(start.size)
         self.layout = layout
         self.state = link.memory.init(start)
-        self._target = aligned(start)
+        self._spare = aligned(start)
 
     def draft(self, v: Vector, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
 
-        The draft's target is overwritten by the next draft; ``news`` is passed on with it. ``clock`` says
-        how far the run is, unless that is the seed's step.
+        The draft is good until the next one, which overwrites its sum; ``news`` is passed on with it.
+        ``clock`` says how far the run is, unless that is the seed's step.
 
         Raises:
             NotFinite: with the rank, the step and the parameter.
         """
         clock = seed.step if clock is None else clock
         added = self.memory.addend(self.state, clock)
-        total = Sum(v) if added is None else Sum(v, *added, self._target)
+        total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.keeps_rest)
         try:
             if self.memory.demanding:
                 total = Sum(total.add())
                 tolerance = self.memory.tolerance(self.state, total.x)
                 payload = self.compressor.within(total.x, tolerance).compress(total.x, seed)
-            elif total.y is None:
-                payload = self.compressor.compress(v, seed)
             else:
                 payload = self.compressor.compress_sum(total, seed)
-            return Draft(payload, v if added is None else self._target, clock, news)
+            return Draft(payload, total, clock, news)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
@@ -80,9 +78,8 @@ class Sender:
     def commit(self, draft: Draft) -> None:
         """The draft was handed to the exchange: only now the memory moves."""
         free = self.memory.commit(self.state, draft)
-        # What was said without an addend stands in a vector of the caller's.
-        if draft.target is self._target:
-            self._target = free
+        if free is not None:
+            self._spare = free
 
 
 class Receiver:
@@ -99,6 +96,11 @@ class Receiver:
         self.state = link.memory.init(start)
         self.speakers = speakers
         self._total = np.empty_like(start)
+
+    @property
+    def like(self) -> Vector:
+        """A vector of the size and type of all others."""
+        return self._total
 
     def merge(self, payloads: Sequence[Payload]) -> Vector:
         """Decode, add in the order given (rank order), divide by the speakers, restore.

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from qsparse.compressors.base import accumulate_into, subtract_from, unpack
+from qsparse.compressors.base import Sum, accumulate_into, subtract_from, unpack
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.payload import Payload
@@ -28,21 +28,37 @@ class Draft(NamedTuple):
 
     Attributes:
         payload: what it spells.
-        target: what it stands for, (n,); once it is committed the memory may take the vector over.
+        total: what was compressed, and in its ``out`` the sum, or the rest of it that is not said.
         clock: how far the run is; schedules go by it.
         news: how much news it is, where the local step has its own measure of that.
     """
 
     payload: Payload
-    target: Vector
+    total: Sum
     clock: int = 0
     news: float | None = None
 
+    @property
+    def target(self) -> Vector:
+        """What the message stands for, (n,), until it is committed."""
+        total = self.total
+        if total.y is None or total.out is None:
+            return total.x
+        # Where the rest was left in its place, the sum is formed again.
+        return total._replace(out=np.empty_like(total.out)).add() if total.rest else total.out
+
+    @property
+    def rest(self) -> Vector:
+        """target − sent, (n,): what is wrong with the message."""
+        if self.total.rest and self.total.out is not None:
+            return self.total.out
+        return subtract_from(self.payload, self.target.copy())
+
     def norms(self) -> tuple[float, float]:
         """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
-        rest = subtract_from(self.payload, self.target.copy())
-        sent = sum(vector.squared_norm(piece.values) for piece in unpack(self.payload, rest.dtype))
-        return float(sent), float(vector.squared_norm(rest))
+        pieces = unpack(self.payload, self.total.x.dtype)
+        sent = sum(vector.squared_norm(piece.values) for piece in pieces)
+        return float(sent), float(vector.squared_norm(self.rest))
 
 
 class Memory(ABC):
@@ -64,6 +80,9 @@ class Memory(ABC):
     def init(self, start: Vector) -> State:
         """The state before the first message; ``start`` is what both ends know, (n,)."""
 
+    #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
+    keeps_rest: ClassVar[bool] = False
+
     @abstractmethod
     def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
         """What is added when something is to be said at step t of the run: a factor and a vector, (n,).
@@ -72,11 +91,11 @@ class Memory(ABC):
         """
 
     @abstractmethod
-    def commit(self, state: State, draft: Draft) -> Vector:
+    def commit(self, state: State, draft: Draft) -> Vector | None:
         """The draft was sent.
 
-        Returns a vector like the draft's target that is no part of the state, for targets to come: the
-        target itself, unless the state has taken it over in exchange for another one.
+        A state may take over the vector that the sum, or the rest, was left in. It then returns another
+        one like it, which is no part of it any more, for drafts to come; else None.
         """
 
     def enter(self, state: State, start: Vector) -> None:
@@ -114,9 +133,9 @@ class Stateless(Memory):
         """Nothing."""
         return None
 
-    def commit(self, state: State, draft: Draft) -> Vector:
+    def commit(self, state: State, draft: Draft) -> Vector | None:
         """Nothing to do."""
-        return draft.target
+        return None
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""
@@ -136,6 +155,7 @@ class ErrorFeedback(Memory):
             where a learning rate falls (the authors' code of Basu et al., 2019).
     """
 
+    keeps_rest: ClassVar[bool] = True
     decay: float = 1.0
     reset: tuple[int, ...] = ()
 
@@ -154,10 +174,10 @@ class ErrorFeedback(Memory):
         gone = any(state["since"] <= boundary < t for boundary in self.reset)
         return 0.0 if gone else self.decay, state["residual"]
 
-    def commit(self, state: State, draft: Draft) -> Vector:
-        """m = target − sent, where the target lies; what lay m in is free."""
+    def commit(self, state: State, draft: Draft) -> Vector | None:
+        """m = target − sent, where that lies; what lay m in is free."""
         free: Vector = state["residual"]
-        state["residual"] = subtract_from(draft.payload, draft.target)
+        state["residual"] = draft.rest
         state["since"] = draft.clock
         return free
 
@@ -193,10 +213,10 @@ class Innovation(Memory):
         """known −= by."""
         np.subtract(state["known"], by, out=state["known"])
 
-    def commit(self, state: State, draft: Draft) -> Vector:
+    def commit(self, state: State, draft: Draft) -> Vector | None:
         """known += sent."""
         accumulate_into(draft.payload, state["known"])
-        return draft.target
+        return None
 
     def restore(self, state: State, total: Vector) -> Vector:
         """known += total."""
@@ -245,9 +265,9 @@ class Snapshot(Memory):
         way = np.subtract(target, state["snapshot"])
         return self.mu * weight * float(vector.squared_norm(way))
 
-    def commit(self, state: State, draft: Draft) -> Vector:
+    def commit(self, state: State, draft: Draft) -> Vector | None:
         """Nothing to do."""
-        return draft.target
+        return None
 
     def restore(self, state: State, total: Vector) -> Vector:
         """The total itself."""

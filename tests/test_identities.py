@@ -52,7 +52,6 @@ class Forgetful(ErrorFeedback):
 
     def commit(self, state: Any, draft: Any) -> Any:
         """Nothing."""
-        return draft.target
 
 
 class Believing(Innovation):
@@ -60,7 +59,6 @@ class Believing(Innovation):
 
     def commit(self, state: Any, draft: Any) -> Any:
         state["known"] += draft.target
-        return draft.target
 
 
 def departure(algorithm: Algorithm, M: int = 4, steps: int = 120) -> tuple[float, float]:

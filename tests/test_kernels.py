@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsparse.compressors.base import reach
 from qsparse.kernels import (
     accumulate,
     bitstream,
@@ -143,11 +144,11 @@ def test_the_largest_of_the_candidates(values, data):
     x = floats(values)
     k = data.draw(st.integers(1, x.size))
     positions = np.arange(x.size) * 3 + 1
-    found, kept = np.empty(k, np.intp), np.empty(k, np.float32)
+    found, kept = np.empty(k + 1, np.intp), np.empty(k + 1, np.float32)
     select.narrow(positions, x, x.view(np.int32), k, found, kept)
     wanted = oracles.top_k(x, k)
-    assert found.tolist() == [3 * i + 1 for i in wanted]
-    assert kept.tobytes() == x[wanted].tobytes()
+    assert found[:k].tolist() == [3 * i + 1 for i in wanted]
+    assert kept[:k].tobytes() == x[wanted].tobytes()
 
 
 # --- vector code ---------------------------------------------------------------------------------
@@ -390,6 +391,13 @@ def test_signs_of_blocks(size, streamed):
     for row, block in zip(got.reshape(3, stride), blocks, strict=True):
         assert row[first : first + (size + 7) // 8].tobytes() == oracles.as_bytes(oracles.signs(block))
     assert norms.tolist() == sums.tolist() == [vector.norm1(block) for block in blocks]
+    for scaled in (True, False):
+        signs.encode_rest(x, np.float32(-1), y, past, scaled, size, first, stride, out, both, sums)
+        said = np.float32(norms / size) if scaled else np.ones(3, np.float32)
+        wanted = blocks - np.where(blocks < 0, -said[:, None], said[:, None])
+        assert out.tobytes() == wanted.tobytes()
+        assert both.tobytes() == got.tobytes()
+        assert sums.tolist() == norms.tolist()
     for kind in (np.float32, np.float64):
         scales, again = np.array([0.5, 2, 3], kind), np.empty(3 * size, kind)
         signs.decode(got, scales, size, first, stride, again)
@@ -613,7 +621,7 @@ def test_momentum(kind, nesterov):
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 5000])
 def test_the_largest_magnitude(kind, n):
     x, y = (each.astype(kind) for each in drawn(n))
-    assert vector.reach(x) == np.max(np.abs(x), initial=0)
+    assert reach(x) == np.max(np.abs(x), initial=0)
     if kind is np.float32:
         out = np.empty_like(x)
         bits = np.int32(vector.add_reach(x, np.float32(-1), y, out))

@@ -16,7 +16,7 @@ from qsparse.compressors import (
     TopK,
     Uniform,
 )
-from qsparse.compressors.base import Sum, accumulate_into, unpack
+from qsparse.compressors.base import Sum, accumulate_into, subtract_from, unpack
 from qsparse.errors import NotFinite
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
@@ -81,8 +81,11 @@ def test_one_pass_gives_the_bytes_of_several(n, kind, team):
         for part in PARTS:
             wanted = slowly(part, total)
             assert bytes(part.compress(total, SEED).frame) == wanted, part
-            assert bytes(part.compress_sum(Sum(x, scale, y, out), SEED).frame) == wanted, part
+            payload = part.compress_sum(Sum(x, scale, y, out), SEED)
+            assert bytes(payload.frame) == wanted, part
             assert out.tobytes() == total.tobytes(), part
+            assert bytes(part.compress_sum(Sum(x, scale, y, out, rest=True), SEED).frame) == wanted, part
+            assert out.tobytes() == subtract_from(payload, total.copy()).tobytes(), part
 
 
 def slowly(part, x):

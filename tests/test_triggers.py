@@ -18,6 +18,7 @@ from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
+from qsparse.compressors.base import Sum
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import Kind, Payload
 from qsparse.registry import build, spell
@@ -315,7 +316,7 @@ def test_both_and_either() -> None:
         for t, (due_one, worth_one, due_two, worth_two) in enumerate(steps):
             is_due = trigger.due(state, t)
             assert is_due == joins((due_one, due_two))
-            draft = Draft(Float32().compress(np.zeros(1), Seed(0, step=t)), np.zeros(1))
+            draft = Draft(Float32().compress(np.zeros(1), Seed(0, step=t)), Sum(np.zeros(1)))
             worth = trigger.worth(state, draft)
             if is_due:
                 assert worth == joins((due_one and worth_one, due_two and worth_two))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -70,14 +70,16 @@ class Sum(NamedTuple):
 
     Attributes:
         x: (n,), float32 or float64, contiguous.
-        scale, y: what is added, y like x; nothing where y is None, and x is finite then.
-        out: where the sum is left, (n,) like x, neither x nor y.
+        scale, y: what is added, y like x; nothing where y is None.
+        out: (n,) like x, neither x nor y; where the sum is left, or
+        rest: if true, what the message does not say of it.
     """
 
     x: Vector
     scale: float = 0.0
     y: Vector | None = None
     out: Vector | None = None
+    rest: bool = False
 
     @property
     def size(self) -> int:
@@ -98,25 +100,30 @@ class Sum(NamedTuple):
         """The entries start … stop − 1."""
         if self.y is None or self.out is None:
             return Sum(self.x[start:stop])
-        return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop])
+        return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop], self.rest)
 
     def add(self) -> Vector:
-        """The sum, in ``out``; NotFinite where float32 cannot hold it."""
+        """The sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
+        return finite(self._added())
+
+    def add_reach(self) -> tuple[Vector, float]:
+        """What `add` returns, and its largest magnitude."""
+        if self.y is None or self.out is None or not self.simple:
+            total = self._added()
+            most = reach(total)
+        else:
+            total = self.out
+            bits = vector.add_reach(self.x, np.float32(self.scale), self.y, total)
+            most = float(np.int32(bits).view(np.float32))
+        if not most <= LARGEST:
+            finite(total)
+        return total, most
+
+    def _added(self) -> Vector:
         if self.y is None or self.out is None:
             return self.x
         vector.add_scaled(self.x, self.scale, self.y, self.out)
-        return finite(self.out)
-
-    def add_reach(self) -> tuple[Vector, float]:
-        """The sum as `add` leaves it, and its largest magnitude."""
-        if self.y is None or self.out is None or not self.simple:
-            total = self.add()
-            return total, vector.reach(total)
-        bits = vector.add_reach(self.x, np.float32(self.scale), self.y, self.out)
-        reach = float(np.int32(bits).view(np.float32))
-        if not reach <= LARGEST:
-            finite(self.out)
-        return self.out, reach
+        return self.out
 
 
 def varint(value: int) -> bytes:
@@ -165,12 +172,12 @@ class Writer:
 class Reader:
     """Reads a body from its beginning; a body that ends too early is refused as Corrupted."""
 
-    def __init__(self, body: memoryview) -> None:
+    def __init__(self, body: memoryview, coded: bool = False) -> None:
         self.rest = body
         #: How deep the part that is being read lies within pieces of pieces.
         self.depth = 0
         #: Whether the quantizer section that is being read has entropy-coded values.
-        self.coded = False
+        self.coded = coded
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""
@@ -262,7 +269,16 @@ class Compressor(ABC):
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
         """As `write` for a sum, which is added on the way; for compressors that know a shorter one."""
-        return self.write(total.add(), seed, out)
+        if not total.rest or total.out is None:
+            return self.write(total.add(), seed, out)
+        mine = Writer()
+        nbits = self.write(total.add(), seed, mine)
+        # Copied first, as it may be the very numbers that are subtracted from.
+        body = b"".join(mine.sections)
+        reader = Reader(memoryview(body))
+        subtract(read_body(reader, self.codec, total.size, 0, total.out.dtype), total.out)
+        out.sections.append(body)
+        return nbits
 
     def bind(self, layout: Layout) -> Compressor:
         """The compressor for a model of this layout; those that go by layers look theirs up."""
@@ -305,17 +321,15 @@ class Compressor(ABC):
             NotFinite: x holds NaN, infinity or what float32 cannot hold.
             SettingError: x has another type or shape, or does not fit the settings.
         """
-        return self._built(Sum(as_sendable(x)), seed)
+        return self.compress_sum(Sum(x), seed)
 
     def compress_sum(self, total: Sum, seed: Seed) -> Payload:
-        """`compress` of x + scale·y, which is left in ``total.out``; errors as there."""
-        return self._built(total._replace(x=as_vector(total.x)), seed)
-
-    def _built(self, total: Sum, seed: Seed) -> Payload:
+        """`compress` of x + scale·y; ``total.out`` is left as `Sum` says. Errors as there."""
+        total = total._replace(x=as_vector(total.x))
         self.check(total.size)
         out = Writer()
         try:
-            nbits = self.write(total.x, seed, out) if total.y is None else self.write_sum(total, seed, out)
+            nbits = self.write_sum(total, seed, out)
         except NotFinite as error:
             if total.out is None or error.index < 0:
                 raise
@@ -356,10 +370,17 @@ def as_sendable(x: Vector) -> Vector:
 
 def finite(x: Vector) -> Vector:
     """x; NotFinite where it holds what float32 cannot."""
-    index = vector.first_beyond(x, LARGEST)
-    if index >= 0:
-        raise _unsendable(x, index)
+    if not reach(x) <= LARGEST:
+        raise _unsendable(x, vector.first_beyond(x, LARGEST))
     return x
+
+
+def reach(x: Vector) -> float:
+    """max |x_i|, 0 where there are none; NaN or infinity where one is."""
+    if x.dtype == np.float32:
+        return float(np.int32(vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))).view(np.float32))
+    bits = vector.largest(x.view(np.int64), np.int64(0x7FFF_FFFF_FFFF_FFFF))
+    return float(np.int64(bits).view(np.float64))
 
 
 def _unsendable(x: Vector, index: int) -> NotFinite:
@@ -380,20 +401,29 @@ def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterat
 
 def accumulate_into(payload: Payload, out: Vector) -> Vector:
     """out += the vector that a payload spells, without a dense temporary."""
-    return _apply(payload, out, np.add, accumulate.add_at)
+    return _apply(_fitting(payload, out), out, np.add, accumulate.add_at)
 
 
 def subtract_from(payload: Payload, out: Vector) -> Vector:
     """out −= the vector that a payload spells, without a dense temporary."""
-    return _apply(payload, out, np.subtract, accumulate.subtract_at)
+    return subtract(_fitting(payload, out), out)
+
+
+def _fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
+    if payload.n != out.size:
+        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
+    return unpack(payload, out.dtype)
+
+
+def subtract(pieces: Iterable[Piece], out: Vector) -> Vector:
+    """out −= pieces."""
+    return _apply(pieces, out, np.subtract, accumulate.subtract_at)
 
 
 def _apply(
-    payload: Payload, out: Vector, dense: np.ufunc, sparse: Callable[[Indices, Vector, Vector], None]
+    pieces: Iterable[Piece], out: Vector, dense: np.ufunc, sparse: Callable[[Indices, Vector, Vector], None]
 ) -> Vector:
-    if payload.n != out.size:
-        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
-    for piece in unpack(payload, out.dtype):
+    for piece in pieces:
         target = out[piece.start : piece.stop]
         if piece.indices is None:
             dense(target, piece.values, out=target)

@@ -34,6 +34,7 @@ from qsparse.compressors.base import (
     Writer,
     body_reader,
     cannot_join,
+    subtract,
     varint_size,
 )
 from qsparse.errors import CompositionError, Corrupted
@@ -51,7 +52,7 @@ _CODED: Final = 64
 _PART: Final = 512 * threads.GRAIN
 #: A length beyond every k.
 _LONG: Final = 1 << 48
-_ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
+ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
 
 
 class Kept(NamedTuple):
@@ -78,11 +79,19 @@ def stored(values: npt.NDArray[Any]) -> Fill:
 
 
 class Section(NamedTuple):
-    """A quantizer's part of a body, its paper bits, and whether its codes are entropy-coded."""
+    """A quantizer's part of a body.
+
+    Attributes:
+        parts: its bytes.
+        nbits: its paper bits.
+        coded: whether its codes are entropy-coded.
+        subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what it does not say.
+    """
 
     parts: list[Bytes]
     nbits: int
     coded: bool = False
+    subtracted: bool = False
 
 
 @dataclass(frozen=True)
@@ -350,30 +359,35 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
     n = total.size
     if n == 0:
         return 0
+    indices, k, nbits = None, n, 0
     if isinstance(selector, Everything):
-        out.u8(_ALL)
         section = quantizer.encode_sum(total, seed.child(1))
-        out.u8(quantizer.code | (_CODED if section.coded else 0))
-        out.sections.extend(section.parts)
-        return section.nbits
-    kept = selector.select_sum(total, seed)
-    k = kept.values.size
-    if kept.indices is None or k == n:
-        out.u8(_ALL)
-        nbits = 0
-    elif kept.key is not None:
-        out.u8(_SEEDED)
-        out.varint(k)
-        out.u64(kept.key)
-        nbits = 64
+        out.u8(ALL)
     else:
-        _write_indices(kept.indices, n, out)
-        nbits = k * index_width(n)
-    if k == 0:
-        return nbits
-    section = quantizer.encode(kept.values, seed.child(1))
+        indices, values, key = selector.select_sum(total, seed)
+        k = values.size
+        if indices is None or k == n:
+            out.u8(ALL)
+        elif key is not None:
+            out.u8(_SEEDED)
+            out.varint(k)
+            out.u64(key)
+            nbits = 64
+        else:
+            _write_indices(indices, n, out)
+            nbits = k * index_width(n)
+        if k == 0:
+            return nbits
+        section = quantizer.encode(values, seed.child(1))
     out.u8(quantizer.code | (_CODED if section.coded else 0))
-    out.sections.extend(section.parts)
+    if total.rest and total.out is not None and not section.subtracted:
+        # Copied first, as it may be the very numbers that are subtracted from.
+        body = b"".join(section.parts)
+        reader = Reader(memoryview(body), section.coded)
+        subtract(_pieces(quantizer.decode(reader, k), indices, k, n, 0, total.out.dtype), total.out)
+        out.sections.append(body)
+    else:
+        out.sections.extend(section.parts)
     return nbits + section.nbits
 
 
@@ -424,7 +438,12 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
         quantizer = _quantizers.get(code ^ _CODED)
     if quantizer is None or (reader.coded and not hasattr(quantizer, "coder")):
         raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
-    fill = quantizer.decode(reader, k)
+    yield from _pieces(quantizer.decode(reader, k), indices, k, n, start, dtype)
+
+
+def _pieces(
+    fill: Fill, indices: Indices | None, k: int, n: int, start: int, dtype: np.dtype[Any]
+) -> Iterator[Piece]:
     if indices is not None:
         values = np.empty(k, dtype)
         fill(0, values)
@@ -440,7 +459,7 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
 def read_blocks(reader: Reader, size: int, count: int, dtype: np.dtype[Any]) -> Vector | None:
     """The values of equal blocks in which all coordinates speak, at once; None: one at a time."""
     head = reader.peek(2)
-    if head.size < 2 or head[0] != _ALL or int(head[1]) not in _quantizers:
+    if head.size < 2 or head[0] != ALL or int(head[1]) not in _quantizers:
         return None
     out = np.empty(size * count, dtype)
     return out if _quantizers[int(head[1])].decode_blocks(reader, size, count, out) else None
@@ -448,7 +467,7 @@ def read_blocks(reader: Reader, size: int, count: int, dtype: np.dtype[Any]) -> 
 
 def _read_indices(reader: Reader, n: int) -> Indices | None:
     coding = reader.u8()
-    if coding == _ALL:
+    if coding == ALL:
         return None
     k = reader.varint()
     if k > n:

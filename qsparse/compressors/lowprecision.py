@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, refuse
+from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, reach, refuse
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import WIDEST, check_coder, contraction, on_grid, read_width, spelled
 from qsparse.errors import CompositionError, NotFinite
@@ -49,7 +49,7 @@ class LowPrecision(Quantizer):
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
         half = 1 << (self.bits - 1)
         if self.delta is None:
-            end = float(np.float32(vector.reach(values)))
+            end = float(np.float32(reach(values)))
         else:
             end = self.delta * (half - 1)
             if self.delta * half > LARGEST:
@@ -80,7 +80,7 @@ class LowPrecision(Quantizer):
         x = as_sendable(x)
         if not tolerance >= 0:
             raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
-        end = float(np.float32(vector.reach(x))) if x.size else 0.0
+        end = float(np.float32(reach(x))) if x.size else 0.0
         # The error does not always fall with b, as a value may lie on a coarse grid and between the points
         # of a finer one. So b is searched from below; a width that is far too small shows after few values.
         for bits in range(self.bits, WIDEST + 1):

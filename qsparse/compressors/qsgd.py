@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Reader, refuse
+from qsparse.compressors.base import LARGEST, Reader, Sum, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, read_width, spelled
 from qsparse.errors import NotFinite
@@ -49,7 +49,14 @@ class QSGD(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Width (u8), step (f32), signed levels."""
+        return self.encode_sum(Sum(values), seed)
+
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        """As `encode`; what is not finite shows in the norm."""
+        values = total.x if total.y is None else total.add()
         norm = math.sqrt(vector.squared_norm(values))
+        if not norm <= LARGEST:
+            total.add()
         if norm > LARGEST * (1 - 1e-6):
             raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
         step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)

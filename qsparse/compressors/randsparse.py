@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, refuse
+from qsparse.compressors.base import LARGEST, reach, refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims
 from qsparse.errors import NotFinite
 from qsparse.kernels import accumulate, quantize, random, vector
@@ -37,7 +37,7 @@ class RandSparse(Selector):
 
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Draw which coordinates speak, and scale them."""
-        largest = vector.reach(x)
+        largest = reach(x)
         if largest == 0:
             return Kept(np.empty(0, np.intp), np.empty(0, x.dtype))
         total = vector.norm1(x)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, finite, refuse
-from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, refuse
+from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.errors import NotFinite
 from qsparse.kernels import signs, threads, vector
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
+
+#: Bytes before the bits of a block: the coding of its indices, the quantizer's code, the scale.
+_HEAD: Final = 6
 
 
 @register("sign")
@@ -46,49 +49,52 @@ class Sign(Quantizer):
         """As `encode`, in the pass that adds."""
         k = total.size
         bits = np.empty((k + 7) // 8, np.uint8)
-        if total.simple and self.norm != 2:
+        simple = total.simple and self.norm != 2
+        if simple:
             norm = self._look(total, k, 0, bits.size, bits)[0]
         else:
             values = total.add()
             signs.bits(values, bits)
             norm = vector.squared_norm(values) ** 0.5 if self.norm == 2 else vector.norm1(values)
-        return Section([struct.pack("<f", self._scale(norm, k)), raw(bits)], self._bits(k))
+        head = struct.pack("<f", self._scale(norm, k))
+        return Section([head, raw(bits)], self._bits(k), subtracted=simple and total.rest)
 
     def encode_blocks(self, total: Sum, size: int, out: Writer) -> int | None:
         """One section after the other, in one pass."""
         if not total.simple or self.norm == 2:
             return None
-        head, stride = 6, 6 + (size + 7) // 8
+        stride = _HEAD + (size + 7) // 8
         data = np.empty(total.size // size * stride, np.uint8)
-        norms = self._look(total, size, head, stride, data)
+        norms = self._look(total, size, _HEAD, stride, data)
         rows = data.reshape(-1, stride)
-        rows[:, :2] = 0, self.code
+        rows[:, :2] = ALL, self.code
         scales = np.array([self._scale(norm, size) for norm in norms], "<f4")
-        rows[:, 2:head] = scales.view(np.uint8).reshape(-1, 4)
+        rows[:, 2:_HEAD] = scales.view(np.uint8).reshape(-1, 4)
         out.array(data)
         return scales.size * self._bits(size)
 
-    @staticmethod
-    def _look(total: Sum, size: int, first: int, stride: int, data: npt.NDArray[np.uint8]) -> Vector:
+    def _look(
+        self, total: Sum, size: int, first: int, stride: int, data: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float64]:
         """Bits of all blocks into ``data``; their norms."""
         norms = np.empty(total.size // size)
+        # Blocks that begin within a line of the caches cannot be written past them.
+        streamed = total.streamed and (size % 64 == 0 or norms.size == 1)
 
         def share(start: int, stop: int) -> None:
             part = total.part(start * size, stop * size)
-            where = size, first, stride
-            bits, sums = data[start * stride : stop * stride], norms[start:stop]
+            there = data[start * stride : stop * stride], norms[start:stop]
+            addends = part.x, np.float32(part.scale), part.y, streamed
             if part.y is None:
-                signs.encode(part.x, *where, bits, sums)
+                signs.encode(part.x, size, first, stride, *there)
+            elif part.rest:
+                signs.encode_rest(*addends, self.norm is not None, size, first, stride, part.out, *there)
             else:
-                signs.encode_sum(
-                    part.x, np.float32(total.scale), part.y, streamed, *where, part.out, bits, sums
-                )
+                signs.encode_sum(*addends, size, first, stride, part.out, *there)
 
-        # Blocks that begin within a line of the caches cannot be written past them.
-        streamed = total.streamed and size % 64 == 0
         threads.spread(share, norms.size, size)
         if not np.all(np.isfinite(norms)):
-            finite(total.x if total.out is None else total.out)
+            total.add()
         return norms
 
     def _scale(self, norm: float, k: int) -> float:
@@ -114,15 +120,15 @@ class Sign(Quantizer):
     @classmethod
     def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
         """The sections that `encode_blocks` wrote."""
-        stride = 6 + (size + 7) // 8
+        stride = _HEAD + (size + 7) // 8
         data = section.peek(count * stride)
         if data.size < count * stride:
             return False
         rows = data.reshape(count, stride)
-        if np.any(rows[:, 0] != 0) or np.any(rows[:, 1] != cls.code):
+        if np.any(rows[:, 0] != ALL) or np.any(rows[:, 1] != cls.code):
             return False
-        scales = rows[:, 2:6].copy().view("<f4").reshape(count).astype(out.dtype)
-        signs.decode(data, scales, size, 6, stride, out)
+        scales = rows[:, 2:_HEAD].copy().view("<f4").reshape(count).astype(out.dtype)
+        signs.decode(data, scales, size, _HEAD, stride, out)
         section.take(data.size)
         return True
 

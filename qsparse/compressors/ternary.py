@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader
+from qsparse.compressors.base import Reader, reach
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
 from qsparse.compressors.grids import check_coder, contraction, flat_variance, squeezed, unsqueezed, valued
-from qsparse.kernels import pack, quantize, random, threads, vector
+from qsparse.kernels import pack, quantize, random, threads
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -39,7 +39,7 @@ class Ternary(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """‖v‖∞ (f32), trits."""
-        scale = float(np.float32(vector.reach(values)))
+        scale = float(np.float32(reach(values)))
         head, nbits, size = struct.pack("<f", scale), self._bits(values.size), (values.size + 4) // 5
         key = random.halves(seed.key)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, Indices, Sum, finite, refuse
+from qsparse.compressors.base import LARGEST, Indices, Sum, refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims, index_width
 from qsparse.kernels import accumulate, select, threads
 from qsparse.kernels.jit import simd
@@ -145,10 +145,10 @@ def _among_candidates(total: Sum, k: int) -> Kept | None:
     )
     # What is NaN or infinite is not below the bound either.
     if not np.all(np.isfinite(values)):
-        finite(total.x if total.out is None else total.out)
-    indices, kept = np.empty(k, np.intp), np.empty(k, np.float32)
+        total.add()
+    indices, kept = np.empty(k + 1, np.intp), np.empty(k + 1, np.float32)
     select.narrow(positions, values, values.view(np.int32), k, indices, kept)
-    return Kept(indices, kept)
+    return Kept(indices[:k], kept[:k])
 
 
 def _beyond(expected: float) -> int:

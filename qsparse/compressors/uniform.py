@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader, Sum, refuse
+from qsparse.compressors.base import Reader, Sum, reach, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import check_coder, on_grid, read_width, spelled
-from qsparse.kernels import quantize, vector
+from qsparse.kernels import quantize
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -41,7 +41,7 @@ class Uniform(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
-        return self._coded(values, vector.reach(values))
+        return self._coded(values, reach(values))
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
         """As `encode`; R is found in the pass that adds."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.kernels.jit import kernel
+from qsparse.kernels.jit import kernel, simd
 
-_ONE, _BYTE = np.uint64(1), np.uint64(0xFF)
+_ONE = np.uint64(1)
+#: The lower half of every two bytes, four bytes, eight bytes.
+_LOW1, _LOW2, _LOW4 = (
+    np.uint64(0x00FF_00FF_00FF_00FF),
+    np.uint64(0x0000_FFFF_0000_FFFF),
+    np.uint64(0xFFFF_FFFF),
+)
 
 
 @kernel
@@ -46,33 +52,47 @@ def unpack(data, low, bits, out):
 
 @kernel
 def pack_bytes(codes, bits, out):
-    """Write codes of one byte, each in ``bits`` ≤ 8 bits, into out of ⌈n·bits/8⌉ bytes: eight at a time."""
+    """Write codes of one byte, each in ``bits`` ≤ 8 bits, into out of ⌈n·bits/8⌉ bytes: eight at a time.
+
+    Eight bytes are folded in halves: neighbours become one of twice the bits, three times.
+    """
     n = codes.size
+    gap1, gap2, gap4 = np.uint64(8 - bits), np.uint64(2 * (8 - bits)), np.uint64(4 * (8 - bits))
     at = 0
-    for i in range(0, n - n % 8, 8):
-        acc = np.uint64(0)
-        for j in range(8):
-            acc |= np.uint64(codes[i + j]) << np.uint64(j * bits)
-        for j in range(bits):
-            out[at + j] = (acc >> np.uint64(8 * j)) & _BYTE
+    i = 0
+    # Eight bytes are stored, of which bits are meant; the rest is written over.
+    while i + 8 <= n and at + 8 <= out.size:
+        word = simd.get_mask(codes, i)
+        word = (word & _LOW1) | ((word & ~_LOW1) >> gap1)
+        word = (word & _LOW2) | ((word & ~_LOW2) >> gap2)
+        simd.put_mask(out, at, (word & _LOW4) | ((word & ~_LOW4) >> gap4))
+        i += 8
         at += bits
-    pack(codes[n - n % 8 :], 0, bits, out[at:])
+    pack(codes[i:], 0, bits, out[at:])
 
 
 @kernel
 def unpack_bytes(data, bits, out):
     """Read codes written by `pack_bytes` into ``out``."""
     n = out.size
-    mask = (_ONE << np.uint64(bits)) - _ONE
+    gap1, gap2, gap4 = np.uint64(8 - bits), np.uint64(2 * (8 - bits)), np.uint64(4 * (8 - bits))
+    keep1 = (_ONE << np.uint64(bits)) - _ONE
+    keep2 = (_ONE << np.uint64(2 * bits)) - _ONE
+    keep4 = (_ONE << np.uint64(4 * bits)) - _ONE
+    keep2 |= keep2 << np.uint64(32)
+    keep1 |= keep1 << np.uint64(16)
+    keep1 |= keep1 << np.uint64(32)
     at = 0
-    for i in range(0, n - n % 8, 8):
-        acc = np.uint64(0)
-        for j in range(bits):
-            acc |= np.uint64(data[at + j]) << np.uint64(8 * j)
-        for j in range(8):
-            out[i + j] = (acc >> np.uint64(j * bits)) & mask
+    i = 0
+    while i + 8 <= n and at + 8 <= data.size:
+        word = simd.get_mask(data, at)
+        word = (word & keep4) | ((word << gap4) & (keep4 << np.uint64(32)))
+        word = (word & keep2) | ((word << gap2) & (keep2 << np.uint64(16)))
+        word = (word & keep1) | ((word << gap1) & (keep1 << np.uint64(8)))
+        simd.put_mask(out, i, word)
+        i += 8
         at += bits
-    unpack(data[at:], 0, bits, out[n - n % 8 :])
+    unpack(data[at:], 0, bits, out[i:])
 
 
 @kernel

@@ -46,13 +46,13 @@ def kth_largest(raw, k, mask, low):
     need = k - over
     prefix = digit
 
-    sharing = np.empty(histogram[digit], np.int64)
+    # Written whether it shares the digit or not, and kept if so: a branch would be guessed wrong too often.
+    sharing = np.empty(histogram[digit] + 1, np.int64)
     count = 0
     for i in range(n):
         magnitude = raw[i] & mask
-        if magnitude >> low == prefix:
-            sharing[count] = magnitude
-            count += 1
+        sharing[count] = magnitude
+        count += magnitude >> low == prefix
 
     while low > 0:
         width = min(11, low)
@@ -65,9 +65,9 @@ def kth_largest(raw, k, mask, low):
         prefix = (prefix << width) | digit
         kept = 0
         for i in range(count):
-            if sharing[i] >> low == prefix:
-                sharing[kept] = sharing[i]
-                kept += 1
+            magnitude = sharing[i]
+            sharing[kept] = magnitude
+            kept += magnitude >> low == prefix
         count = kept
     return prefix, need
 
@@ -95,10 +95,12 @@ def top_k(raw, mask, low, out):
 
 @kernel
 def narrow(positions, values, raw, k, indices, kept):
-    """The k largest of the candidates: positions into ``indices``, (k,), values into ``kept``, (k,), float32.
+    """The k largest of the candidates: positions into ``indices``, (k + 1,), values into ``kept``, (k + 1,).
+
+    The last of these are scratch.
 
     Args:
-        positions, values: of the candidates in the order of positions, (c,) with c ≥ k.
+        positions, values: of the candidates in the order of positions, float32, (c,) with c ≥ k.
         raw: the bits of the values, int32.
     """
     mask = 0x7FFF_FFFF
@@ -106,12 +108,11 @@ def narrow(positions, values, raw, k, indices, kept):
     at = 0
     for i in range(values.size):
         magnitude = raw[i] & mask
-        if magnitude > least or (magnitude == least and equals > 0):
-            if magnitude == least:
-                equals -= 1
-            indices[at] = positions[i]
-            kept[at] = values[i]
-            at += 1
+        indices[at] = positions[i]
+        kept[at] = values[i]
+        equal = magnitude == least
+        at += magnitude > least or (equal and equals > 0)
+        equals -= equal
 
 
 @inlined

@@ -78,6 +78,36 @@ def encode_sum(x, scale, y, streamed, size, first, stride, out, data, norms):
 
 
 @kernel
+def encode_rest(x, scale, y, streamed, scaled, size, first, stride, out, data, norms):
+    """As `encode_sum`, but ``out`` is what the message leaves of the sum, made while a block is near.
+
+    The message says ±norm/size where ``scaled``, else ±1.
+    """
+    for block in range(norms.size):
+        sums = np.zeros(8)
+        start = block * size
+        stop = start + size
+        whole = start + size // simd.WIDTH * simd.WIDTH
+        at = first + block * stride
+        for i in range(start, whole, simd.WIDTH):
+            simd.put_mask(data, at + ((i - start) >> 3), simd.sum_negative(x, scale, y, i, sums))
+        for j in range(whole, stop):
+            out[j] = x[j] + scale * y[j]
+        _tail(out, whole, stop, sums, data, at + ((whole - start) >> 3))
+        norm = total(sums)
+        norms[block] = norm
+        said = np.float32(norm / size) if scaled else np.float32(1)
+        for i in range(start, whole, simd.WIDTH):
+            mask = simd.get_mask(data, at + ((i - start) >> 3))
+            if streamed:
+                simd.stream_rest(x, scale, y, i, mask, said, out)
+            else:
+                simd.add_rest(x, scale, y, i, mask, said, out)
+        for j in range(whole, stop):
+            out[j] -= -said if out[j] < 0 else said
+
+
+@kernel
 def decode(data, scales, size, first, stride, out):
     """out = −scale where the bit is 1, +scale where it is 0, in scales' type."""
     for block in range(scales.size):

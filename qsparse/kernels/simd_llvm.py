@@ -81,20 +81,21 @@ class _Coder:
             bits = self.builder.or_(bits, self.builder.shl(wide, ir.Constant(_I64, _LANES * place)))
         return bits
 
-    def summed(self, x: int, scale: int, y: int, i: int, out: int, streamed: bool) -> list[Any]:
-        """out = x + scale·y; the four vectors of it. The arguments are named by position."""
-        left, right, there = (self.address(array, self.args[i]) for array in (x, y, out))
+    def summed(self, x: int, scale: int, y: int, i: int) -> list[Any]:
+        """x + scale·y from entry i on. The arguments are named by position."""
         factor = self.everywhere(self.args[scale])
-        vectors = []
-        for place in range(0, 4 * _LANES, _LANES):
-            scaled = self.builder.fmul(self.load(right, place), factor)
-            vectors.append(self.builder.fadd(self.load(left, place), scaled))
-            self.store(vectors[-1], there, place, streamed)
-        return vectors
+        pairs = zip(self.loaded(x, i), self.loaded(y, i), strict=True)
+        return [self.builder.fadd(left, self.builder.fmul(right, factor)) for left, right in pairs]
+
+    def put(self, vectors: list[Any], out: int, i: int, streamed: bool = False) -> None:
+        """Write them from out[i] on."""
+        there = self.address(out, self.args[i])
+        for place, each in enumerate(vectors):
+            self.store(each, there, _LANES * place, streamed)
 
     def loaded(self, x: int, i: int) -> list[Any]:
         """The four vectors from x[i]."""
-        return [self.load(self.address(x, self.args[i]), place) for place in range(0, 4 * _LANES, _LANES)]
+        return [self.load(self.address(x, self.args[i]), place) for place in range(0, WIDTH, _LANES)]
 
     def above(self, vectors: list[Any], threshold: int) -> Any:
         """Where they are not below the threshold in magnitude."""
@@ -103,18 +104,37 @@ class _Coder:
             [self.builder.fcmp_unordered(">=", self.magnitude(each), limit) for each in vectors]
         )
 
+    def halves(self, vectors: list[Any]) -> list[Any]:
+        """As float64, eight lanes each."""
+        places = [ir.Constant(ir.VectorType(_I32, 8), list(some)) for some in (range(8), range(8, 16))]
+        return [
+            self.builder.fpext(self.builder.shuffle_vector(each, each, some), _DOUBLES)
+            for each in vectors
+            for some in places
+        ]
+
+    def add_to(self, sums: int, terms: list[Any]) -> None:
+        """Add eight vectors in pairs, and the result to eight sums."""
+        while len(terms) > 1:
+            terms = [self.builder.fadd(*terms[i : i + 2]) for i in range(0, len(terms), 2)]
+        there = self.address(sums, ir.Constant(_I64, 0))
+        self.store(self.builder.fadd(self.load(there, 0, _DOUBLES), terms[0]), there, 0)
+
     def negative(self, vectors: list[Any], sums: int) -> Any:
         """Where they are below 0; magnitudes go into eight sums."""
-        there = self.address(sums, ir.Constant(_I64, 0))
-        total = self.load(there, 0, _DOUBLES)
+        self.add_to(sums, [self.magnitude(each) for each in self.halves(vectors)])
         zero = ir.Constant(_FLOATS, [0.0] * _LANES)
-        for each in vectors:
-            for half in (range(8), range(8, 16)):
-                some = ir.Constant(ir.VectorType(_I32, 8), list(half))
-                part = self.builder.fpext(self.builder.shuffle_vector(each, each, some), _DOUBLES)
-                total = self.builder.fadd(total, self.magnitude(part))
-        self.store(total, there, 0)
         return self.joined([self.builder.fcmp_ordered("<", each, zero) for each in vectors])
+
+    def signed(self, mask: Any, value: Any) -> list[Any]:
+        """−value where the mask is set, value elsewhere."""
+        plus, minus = self.everywhere(value), self.everywhere(self.builder.fneg(value))
+        vectors = []
+        for place in range(0, WIDTH, _LANES):
+            some = self.builder.trunc(self.builder.lshr(mask, ir.Constant(_I64, place)), _I16)
+            lanes = self.builder.bitcast(some, ir.VectorType(_I1, _LANES))
+            vectors.append(self.builder.select(lanes, minus, plus))
+        return vectors
 
 
 @intrinsic
@@ -166,12 +186,44 @@ def negative(typing, x, i, sums):
     return types.uint64(x, types.intp, sums), code
 
 
+@intrinsic
+def squares(typing, x, i, sums):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        halves = coder.halves(coder.loaded(0, 1))
+        coder.add_to(2, [builder.fmul(each, each) for each in halves])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, sums), code
+
+
+@intrinsic
+def put_signed(typing, mask, value, i, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        coder.put(coder.signed(args[0], args[1]), 3, 2)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.float32, types.intp, out), code
+
+
+@intrinsic
+def sum_negative(typing, x, scale, y, i, sums):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        return coder.negative(coder.summed(0, 1, 2, 3), 4)
+
+    return types.uint64(x, types.float32, y, types.intp, sums), code
+
+
 def _add_above(streamed: bool) -> Any:
     @intrinsic
     def made(typing, x, scale, y, i, threshold, out):
         def code(context, builder, signature, args):
             coder = _Coder(context, builder, signature, args)
-            return coder.above(coder.summed(0, 1, 2, 3, 5, streamed), 4)
+            vectors = coder.summed(0, 1, 2, 3)
+            coder.put(vectors, 5, 3, streamed)
+            return coder.above(vectors, 4)
 
         return types.uint64(x, types.float32, y, types.intp, types.float32, out), code
 
@@ -183,28 +235,31 @@ def _add_negative(streamed: bool) -> Any:
     def made(typing, x, scale, y, i, sums, out):
         def code(context, builder, signature, args):
             coder = _Coder(context, builder, signature, args)
-            return coder.negative(coder.summed(0, 1, 2, 3, 5, streamed), 4)
+            vectors = coder.summed(0, 1, 2, 3)
+            coder.put(vectors, 5, 3, streamed)
+            return coder.negative(vectors, 4)
 
         return types.uint64(x, types.float32, y, types.intp, sums, out), code
 
     return made
 
 
+def _add_rest(streamed: bool) -> Any:
+    @intrinsic
+    def made(typing, x, scale, y, i, mask, value, out):
+        def code(context, builder, signature, args):
+            coder = _Coder(context, builder, signature, args)
+            said = coder.signed(args[4], args[5])
+            pairs = zip(coder.summed(0, 1, 2, 3), said, strict=True)
+            coder.put([builder.fsub(left, right) for left, right in pairs], 6, 3, streamed)
+            return context.get_dummy_value()
+
+        kinds = (x, types.float32, y, types.intp, types.uint64, types.float32, out)
+        return types.void(*kinds), code
+
+    return made
+
+
 add_above, stream_above = _add_above(False), _add_above(True)
 add_negative, stream_negative = _add_negative(False), _add_negative(True)
-
-
-@intrinsic
-def put_signed(typing, mask, value, i, out):
-    def code(context, builder, signature, args):
-        coder = _Coder(context, builder, signature, args)
-        there = coder.address(3, args[2])
-        plus = coder.everywhere(args[1])
-        minus = coder.everywhere(builder.fneg(args[1]))
-        for place in range(0, 4 * _LANES, _LANES):
-            some = builder.trunc(builder.lshr(args[0], ir.Constant(_I64, place)), _I16)
-            lanes = builder.bitcast(some, ir.VectorType(_I1, _LANES))
-            coder.store(builder.select(lanes, minus, plus), there, place)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.float32, types.intp, out), code
+add_rest, stream_rest = _add_rest(False), _add_rest(True)

@@ -46,11 +46,27 @@ def add_above(x, scale, y, i, threshold, out):
 stream_above = add_above
 
 
+def _add_to(sums, terms):
+    terms = list(np.asarray(terms).reshape(8, 8))
+    while len(terms) > 1:
+        terms = [terms[i] + terms[i + 1] for i in range(0, len(terms), 2)]
+    sums += terms[0]
+
+
 def negative(x, i, sums):
-    """Mask of x < 0; |x_i| is added to sum i mod 8."""
-    for j in range(WIDTH):
-        sums[j % 8] += abs(np.float64(x[i + j]))
+    """Mask of x < 0; |x_i| is added in pairs of eights, and the eight totals to the eight sums."""
+    _add_to(sums, np.abs(x[i : i + WIDTH].astype(np.float64)))
     return _joined(x[i : i + WIDTH] < 0)
+
+
+def squares(x, i, sums):
+    """As `negative` adds magnitudes, squares."""
+    _add_to(sums, np.square(x[i : i + WIDTH].astype(np.float64)))
+
+
+def sum_negative(x, scale, y, i, sums):
+    """`negative` of x + scale·y for a scale of ±1."""
+    return negative(np.add(x[i : i + WIDTH], scale * y[i : i + WIDTH]), 0, sums)
 
 
 def add_negative(x, scale, y, i, sums, out):
@@ -66,3 +82,13 @@ def put_signed(mask, value, i, out):
     """out = −value where the mask is set, value elsewhere."""
     for j in range(WIDTH):
         out[i + j] = -value if (int(mask) >> j) & 1 else value
+
+
+def add_rest(x, scale, y, i, mask, value, out):
+    """out = x + scale·y − what `put_signed` writes."""
+    said = np.empty(WIDTH, out.dtype)
+    put_signed(mask, value, 0, said)
+    np.subtract(x[i : i + WIDTH] + scale * y[i : i + WIDTH], said, out=out[i : i + WIDTH])
+
+
+stream_rest = add_rest

@@ -1,7 +1,8 @@
 """Whole-vector work: checks, norms and optimizer steps.
 
-Norms run eight float64 sums side by side, entry i into sum i mod 8, added up in a fixed order: fast
-enough to vectorize, and the same bits everywhere.
+Norms run eight float64 sums side by side. Of 64 entries those with the same i mod 8 are added in pairs, pairs
+of pairs and so on, then to sum i mod 8; what is left at the end is added one by one. That vectorizes, and
+gives the same bits everywhere.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ import math
 
 import numpy as np
 
-from qsparse.kernels.jit import kernel
+from qsparse.kernels.jit import inlined, kernel, simd
 
-#: How many maxima run side by side.
-_LANES = 16
 #: How many entries are added before they are looked at, while they are near.
 _BLOCK = 2048
 
@@ -33,16 +32,36 @@ def total(sums):
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]))
 
 
+@inlined
+def _eights(x, i, j, square):
+    """Magnitudes, or squares, of entries j, j + 8, … of the 64 from i on, added in pairs."""
+    terms = (
+        np.float64(x[i + j]), np.float64(x[i + j + 8]), np.float64(x[i + j + 16]), np.float64(x[i + j + 24]),
+        np.float64(x[i + j + 32]), np.float64(x[i + j + 40]), np.float64(x[i + j + 48]),
+        np.float64(x[i + j + 56]),
+    )  # fmt: skip
+    if square:
+        a, b = terms[0] * terms[0] + terms[1] * terms[1], terms[2] * terms[2] + terms[3] * terms[3]
+        c, d = terms[4] * terms[4] + terms[5] * terms[5], terms[6] * terms[6] + terms[7] * terms[7]
+    else:
+        a, b = abs(terms[0]) + abs(terms[1]), abs(terms[2]) + abs(terms[3])
+        c, d = abs(terms[4]) + abs(terms[5]), abs(terms[6]) + abs(terms[7])
+    return (a + b) + (c + d)
+
+
 @kernel
 def norm1(x):
     """Σ|x_i| in float64."""
     sums = np.zeros(8)
-    whole = x.size - x.size % 8
-    for i in range(0, whole, 8):
-        for j in range(8):
-            sums[j] += abs(float(x[i + j]))
+    whole = x.size - x.size % simd.WIDTH
+    for i in range(0, whole, simd.WIDTH):
+        if x.itemsize == 4:
+            simd.negative(x, i, sums)
+        else:
+            for j in range(8):
+                sums[j] += _eights(x, i, j, False)
     for i in range(whole, x.size):
-        sums[i - whole] += abs(float(x[i]))
+        sums[(i - whole) % 8] += abs(np.float64(x[i]))
     return total(sums)
 
 
@@ -50,15 +69,17 @@ def norm1(x):
 def squared_norm(x):
     """Σ x_i² in float64."""
     sums = np.zeros(8)
-    whole = x.size - x.size % 8
-    for i in range(0, whole, 8):
-        for j in range(8):
-            # float() of a float32 stays one under the JIT, and its square would leave the range.
-            value = np.float64(x[i + j])
-            sums[j] += value * value
+    whole = x.size - x.size % simd.WIDTH
+    for i in range(0, whole, simd.WIDTH):
+        if x.itemsize == 4:
+            simd.squares(x, i, sums)
+        else:
+            for j in range(8):
+                sums[j] += _eights(x, i, j, True)
     for i in range(whole, x.size):
+        # float() of a float32 stays one under the JIT, and its square would leave the range.
         value = np.float64(x[i])
-        sums[i - whole] += value * value
+        sums[(i - whole) % 8] += value * value
     return total(sums)
 
 
@@ -75,29 +96,22 @@ def extremes(x):
 
 
 @kernel
-def reach(x):
-    """max |x_i| of finite entries, 0 where there are none, as float64."""
-    most = np.zeros(_LANES, x.dtype)
-    whole = x.size - x.size % _LANES
-    for i in range(0, whole, _LANES):
-        for j in range(_LANES):
-            value = abs(x[i + j])
-            most[j] = value if value > most[j] else most[j]
-    largest = 0.0
-    for j in range(_LANES):
-        largest = max(largest, np.float64(most[j]))
-    for i in range(whole, x.size):
-        largest = max(largest, np.float64(abs(x[i])))
-    return largest
+def largest(raw, mask):
+    """The bits of max |x_i|, 0 where there are none, of floats given as integers of their size.
+
+    Magnitudes are ordered like their bits, and those of infinity and NaN are above all others.
+    ``mask`` is all bits but the sign, of the integers' type.
+    """
+    most = 0
+    for i in range(raw.size):
+        most = max(most, raw[i] & mask)
+    return most
 
 
 @kernel
 def add_reach(x, scale, y, out):
-    """out = x + scale·y for a scale of ±1, float32; returns the bits of max |out_i|.
-
-    Magnitudes are ordered like their bits, and those of infinity and NaN are above all others.
-    """
-    most = np.int32(0)
+    """out = x + scale·y for a scale of ±1, float32; returns what `largest` says of it."""
+    most = 0
     for start in range(0, x.size, _BLOCK):
         left, right, there = x[start : start + _BLOCK], y[start : start + _BLOCK], out[start : start + _BLOCK]
         for i in range(left.size):

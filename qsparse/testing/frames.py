@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from qsparse.compressors import Compressor, decompress, unpack
-from qsparse.compressors.base import LARGEST, Sum
+from qsparse.compressors.base import LARGEST, Sum, subtract_from
 from qsparse.compressors.blockwise import Piecewise
 from qsparse.errors import Corrupted, ForeignFrame, Truncated, WireError
 from qsparse.kernels import vector
@@ -103,7 +103,7 @@ def _input(part: Compressor, name: str, x: Vector) -> bool:
 
 @law("sum")
 def _sum(part: Compressor, name: str, x: Vector) -> bool:
-    """A sum that is compressed while it is added has the bytes of one that was added before."""
+    """A sum that is compressed while it is added has the bytes of one that was added before; so has its rest."""
     y = np.roll(x, 1)
     for scale in (1.0, -1.0, 0.5):
         wanted, left = np.empty_like(x), np.empty_like(x)
@@ -115,6 +115,9 @@ def _sum(part: Compressor, name: str, x: Vector) -> bool:
             bytes(part.compress_sum(Sum(x, scale, y, left), SEED).frame) == frame, f"x + {scale:g}·y differs"
         )
         same(left, wanted, "the sum that is left")
+        again = part.compress_sum(Sum(x, scale, y, left, rest=True), SEED)
+        hold(bytes(again.frame) == frame, f"x + {scale:g}·y differs where the rest is left")
+        same(left, subtract_from(again, wanted), "the rest that is left")
     return True
 
 

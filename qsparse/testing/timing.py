@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from qsparse.compressors import Float32
+from qsparse.compressors.base import Sum
 from qsparse.errors import SettingError
 from qsparse.memory import Draft
 from qsparse.registry import build, spell
@@ -46,7 +47,7 @@ def _due(part: Trigger, name: str, x: Vector) -> bool:
     v = np.zeros(3, np.float32)
     for t in range(1, _STEPS + 1):
         hold(part.due(state, t) == (t in met), f"equal seeds disagree about step {t}")
-        draft = Draft(Float32().compress(v, SEED.at(step=t)), v)
+        draft = Draft(Float32().compress(v, SEED.at(step=t)), Sum(v))
         part.worth(state, draft)
         part.heard(state, v)
         v = v + np.float32(t)
@@ -124,7 +125,7 @@ def _worth(part: Trigger, name: str, x: Vector) -> bool:
     part.heard(state, x)
     for t in (1, 2, 3):
         part.due(state, t)
-        draft = Draft(Float32().compress(x, SEED.at(step=t)), x)
+        draft = Draft(Float32().compress(x, SEED.at(step=t)), Sum(x))
         frame, target = bytes(draft.payload.frame), x.tobytes()
         worth = part.worth(state, draft)
         hold(isinstance(worth, bool | np.bool_), f"worth is {worth!r}, neither yes nor no")
