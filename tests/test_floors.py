@@ -21,8 +21,8 @@ FLOORS = (
     ("rounds",),
     ("presets", "allreduce", "tuning", "records"),
     ("run", "checkpoint"),
-    ("torch", "testing", "bench", "report"),
-    ("reproduce",),
+    ("torch", "testing", "report"),
+    ("reproduce", "bench"),
     ("cli",),
     ("__main__",),
 )

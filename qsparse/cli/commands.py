@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import qsparse as package
+from qsparse.cli.bench import bench
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.ranks import message
@@ -34,5 +35,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, reproduce):
+for command in (train, list_parts, bits, tune_command, laws, doctor, reproduce, bench):
     qsparse.add_command(command)
