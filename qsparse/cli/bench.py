@@ -6,6 +6,7 @@ import click
 
 from qsparse.cli.bench_allreduce import allreduce
 from qsparse.cli.bench_ranks import rank
+from qsparse.cli.bench_train import train
 
 
 @click.group("bench")
@@ -13,5 +14,5 @@ def bench() -> None:
     """Measure exchanges on this machine, beside what MPI and torch do."""
 
 
-for command in (allreduce, rank):
+for command in (allreduce, train, rank):
     bench.add_command(command)
