@@ -102,21 +102,22 @@ class Receiver:
         """A vector of the size and type of all others."""
         return self._total
 
-    def merge(self, payloads: Sequence[Payload]) -> Vector:
+    def merge(self, payloads: Sequence[Payload], out: Vector | None = None) -> Vector:
         """Decode, add in the order given (rank order), divide by the speakers, restore.
 
-        The result is overwritten by the next merge.
+        The sum is formed in ``out``, (n,), where given. The result is overwritten by the next merge.
         """
-        self._total[...] = 0
+        total = self._total if out is None else out
+        total[...] = 0
         for payload in payloads:
             if payload.kind is Kind.SKIP:
                 continue
-            if payload.n != self._total.size:
+            if payload.n != total.size:
                 raise DisagreementError(
                     f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
-                    f"{self._total.size} were expected: the models differ"
+                    f"{total.size} were expected: the models differ"
                 )
-            accumulate_into(payload, self._total)
+            accumulate_into(payload, total)
         if self.speakers != 1:
-            np.divide(self._total, self.speakers, out=self._total)
-        return self.memory.restore(self.state, self._total)
+            np.divide(total, self.speakers, out=total)
+        return self.memory.restore(self.state, total)

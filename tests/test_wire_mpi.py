@@ -16,11 +16,28 @@ from qsparse import launchers
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import LaunchError
 from qsparse.launchers import announced_size, clashing_runtimes
+from qsparse.wire.mpi import _Patience
 
 pytest.importorskip("mpi4py")
 
 # Warnings are errors in the ranks, too: a message that nobody has received is one.
 STRICT = {"PYTHONWARNINGS": "error"}
+
+
+def test_a_wait_is_overslept_by_a_tenth_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    patience = _Patience()
+    for _ in range(100):
+        patience.rest(False)
+    assert pauses[0] == 20e-6
+    assert all(pause <= 20e-6 + 0.1001 * sum(pauses[:i]) for i, pause in enumerate(pauses))
+    assert max(pauses) == pauses[-1] == 1e-3, "a long wait leaves the core to others"
+    patience.rest(True)
+    pauses.clear()
+    for _ in range(21):
+        patience.rest(False)
+    assert pauses == [20e-6]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -1,15 +1,19 @@
-"""``qsparse bench``: measurements of speed."""
+"""``qsparse bench``: how fast it is on this machine; each command has a file of its own."""
 
 from __future__ import annotations
 
 import click
 
+from qsparse.cli.bench_allreduce import allreduce
 from qsparse.cli.bench_kernels import kernels
+from qsparse.cli.bench_ranks import rank
+from qsparse.cli.bench_train import train
 
 
 @click.group("bench")
 def bench() -> None:
-    """Measure how fast it is on this machine, beside something that everybody knows."""
+    """Measure compressors and exchanges on this machine, beside what NumPy, MPI and torch do."""
 
 
-bench.add_command(kernels)
+for command in (kernels, allreduce, train, rank):
+    bench.add_command(command)

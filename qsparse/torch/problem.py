@@ -94,7 +94,7 @@ class Classification:
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy and mean cross entropy on the test set."""
-        accuracy, loss = _evaluate(self.flat.model, self.data.test_x, self.data.test_y)
+        accuracy, loss = evaluate(self.flat.model, self.data.test_x, self.data.test_y)
         return {"test_accuracy": accuracy, "test_loss": loss}
 
 
@@ -138,10 +138,10 @@ class Network:
 
     def accuracy(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
         """The share of examples that it puts into their class."""
-        return _evaluate(self.flat.model, x, y)[0]
+        return evaluate(self.flat.model, x, y)[0]
 
 
-def _evaluate(model: torch.nn.Module, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
+def evaluate(model: torch.nn.Module, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
     """Accuracy and mean cross entropy."""
     model.eval()
     right, loss, count = 0, 0.0, len(y)

@@ -1,0 +1,183 @@
+"""Ranks of a bench: how they are started, and what a rank has in its hands."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+
+import qsparse
+from qsparse.bench.network import ENVIRONMENT, INTERFACE, Network, sent_bytes
+from qsparse.errors import LaunchError, SettingError
+from qsparse.exchange.base import receive_one
+from qsparse.payload import Payload, Way
+from qsparse.wire.mpi import MpiWire, library
+
+#: What a bench measured, by name; goes into JSON.
+Measured = dict[str, Any]
+
+_TASK, _RESULT = "task.json", "result.json"
+#: Seconds that ranks get to end when the bench is interrupted.
+_GRACE: Final = 5.0
+
+
+def measure(
+    body: str,
+    settings: Mapping[str, Any],
+    ranks: int,
+    rate: str | None,
+    mpiexec: Sequence[str],
+    environ: Mapping[str, str],
+) -> Measured:
+    """Start the ranks, wait for them, and return what rank 0 measured.
+
+    Args:
+        body: ``module:function``, called on each rank with a `Place` and the settings by name.
+        settings: what can be written as JSON.
+        ranks: how many, at least 2.
+        rate: of each rank's link; None is shared memory.
+        mpiexec: the command and what it needs, without a number of ranks.
+        environ: the environment of the ranks.
+
+    Raises:
+        LaunchError: links cannot be limited here, or the ranks failed; they have said why.
+    """
+    if ranks < 2:
+        raise SettingError(f"--ranks must be at least 2, not {ranks}: one rank has nobody to talk to")
+    with (
+        _terminable(),
+        tempfile.TemporaryDirectory(prefix="qsparse-bench-") as name,
+        Network(ranks, rate) if rate is not None else nullcontext() as network,
+    ):
+        folder = Path(name)
+        task = {"body": body, "settings": settings, "interface": INTERFACE if network else None}
+        (folder / _TASK).write_text(json.dumps(task), "utf-8")
+        program = [sys.executable, "-m", "qsparse", "bench", "rank", name]
+        if network is None:
+            command = [*mpiexec, "-n", str(ranks), *program]
+        else:
+            environ = {**environ, **ENVIRONMENT}
+            command = [*mpiexec]
+            for rank in range(ranks):
+                command += [*([":"] if rank else []), "-n", "1", *network.entering(rank), *program]
+        _finish(command, environ)
+        measured: Measured = json.loads((folder / _RESULT).read_text("utf-8"))
+    return {
+        "settings": {"ranks": ranks, "rate": rate, **settings},
+        "versions": _versions(),
+        **measured,
+    }
+
+
+def _finish(command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Run the job to its end; whatever ends this process ends the job."""
+    job = subprocess.Popen(command, env=dict(environ), stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
+    try:
+        status = job.wait()
+    finally:
+        # The launcher takes its ranks with it, unless it is killed outright.
+        job.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            job.wait(_GRACE)
+        job.kill()
+        job.wait()
+    if status:
+        raise LaunchError(f"the ranks ended with status {status}; what they have said stands above")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end unwind this process like an interrupt, so that it cleans up."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent is gone, even killed."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+
+
+def run_rank(wire: MpiWire, folder: Path) -> None:
+    """One rank's part: find the task, do it, and on rank 0 write down what was measured."""
+    task = json.loads((folder / _TASK).read_text("utf-8"))
+    module, function = task["body"].split(":")
+    place = Place(wire, task["interface"], folder)
+    if place.interface is not None and library()[0] != "MPICH":
+        raise LaunchError(
+            f"--rate knows how to send {library()[0]} nowhere but through shared memory: it needs MPICH "
+            '(pip install "qsparse[mpich]")'
+        )
+    measured = getattr(importlib.import_module(module), function)(place, **task["settings"])
+    if wire.rank == 0:
+        (folder / _RESULT).write_text(json.dumps(measured), "utf-8")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands.
+
+    Attributes:
+        wire: to the other ranks.
+        interface: the limited link; None where there is none.
+        folder: which all ranks see.
+    """
+
+    wire: MpiWire
+    interface: str | None
+    folder: Path
+
+    def barrier(self) -> None:
+        """Wait for everybody."""
+        one = np.ones(1, np.float32)
+        self.wire.sum_dense(one, np.empty_like(one))
+
+    def sent(self) -> int:
+        """What the link has sent, bytes; 0 where there is none."""
+        return sent_bytes(self.interface) if self.interface else 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, on rank 0; an empty list elsewhere."""
+        if self.wire.rank:
+            body = json.dumps(value).encode()
+            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank)], 0)
+            self.wire.flush()
+            return []
+        others = [json.loads(receive_one(self.wire, rank)[1].text) for rank in range(1, self.wire.size)]
+        return [value, *others]
+
+    def say(self, line: str) -> None:
+        """A line of progress, from rank 0."""
+        if self.wire.rank == 0:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
+def _versions() -> dict[str, Any]:
+    """What figures may depend on."""
+    found: dict[str, Any] = {"qsparse": qsparse.__version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "mpi4py", "mpich", "torch"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return {**found, "machine": platform.machine(), "cores": os.cpu_count()}
