@@ -618,18 +618,19 @@ def test_momentum(kind, nesterov):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 5000])
-def test_the_largest_magnitude(kind, n):
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 63, 64, 65, 5000])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_largest_magnitude(kind, n, streamed):
     x, y = (each.astype(kind) for each in drawn(n))
     assert reach(x) == np.max(np.abs(x), initial=0)
     if kind is np.float32:
-        out = np.empty_like(x)
-        bits = np.int32(vector.add_reach(x, np.float32(-1), y, out))
+        out = aligned(x)
+        bits = np.int32(vector.add_reach(x, np.float32(-1), y, streamed, out))
         assert out.tobytes() == (x - y).tobytes()
         assert bits.view(np.float32) == np.max(np.abs(x - y), initial=0)
         if n:
             x[n // 2] = np.nan
-            bits = np.int32(vector.add_reach(x, np.float32(-1), y, out))
+            bits = np.int32(vector.add_reach(x, np.float32(-1), y, streamed, out))
             assert not bits.view(np.float32) <= np.finfo(np.float32).max
 
 

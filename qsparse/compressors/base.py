@@ -113,7 +113,7 @@ class Sum(NamedTuple):
             most = reach(total)
         else:
             total = self.out
-            bits = vector.add_reach(self.x, np.float32(self.scale), self.y, total)
+            bits = vector.add_reach(self.x, np.float32(self.scale), self.y, self.streamed, total)
             most = float(np.int32(bits).view(np.float32))
         if not most <= LARGEST:
             finite(total)

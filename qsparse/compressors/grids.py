@@ -19,7 +19,7 @@ from qsparse.types import Vector
 Codes = npt.NDArray[Any]
 
 #: How many codes are made or read at a time.
-_PART: Final = 64 * GRAIN
+_PART: Final = 160 * GRAIN
 #: Bits of the widest code that a quantizer writes.
 WIDEST: Final = 16
 #: Bits before the table of coded values.
@@ -62,9 +62,10 @@ def spelled(head: Bytes, codes: Fill | None, count: int, bits: int, nbits: int, 
 
 def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
     """Codes in b bits each, made in parts that caches hold."""
-    data = np.zeros((count * bits + 7) // 8, np.uint8)
+    size = (count * bits + 7) // 8
     if codes is None:
-        return raw(data)
+        return bytes(size)
+    data = np.empty(size, np.uint8)
 
     def share(start: int, stop: int) -> None:
         part = np.empty(min(_PART, stop - start), np.uint8 if bits <= 8 else np.int32)

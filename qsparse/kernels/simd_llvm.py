@@ -19,9 +19,12 @@ from numba.extending import intrinsic
 
 WIDTH = 64
 _LANES = 16
+#: How many entries ahead memory is asked for; what lies past an array's end is not touched by that.
+_AHEAD = 1024
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _FLOATS = ir.VectorType(ir.FloatType(), _LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), 8)
+_INTS = ir.VectorType(_I32, _LANES)
 
 
 class _Coder:
@@ -94,8 +97,15 @@ class _Coder:
             self.store(each, there, _LANES * place, streamed)
 
     def loaded(self, x: int, i: int) -> list[Any]:
-        """The four vectors from x[i]."""
-        return [self.load(self.address(x, self.args[i]), place) for place in range(0, WIDTH, _LANES)]
+        """The four vectors from x[i]; those that are wanted some time later are asked for."""
+        there = self.address(x, self.args[i])
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        fetch = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        how = [ir.Constant(_I32, flag) for flag in (0, 3, 1)]
+        for place in range(_AHEAD, _AHEAD + WIDTH, _LANES):
+            later = self.builder.gep(there, [ir.Constant(_I64, place)])
+            self.builder.call(fetch, [self.builder.bitcast(later, _I8.as_pointer()), *how])
+        return [self.load(there, place) for place in range(0, WIDTH, _LANES)]
 
     def above(self, vectors: list[Any], threshold: int) -> Any:
         """Where they are not below the threshold in magnitude."""
@@ -216,6 +226,28 @@ def sum_negative(typing, x, scale, y, i, sums):
     return types.uint64(x, types.float32, y, types.intp, sums), code
 
 
+def _add_largest(streamed: bool) -> Any:
+    @intrinsic
+    def made(typing, x, scale, y, i, most, out):
+        def code(context, builder, signature, args):
+            coder = _Coder(context, builder, signature, args)
+            vectors = coder.summed(0, 1, 2, 3)
+            coder.put(vectors, 5, 3, streamed)
+            there = coder.address(4, ir.Constant(_I64, 0))
+            largest = coder.load(there, 0, _INTS)
+            bits = ir.Constant(_INTS, [0x7FFF_FFFF] * _LANES)
+            for each in vectors:
+                magnitude = builder.and_(builder.bitcast(each, _INTS), bits)
+                larger = builder.icmp_signed(">", magnitude, largest)
+                largest = builder.select(larger, magnitude, largest)
+            coder.store(largest, there, 0)
+            return context.get_dummy_value()
+
+        return types.void(x, types.float32, y, types.intp, most, out), code
+
+    return made
+
+
 def _add_above(streamed: bool) -> Any:
     @intrinsic
     def made(typing, x, scale, y, i, threshold, out):
@@ -263,3 +295,4 @@ def _add_rest(streamed: bool) -> Any:
 add_above, stream_above = _add_above(False), _add_above(True)
 add_negative, stream_negative = _add_negative(False), _add_negative(True)
 add_rest, stream_rest = _add_rest(False), _add_rest(True)
+add_largest, stream_largest = _add_largest(False), _add_largest(True)

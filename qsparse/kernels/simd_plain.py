@@ -92,3 +92,13 @@ def add_rest(x, scale, y, i, mask, value, out):
 
 
 stream_rest = add_rest
+
+
+def add_largest(x, scale, y, i, most, out):
+    """`add`; the bits of |out|, 16 at a time, raise the 16 maxima."""
+    add(x, scale, y, i, out)
+    bits = np.abs(out[i : i + WIDTH]).view(np.int32).reshape(-1, most.size)
+    np.maximum(most, bits.max(axis=0), out=most)
+
+
+stream_largest = add_largest

@@ -13,9 +13,6 @@ import numpy as np
 
 from qsparse.kernels.jit import inlined, kernel, simd
 
-#: How many entries are added before they are looked at, while they are near.
-_BLOCK = 2048
-
 
 @kernel
 def first_beyond(x, limit):
@@ -109,17 +106,19 @@ def largest(raw, mask):
 
 
 @kernel
-def add_reach(x, scale, y, out):
+def add_reach(x, scale, y, streamed, out):
     """out = x + scale·y for a scale of ±1, float32; returns what `largest` says of it."""
-    most = 0
-    for start in range(0, x.size, _BLOCK):
-        left, right, there = x[start : start + _BLOCK], y[start : start + _BLOCK], out[start : start + _BLOCK]
-        for i in range(left.size):
-            there[i] = left[i] + scale * right[i]
-        raw = there.view(np.int32)
-        for i in range(raw.size):
-            most = max(most, raw[i] & np.int32(0x7FFF_FFFF))
-    return most
+    most = np.zeros(16, np.int32)
+    whole = x.size - x.size % simd.WIDTH
+    for i in range(0, whole, simd.WIDTH):
+        if streamed:
+            simd.stream_largest(x, scale, y, i, most, out)
+        else:
+            simd.add_largest(x, scale, y, i, most, out)
+    rest = out[whole:]
+    for i in range(rest.size):
+        rest[i] = x[whole + i] + scale * y[whole + i]
+    return max(most.max(), largest(rest.view(np.int32), np.int32(0x7FFF_FFFF)))
 
 
 @kernel
