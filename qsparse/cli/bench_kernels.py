@@ -30,7 +30,7 @@ def kernels(
 ) -> None:
     """Time each compressor with its memory, and decoding, beside numpy.add, torch.topk and argpartition.
 
-    One rank. See docs/bench-kernels.md for what is compared with what.
+    One rank. See docs/benchmarks.md for what is compared with what.
     """
     settings = Settings(n=n, shares=ratios, rounds=rounds, threads=threads)
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
