@@ -12,6 +12,7 @@ from qsparse.agreement import agree
 from qsparse.compressors.base import Compressor
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather
+from qsparse.kernels import threads as kernel_threads
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
 from qsparse.memory import Draft, ErrorFeedback, Memory
@@ -35,6 +36,8 @@ class CompressedAllreduce:
         memory: a memory or its text.
         op: ``"mean"`` or ``"sum"``; the same on all ranks.
         seed: of the random parts; the same on all ranks.
+        threads: how many of this process work on a long array, for all that it compresses; as before
+            unless given. Results do not depend on it.
 
     Raises:
         SettingError: an op that is neither, or a part that cannot be made; RankError on the other ranks.
@@ -55,6 +58,7 @@ class CompressedAllreduce:
         *,
         op: str = "mean",
         seed: int = 0,
+        threads: int | None = None,
     ) -> None:
         if isinstance(comm, Wire):
             self.wire = comm
@@ -66,6 +70,8 @@ class CompressedAllreduce:
         def prepare() -> tuple[Link, Mapping[str, Any]]:
             if op not in ("mean", "sum"):
                 raise SettingError(f"op must be 'mean' or 'sum', not {op!r}")
+            if threads is not None:
+                kernel_threads.use(threads)
             link = Link(
                 build(compressor, "compressor") if isinstance(compressor, str) else compressor,
                 build(memory, "memory") if isinstance(memory, str) else memory,

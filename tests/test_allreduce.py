@@ -16,6 +16,7 @@ from mpirun import clean_environment, mpi_run
 from qsparse.allreduce import CompressedAllreduce
 from qsparse.compressors import QSGD, Float32, Sign, TopK
 from qsparse.errors import DisagreementError, NotFinite, RankError, SettingError
+from qsparse.kernels import threads as kernel_threads
 from qsparse.memory import Draft, ErrorFeedback, Innovation, Stateless
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -404,3 +405,23 @@ def test_torch_is_not_needed() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=clean_environment())
+
+
+def test_threads_change_no_bits_and_at_least_one_is_needed() -> None:
+    x = np.random.default_rng(1).standard_normal(400_000).astype(np.float32)
+
+    def told(threads: int) -> list[bytes]:
+        def body(wire: Wire) -> list[bytes]:
+            allreduce = CompressedAllreduce(wire, "topk(ratio=0.01) >> qsgd(levels=3)", threads=threads)
+            return [
+                allreduce(x * np.float32(wire.rank + step), np.empty_like(x)).tobytes() for step in (1, 2)
+            ]
+
+        try:
+            return run_threads(2, body)[1]
+        finally:
+            kernel_threads.use(1)
+
+    assert told(2) == told(1)
+    with pytest.raises(SettingError, match="a rank has at least one thread, not 0"):
+        run_threads(1, lambda wire: CompressedAllreduce(wire, threads=0))

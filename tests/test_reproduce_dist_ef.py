@@ -122,6 +122,14 @@ def test_divergence_is_an_accuracy_of_zero(digits: Dataset) -> None:
         assert train(job(BLOCK, lr=1e30), digits)["accuracy"] == 0
 
 
+@pytest.mark.parametrize("name", [FULL, BLOCK])
+def test_weight_decay_shrinks_the_model_and_is_not_compressed(digits: Dataset, name: str) -> None:
+    plain, decayed = (train(job(name, decay=decay), digits) for decay in (0.0, 0.3))
+    assert decayed["losses"][-1] > 1.5 * plain["losses"][-1]
+    assert decayed["paper_bits"] == plain["paper_bits"]
+    assert ("decoupled=true" in str(decayed["algorithm"])) == (name == BLOCK)
+
+
 def test_tuning_takes_the_best_on_held_out_examples(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist_ef, "HELD_OUT", 400)
     monkeypatch.setattr(dist_ef, "ROWS", ROWS[:1])
@@ -181,6 +189,7 @@ def made(**accuracies: list[float]) -> dict[str, Any]:
             runs.append(run | {"paper_bits": said, "wire_bytes": said})
     rates = {row.name: row.rates[0] for row in ROWS}
     both = {"data": "mnist", "model": "mlp(128)", "rates": rates, "runs": runs, "to_the_end": []}
+    both |= {"rate": 0.01, "decay": 1e-3}
     return {"sets": [both]}
 
 
@@ -209,6 +218,12 @@ def test_who_was_trained_for_longer_is_held_to_the_bar() -> None:
     table = DistEF().tables(measured)[2]
     assert table.head == ("", "5 steps", "50 steps")
     assert table.rows[2] == ["difference", "-2.00 ± 0.00", "-0.40 ± 0.28"]
+    # Who was only trained for longer is shown, beside who is held to the bars.
+    measured["sets"].append({**measured["sets"][0], "runs": [], "model": "cnn"})
+    assert len(DistEF().bars(measured)) == 3
+    table = DistEF().tables(measured)[3]
+    assert table.head == ("", "50 steps")
+    assert table.rows[2] == ["difference", "-0.40 ± 0.28"]
 
 
 def test_what_is_said_of_the_order() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+from qsparse.errors import SettingError
+
 T = TypeVar("T")
 
 #: Shares begin at multiples of this: of every width of packed codes, of trits, of blocks of random numbers,
@@ -31,6 +33,8 @@ _team: Final = _Team()
 
 def use(count: int) -> None:
     """Let kernels of this process run on so many threads, at least 1, for one vector."""
+    if not isinstance(count, int) or count < 1:
+        raise SettingError(f"a rank has at least one thread, not {count!r}")
     if _team.pool is not None:
         _team.pool.shutdown()
     _team.count, _team.pool = count, None
