@@ -70,6 +70,8 @@ class Memory(ABC):
     repeats: ClassVar[bool] = False
     #: Does a sender remember what it has said to one receiver?
     personal: ClassVar[bool] = True
+    #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
+    keeps_rest: ClassVar[bool] = False
 
     @property
     def demanding(self) -> bool:
@@ -79,9 +81,6 @@ class Memory(ABC):
     @abstractmethod
     def init(self, start: Vector) -> State:
         """The state before the first message; ``start`` is what both ends know, (n,)."""
-
-    #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
-    keeps_rest: ClassVar[bool] = False
 
     @abstractmethod
     def addend(self, state: State, t: int) -> tuple[float, Vector] | None:

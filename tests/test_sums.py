@@ -16,7 +16,7 @@ from qsparse.compressors import (
     TopK,
     Uniform,
 )
-from qsparse.compressors.base import Sum, accumulate_into, subtract_from, unpack
+from qsparse.compressors.base import Sum, accumulate_into, decompress, subtract_from, unpack
 from qsparse.errors import NotFinite
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
@@ -38,6 +38,7 @@ PARTS: tuple[Compressor, ...] = (
     Blockwise(Sign(), size=4096),
     Blockwise(Sign(), size=1000),
     Blockwise(TopK(k=3) >> Sign(), size=50_000),
+    Blockwise(QSGD(7), size=512),
     Uniform(4),
     QSGD(15),
     QSGD(400),
@@ -98,6 +99,23 @@ def slowly(part, x):
             return bytes(part.compress(x, SEED).frame)
     finally:
         threads.use(before)
+
+
+@pytest.mark.parametrize("inner", [Sign(), QSGD(7), QSGD(7, scaled=True), QSGD(63)], ids=str)
+@pytest.mark.parametrize("size", [1, 63, 64, 512])
+def test_blocks_together_are_blocks_one_at_a_time(inner, size, monkeypatch):
+    x, y = (each[:40_000].copy() for each in vectors(LENGTHS[0], "layers"))
+    x[size : 2 * size], y[size : 2 * size] = 0, 0
+    part, out = Blockwise(inner, size=size), np.empty_like(x)
+
+    def told():
+        payload = part.compress_sum(Sum(x, 1.0, y, out, rest=True), SEED)
+        return bytes(payload.frame), out.tobytes(), decompress(payload, np.empty(x.size)).tobytes()
+
+    together = told()
+    monkeypatch.setattr(type(inner), "encode_blocks", lambda *sides: None)
+    monkeypatch.setattr(type(inner), "decode_blocks", lambda *sides: False)
+    assert told() == together
 
 
 def test_most_selections_need_one_pass(monkeypatch):

@@ -1,7 +1,7 @@
 """Compressors on one rank: how long a message takes, beside the least that touches the same memory.
 
 What is timed goes through the public parts: ours is ``Sender.draft`` and ``Sender.commit`` of a link
-(compensate, compress to a frame, keep what was not said), decoding is ``accumulate_into``. Beside them,
+(add the memory, compress to a frame, keep what was not said), decoding is ``accumulate_into``. Beside them,
 in the same round, run one ``numpy.add(m, v, out=t)`` over three vectors of the same size, and for the
 top-k rows two pipelines that choose the same entries and keep the same residual, but code no frame.
 """

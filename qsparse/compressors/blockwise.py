@@ -117,7 +117,7 @@ class Piecewise(Compressor):
 def _write_run(part: Compressor, total: Sum, size: int, seed: Seed, number: int, out: Writer) -> int:
     """Bodies of neighbouring stretches of one size and compressor, the first of them number ``number``."""
     if isinstance(part, Quantizer) and total.size > size:
-        nbits = part.encode_blocks(total, size, out)
+        nbits = part.encode_blocks(total, size, lambda place: seed.child(number + place).child(1), out)
         if nbits is not None:
             return nbits
     nbits = 0

@@ -194,10 +194,11 @@ class Quantizer(Compressor):
         multiple of 320, in any order: long vectors are decoded in parts.
         """
 
-    def encode_blocks(self, total: Sum, size: int, out: Writer) -> int | None:
+    def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
         """Append the bodies of equal blocks, and return their paper bits; None: one at a time, please.
 
-        For quantizers that spell many blocks faster together; `decode_blocks` reads them.
+        For quantizers that spell many blocks faster together; `decode_blocks` reads them. ``seed_of`` gives
+        the seed of a block.
         """
         return None
 

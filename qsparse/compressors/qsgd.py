@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Reader, Sum, refuse
-from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, refuse
+from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, read_width, spelled
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
+
+#: Bytes before the codes of a block: the coding of its indices, the quantizer's code, width and step.
+_HEAD: Final = 7
 
 
 @register("qsgd")
@@ -57,22 +62,66 @@ class QSGD(Quantizer):
         norm = math.sqrt(vector.squared_norm(values))
         if not norm <= LARGEST:
             total.add()
-        if norm > LARGEST * (1 - 1e-6):
-            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
-        step = norm / self.levels / (1 + self.beta(values.size) if self.scaled else 1.0)
+        step = self._step(norm, values.size)
         width = 1 + code_width(self.levels)
         zero = 1 << (width - 1)
         key = random.halves(seed.key)
 
         def codes(start: int, out: npt.NDArray[Any]) -> None:
             some = values[start : start + out.size]
-            if norm > 0:
+            if np.float32(norm / self.levels) > 0:
                 quantize.levels_random(some, self.levels / norm, self.levels, zero, *key, start, out)
             else:
                 out[...] = zero
 
         head, nbits = struct.pack("<Bf", width, step), 32 + values.size * width
         return spelled(head, codes, values.size, width, nbits, self.coder)
+
+    def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
+        """One section after the other, from one kernel; of codes that fit a byte."""
+        width = 1 + code_width(self.levels)
+        if width > 8 or self.coder != "packed":
+            return None
+        values = total.add()
+        stride = _HEAD + (size * width + 7) // 8
+        count = total.size // size
+        data, norms = np.empty(count * stride, np.uint8), np.empty(count)
+        keys = np.array([random.halves(seed_of(place).key) for place in range(count)])
+        zero = 1 << (width - 1)
+        quantize.levels_blocks(values, size, self.levels, zero, keys, width, _HEAD, stride, data, norms)
+        self._step(norms.max(), size)
+        rows = data.reshape(-1, stride)
+        rows[:, :3] = ALL, self.code, width
+        steps = (norms / self.levels / (1 + self.beta(size) if self.scaled else 1.0)).astype("<f4")
+        rows[:, 3:_HEAD] = steps.view(np.uint8).reshape(-1, 4)
+        out.array(data)
+        if total.rest and total.out is not None:
+            said = np.empty_like(values)
+            quantize.values_blocks(data, size, zero, width, steps, _HEAD, stride, said)
+            np.subtract(values, said, out=total.out)
+        return count * (32 + size * width)
+
+    @classmethod
+    def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
+        """The sections that `encode_blocks` wrote."""
+        head = section.peek(3)
+        width = int(head[-1]) if head.size == 3 else 0
+        stride = _HEAD + (size * width + 7) // 8
+        data = section.peek(count * stride)
+        if not 2 <= width <= 8 or data.size < count * stride:
+            return False
+        rows = data.reshape(count, stride)
+        if np.any(rows[:, :3] != (ALL, cls.code, width)):
+            return False
+        steps = rows[:, 3:_HEAD].copy().view("<f4").reshape(count)
+        quantize.values_blocks(data, size, 1 << (width - 1), width, steps, _HEAD, stride, out)
+        section.take(data.size)
+        return True
+
+    def _step(self, norm: float, k: int) -> float:
+        if norm > LARGEST * (1 - 1e-6):
+            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
+        return norm / self.levels / (1 + self.beta(k) if self.scaled else 1.0)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -59,7 +60,7 @@ class Sign(Quantizer):
         head = struct.pack("<f", self._scale(norm, k))
         return Section([head, raw(bits)], self._bits(k), subtracted=simple and total.rest)
 
-    def encode_blocks(self, total: Sum, size: int, out: Writer) -> int | None:
+    def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
         """One section after the other, in one pass."""
         if not total.simple or self.norm == 2:
             return None

@@ -5,11 +5,14 @@ Codes are clipped as floats: a value far outside a fixed grid does not fit an in
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qsparse.kernels.jit import inlined, kernel
+from qsparse.kernels.pack import pack_bytes, unpack_bytes
 from qsparse.kernels.random import uniforms
-from qsparse.kernels.vector import total
+from qsparse.kernels.vector import squared_norm, total
 
 #: Entries between two looks at a limit: a multiple of eight.
 _STRIDE = 4096
@@ -96,3 +99,30 @@ def grid_values(codes, zero, origin, step, out):
     """out = origin + step·(codes − zero)."""
     for i in range(codes.size):
         out[i] = origin + step * np.float64(np.int32(codes[i]) - zero)
+
+
+@kernel
+def levels_blocks(x, size, levels, zero, keys, bits, first, stride, data, norms):
+    """`levels_random` of blocks with the step norm/levels, packed in ``bits`` ≤ 8 each; their norms.
+
+    Block b draws from the stream of keys[b], two words; its codes begin at byte first + b·stride.
+    """
+    codes = np.empty(size, np.uint8)
+    for block in range(norms.size):
+        part = x[block * size : (block + 1) * size]
+        norm = math.sqrt(squared_norm(part))
+        norms[block] = norm
+        if np.float32(norm / levels) > 0:
+            levels_random(part, levels / norm, levels, zero, keys[block, 0], keys[block, 1], 0, codes)
+        else:
+            codes[:] = zero
+        pack_bytes(codes, bits, data[block * stride + first : (block + 1) * stride])
+
+
+@kernel
+def values_blocks(data, size, zero, bits, steps, first, stride, out):
+    """What `levels_blocks` wrote, in steps."""
+    codes = np.empty(size, np.uint8)
+    for block in range(steps.size):
+        unpack_bytes(data[block * stride + first : (block + 1) * stride], bits, codes)
+        grid_values(codes, zero, 0.0, np.float64(steps[block]), out[block * size : (block + 1) * size])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn import functional
 
 from qsparse.exchange import AllGather
@@ -127,6 +127,10 @@ class PostLocal(Loop):
         optimizer = torch.optim.SGD(self._ddp.parameters(), lr, MOMENTUM)
         averager = PeriodicModelAverager(H, warmup_steps=0)
         averager.step = 1  # it would average after steps 1, H + 1, 2H + 1, …
+        with warnings.catch_warnings():
+            # torch's own import of what it has deprecated.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from torch.distributed.optim import PostLocalSGDOptimizer
         self._optimizer = PostLocalSGDOptimizer(optimizer, averager)
 
     @property
