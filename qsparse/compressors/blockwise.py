@@ -53,8 +53,13 @@ class Piecewise(Compressor):
 
     def check(self, n: int) -> None:
         """Each part must fit its stretch."""
-        for size, part in self.parts(n):
+        for size, part, _ in self.runs(n):
             part.check(size)
+
+    def runs(self, n: int) -> list[tuple[int, Compressor, int]]:
+        """Length and compressor of neighbours that have the same, and how many; none without coordinates."""
+        parts = [part for part in self.parts(n) if part[0]]
+        return [(*part, len(list(same))) for part, same in itertools.groupby(parts)]
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the table of stretches and their bodies."""
@@ -62,19 +67,18 @@ class Piecewise(Compressor):
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
         """As `write`, each stretch added by its own compressor; equal neighbours together where it can."""
-        parts = [(size, part) for size, part in self.parts(total.size) if size]
-        codecs = [
-            (*run, len(list(same)))
-            for run, same in itertools.groupby(parts, lambda part: (part[0], part[1].codec))
+        runs = self.runs(total.size)
+        table = [
+            (*run, sum(count for _, _, count in same))
+            for run, same in itertools.groupby(runs, lambda run: (run[0], run[1].codec))
         ]
-        out.varint(len(codecs))
-        for size, codec, count in codecs:
+        out.varint(len(table))
+        for size, codec, count in table:
             out.varint(size)
             out.varint(count)
             out.u8(codec)
         nbits = start = number = 0
-        for (size, part), same in itertools.groupby(parts):
-            count = len(list(same))
+        for size, part, count in runs:
             stop = start + size * count
             try:
                 nbits += _write_run(part, total.part(start, stop), size, seed, number, out)
@@ -195,6 +199,14 @@ class Blockwise(Piecewise):
         if self.bucket is not None:
             return Blockwise(self.inner, layers=_filled(sizes, self.bucket))
         return self
+
+    def runs(self, n: int) -> list[tuple[int, Compressor, int]]:
+        """Equal blocks are counted, not listed: there may be very many."""
+        if self.size is None:
+            return super().runs(n)
+        whole, rest = divmod(n, self.size)
+        runs = [(self.size, self.inner.limited(self.size), whole), (rest, self.inner.limited(rest), 1)]
+        return [run for run in runs if run[0] * run[2]]
 
     def parts(self, n: int) -> list[tuple[int, Compressor]]:
         """Equal blocks and a shorter last one, or the layers, or buckets of them."""
