@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsparse.agreement import agree
-from qsparse.compressors.base import Compressor
+from qsparse.compressors.base import Compressor, divide
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather
 from qsparse.kernels import threads as kernel_threads
@@ -123,7 +123,9 @@ class CompressedAllreduce:
             # Formed where it is wanted: another pass over memory would take as long as the decoding.
             total = receiver.merge(payloads, flat)
             parts = self.wire.size if self.op == "mean" else 1
-            if parts != 1 or total is not flat:
+            if total is flat:
+                divide(flat, parts, receiver.touched)
+            else:
                 np.divide(total, parts, out=flat)
         return out
 

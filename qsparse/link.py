@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsparse.compressors import Compressor, Float32, accumulate_into
-from qsparse.compressors.base import Sum
+from qsparse.compressors import Compressor, Float32
+from qsparse.compressors.base import Sum, Touched, add_up, divide
 from qsparse.errors import DisagreementError, NotFinite
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
@@ -96,6 +96,8 @@ class Receiver:
         self.state = link.memory.init(start)
         self.speakers = speakers
         self._total = np.empty_like(start)
+        #: Where the last total may differ from zero.
+        self.touched: Touched = None
 
     @property
     def like(self) -> Vector:
@@ -108,16 +110,13 @@ class Receiver:
         The sum is formed in ``out``, (n,), where given. The result is overwritten by the next merge.
         """
         total = self._total if out is None else out
-        total[...] = 0
-        for payload in payloads:
-            if payload.kind is Kind.SKIP:
-                continue
+        spoken = [payload for payload in payloads if payload.kind is not Kind.SKIP]
+        for payload in spoken:
             if payload.n != total.size:
                 raise DisagreementError(
                     f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
                     f"{total.size} were expected: the models differ"
                 )
-            accumulate_into(payload, total)
-        if self.speakers != 1:
-            np.divide(total, self.speakers, out=total)
+        self.touched = add_up(spoken, total)
+        divide(total, self.speakers, self.touched)
         return self.memory.restore(self.state, total)

@@ -16,7 +16,7 @@ from qsparse.compressors import (
     TopK,
     Uniform,
 )
-from qsparse.compressors.base import Sum, accumulate_into, decompress, subtract_from, unpack
+from qsparse.compressors.base import Sum, accumulate_into, add_up, decompress, divide, subtract_from, unpack
 from qsparse.errors import NotFinite
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
@@ -183,3 +183,21 @@ def test_long_vectors_are_decoded_in_parts():
         whole = np.zeros_like(x)
         accumulate_into(payload, whole)
         assert np.concatenate([values for _, _, values in pieces]).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_a_mean_divides_what_was_added_to_once(parts, kind):
+    n = 5000
+    draw = np.random.default_rng(5)
+    sparse = (TopK(k=100), Blockwise(TopK(k=2), size=90), TopK(ratio=0.01) >> QSGD(3))
+    for some in (sparse, (*sparse, TopK(k=4000)), (*sparse, Uniform(4)), ()):
+        payloads = [part.compress(draw.standard_normal(n).astype(np.float32), SEED) for part in some]
+        wanted, total = np.zeros(n, kind), np.full(n, np.nan, kind)
+        for payload in payloads:
+            accumulate_into(payload, wanted)
+        wanted /= parts
+        touched = add_up(payloads, total)
+        assert (touched is None) == (len(some) == 4 and some[3] == Uniform(4))
+        divide(total, parts, touched)
+        assert total.tobytes() == wanted.tobytes()

@@ -30,6 +30,8 @@ Indices = npt.NDArray[np.intp]
 
 #: Scales travel as float32, so this is the largest magnitude that can be sent.
 LARGEST: Final = float(np.finfo(np.float32).max)
+#: One entry in so many is faster divided by itself than all of them are.
+_FEW: Final = 8
 #: Vectors of so many entries are larger than the caches of a core.
 _LONG: Final = 1 << 20
 
@@ -397,6 +399,41 @@ def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterat
     yield from read_body(reader, payload.codec, payload.n, 0, np.dtype(dtype))
     if len(reader.rest):
         raise Corrupted(f"{len(reader.rest)} bytes of a frame's body were not read")
+
+
+#: Where something was added: indices from a place on; None: perhaps everywhere.
+Touched = list[tuple[int, Indices]] | None
+
+
+def add_up(payloads: Iterable[Payload], out: Vector) -> Touched:
+    """out = the sum of what payloads spell, in their order; says where."""
+    out[...] = 0
+    touched: Touched = []
+
+    def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
+        nonlocal touched
+        for piece in pieces:
+            if piece.indices is None:
+                touched = None
+            elif touched is not None:
+                touched.append((piece.start, piece.indices))
+            yield piece
+
+    for payload in payloads:
+        _apply(watched(_fitting(payload, out)), out, np.add, accumulate.add_at)
+    return touched
+
+
+def divide(total: Vector, parts: int, touched: Touched) -> None:
+    """total /= parts, given where it may differ from zero."""
+    if parts == 1:
+        return
+    if touched is None or sum(indices.size for _, indices in touched) > total.size // _FEW:
+        np.divide(total, parts, out=total)
+        return
+    done = np.zeros((total.size + 7) // 8, np.uint8)
+    for start, indices in touched:
+        accumulate.divide_at(indices, start, parts, done, total)
 
 
 def accumulate_into(payload: Payload, out: Vector) -> Vector:

@@ -24,3 +24,14 @@ def subtract_at(indices, values, out):
     """out[indices[i]] −= values[i]."""
     for i in range(indices.size):
         out[indices[i]] -= values[i]
+
+
+@kernel
+def divide_at(indices, start, parts, done, out):
+    """out[start + indices[i]] /= parts, unless the bit of that entry is set in ``done``; sets it."""
+    for i in range(indices.size):
+        place = start + indices[i]
+        bit = 1 << (place & 7)
+        if done[place >> 3] & bit == 0:
+            done[place >> 3] |= bit
+            out[place] = out[place] / parts
