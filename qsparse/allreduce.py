@@ -120,8 +120,9 @@ class CompressedAllreduce:
             sender.commit(drafts[0])
             self.ledger.spoke(drafts[0].payload)
             flat = out.reshape(-1)
-            # Formed where it is wanted: another pass over memory would take as long as the decoding.
-            total = receiver.merge(payloads, flat)
+            # Formed where it is wanted, as another pass over memory would take as long as the decoding; but
+            # not where x lies, which is still there after an error.
+            total = receiver.merge(payloads, None if np.may_share_memory(x, out) else flat)
             parts = self.wire.size if self.op == "mean" else 1
             if total is flat:
                 divide(flat, parts, receiver.touched)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsparse.compressors import Compressor, Float32
 from qsparse.compressors.base import Sum, Touched, add_up, divide
-from qsparse.errors import DisagreementError, NotFinite
+from qsparse.errors import DisagreementError, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
@@ -77,6 +77,8 @@ class Sender:
 
     def commit(self, draft: Draft) -> None:
         """The draft was handed to the exchange: only now the memory moves."""
+        if draft.total.out is not None and draft.total.out is not self._spare:
+            raise SettingError("this draft was committed before, or another one has been made since")
         free = self.memory.commit(self.state, draft)
         if free is not None:
             self._spare = free

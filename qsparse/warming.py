@@ -34,6 +34,8 @@ from qsparse.wire.threads import ThreadWire
 
 #: Who compiles may have been stopped: after so many seconds the others go on by themselves.
 _PATIENCE: Final = 300.0
+#: What this process has made sure of.
+_rehearsed: Final[set[str]] = set()
 
 
 def warm_algorithm(algorithm: Algorithm, start: Vector, layout: Layout, rank: int) -> None:
@@ -96,6 +98,9 @@ def _noise(like: Vector) -> Vector:
 
 
 def _warm(rehearse: Callable[[], None], what: str, rank: int) -> None:
+    if what in _rehearsed:
+        return
+    _rehearsed.add(what)
     jit.get_ready()  # every rank for itself, so not while others wait
     speaks = _once(rehearse, what) if jit.folder() is not None else _alone(rehearse, rank)
     sentence = jit.trouble()

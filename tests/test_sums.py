@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -17,7 +21,8 @@ from qsparse.compressors import (
     Uniform,
 )
 from qsparse.compressors.base import Sum, accumulate_into, add_up, decompress, divide, subtract_from, unpack
-from qsparse.errors import NotFinite
+from qsparse.compressors.composed import Kept
+from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
 from qsparse.memory import ErrorFeedback, Innovation
@@ -201,3 +206,103 @@ def test_a_mean_divides_what_was_added_to_once(parts, kind):
         assert (touched is None) == (len(some) == 4 and some[3] == Uniform(4))
         divide(total, parts, touched)
         assert total.tobytes() == wanted.tobytes()
+
+
+@dataclass(frozen=True)
+class Clipped(Uniform):
+    """Overrides what it inherits a shortcut of."""
+
+    code: ClassVar[int] = 231
+
+    def encode(self, values, seed):
+        return super().encode(np.clip(values, -1, 1), seed)
+
+
+@dataclass(frozen=True)
+class First(TopK):
+    def select(self, x, seed):
+        return Kept(np.zeros(1, np.intp), x[:1].copy())
+
+
+@dataclass(frozen=True)
+class Nothing(Sign):
+    code: ClassVar[int] = 232
+
+    def write(self, x, seed, out):
+        return super().write(np.zeros_like(x), seed, out)
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [(Clipped(1), [1, -1, 1, 1]), (First(k=1), [1, 0, 0, 0]), (Nothing(), [0, 0, 0, 0])],
+    ids=str,
+)
+def test_what_is_overridden_is_not_passed_by(part, wanted):
+    x = np.array([1, -2, 30, 4], np.float32)
+    zero, out = np.zeros_like(x), np.empty_like(x)
+    for payload in (part.compress(x, SEED), part.compress_sum(Sum(x, 1.0, zero, out), SEED)):
+        assert decompress(payload, out.copy()).tolist() == wanted
+    for inner in (Clipped(1), Nothing()):
+        blocks = Blockwise(inner, size=2).compress_sum(Sum(x, 1.0, zero, out), SEED)
+        assert np.all(np.abs(decompress(blocks, out.copy())) <= 1)
+
+
+def test_vectors_of_two_types_are_added_exactly():
+    for part in (TopK(k=3), Sign(), Uniform(4), Blockwise(Sign(), size=64)):
+        sender, heard, said = Sender(Link(part, ErrorFeedback()), np.zeros(70_000)), np.zeros(70_000), 0
+        for t in range(1, 4):
+            v = np.random.default_rng(t).standard_normal(70_000).astype(np.float32)
+            draft = sender.draft(v, SEED.at(step=t))
+            sender.commit(draft)
+            accumulate_into(draft.payload, heard)
+            said = said + v.astype(float)
+        np.testing.assert_allclose(heard + sender.state["residual"], said, atol=1e-6)
+
+
+def test_vectors_that_do_not_fit_and_drafts_that_are_over_are_refused():
+    x = np.ones(8, np.float32)
+    for total in (
+        Sum(x, 1.0, np.ones(9, np.float32), x.copy()),
+        Sum(x, 1.0, x, np.ones(7, np.float32)),
+        Sum(x, 1.0, x),
+    ):
+        with pytest.raises(SettingError, match="a vector of 8 values needs one like it"):
+            Sign().compress_sum(total, SEED)
+    sender = Sender(Link(TopK(k=1), ErrorFeedback()), np.zeros(8, np.float32))
+    draft = sender.draft(x, SEED)
+    sender.commit(draft)
+    with pytest.raises(SettingError, match="committed before"):
+        sender.commit(draft)
+
+
+def test_a_block_that_is_too_large_is_named():
+    x = np.array([0.5, 0.25, 0, 0, 0.1, 3e38, 3e38, 3e38], np.float32)
+    for part in (Blockwise(QSGD(15), size=4), Blockwise(QSGD(400), size=4)):
+        for total in (Sum(x), Sum(x, 1.0, np.zeros_like(x), np.empty_like(x))):
+            with pytest.raises(NotFinite, match=r"the Euclidean norm 5\.2e\+38 is beyond float32") as error:
+                part.compress_sum(total, SEED)
+            assert error.value.index == 4
+
+
+def test_the_number_of_threads_may_change_while_others_compress():
+    x, failures, over = vectors(LENGTHS[0], "layers")[0], [], threading.Event()
+    wanted = bytes(Uniform(3).compress(x, SEED).frame)
+
+    def compress():
+        while not over.is_set():
+            try:
+                assert bytes(Uniform(3).compress(x, SEED).frame) == wanted
+            except Exception as error:
+                failures.append(error)
+                return
+
+    at_work = [threading.Thread(target=compress) for _ in range(2)]
+    for each in at_work:
+        each.start()
+    for turn in range(200):
+        threads.use(2 + turn % 3)
+    over.set()
+    for each in at_work:
+        each.join()
+    threads.use(1)
+    assert not failures

@@ -91,7 +91,9 @@ class Sum(NamedTuple):
     @property
     def simple(self) -> bool:
         """Can kernels of float32 add it, rounding as `add` does?"""
-        return self.x.dtype == np.float32 and (self.y is None or abs(self.scale) == 1)
+        if self.y is None or self.out is None:
+            return self.x.dtype == np.float32
+        return abs(self.scale) == 1 and self.x.dtype == self.y.dtype == self.out.dtype == np.float32
 
     @property
     def streamed(self) -> bool:
@@ -259,6 +261,15 @@ class Compressor(ABC):
     registered_name: ClassVar[str]
     #: The grammar of this compressor's bodies.
     codec: ClassVar[int]
+    #: Shorter ways, and the methods they pass by: who overrides one of these has no use for the shortcut.
+    shortcuts: ClassVar[dict[str, tuple[str, ...]]] = {"write_sum": ("write",)}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for short, plain in cls.shortcuts.items():
+            if short not in cls.__dict__ and any(name in cls.__dict__ for name in plain):
+                owner = next(base for base in reversed(cls.__mro__) if short in base.__dict__)
+                setattr(cls, short, owner.__dict__[short])
 
     @property
     @abstractmethod
@@ -328,12 +339,16 @@ class Compressor(ABC):
     def compress_sum(self, total: Sum, seed: Seed) -> Payload:
         """`compress` of x + scale·y; ``total.out`` is left as `Sum` says. Errors as there."""
         total = total._replace(x=as_vector(total.x))
+        if total.y is not None and (total.out is None or not total.size == total.y.size == total.out.size):
+            raise SettingError(
+                f"a vector of {total.size} values needs one like it to be added and one for the sum"
+            )
         self.check(total.size)
         out = Writer()
         try:
             nbits = self.write_sum(total, seed, out)
         except NotFinite as error:
-            if total.out is None or error.index < 0:
+            if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
                 raise
             # Found in a part, it was counted from there.
             raise _unsendable(total.out, error.index) from None

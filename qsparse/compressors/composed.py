@@ -124,6 +124,7 @@ class Selector(Compressor):
     """Says which coordinates speak. Alone it sends their values as float32."""
 
     codec: ClassVar[int] = COMPOSED
+    shortcuts: ClassVar[dict[str, tuple[str, ...]]] = {**Compressor.shortcuts, "select_sum": ("select",)}
 
     @abstractmethod
     def select(self, x: Vector, seed: Seed) -> Kept:
@@ -164,6 +165,12 @@ class Quantizer(Compressor):
     """
 
     codec: ClassVar[int] = COMPOSED
+    shortcuts: ClassVar[dict[str, tuple[str, ...]]] = {
+        **Compressor.shortcuts,
+        "encode_sum": ("encode",),
+        "encode_blocks": ("encode", "encode_sum", "write", "write_sum"),
+        "decode_blocks": ("decode",),
+    }
     code: ClassVar[int]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

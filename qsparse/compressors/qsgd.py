@@ -89,7 +89,8 @@ class QSGD(Quantizer):
         keys = np.array([random.halves(seed_of(place).key) for place in range(count)])
         zero = 1 << (width - 1)
         quantize.levels_blocks(values, size, self.levels, zero, keys, width, _HEAD, stride, data, norms)
-        self._step(norms.max(), size)
+        largest = int(norms.argmax())
+        self._step(norms[largest], size, size * largest)
         rows = data.reshape(-1, stride)
         rows[:, :3] = ALL, self.code, width
         steps = (norms / self.levels / (1 + self.beta(size) if self.scaled else 1.0)).astype("<f4")
@@ -118,9 +119,9 @@ class QSGD(Quantizer):
         section.take(data.size)
         return True
 
-    def _step(self, norm: float, k: int) -> float:
+    def _step(self, norm: float, k: int, start: int = -1) -> float:
         if norm > LARGEST * (1 - 1e-6):
-            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", -1)
+            raise NotFinite(f"{self}: the Euclidean norm {norm:.3g} is beyond float32", start)
         return norm / self.levels / (1 + self.beta(k) if self.scaled else 1.0)
 
     @staticmethod

@@ -69,7 +69,8 @@ class Sign(Quantizer):
         norms = self._look(total, size, _HEAD, stride, data)
         rows = data.reshape(-1, stride)
         rows[:, :2] = ALL, self.code
-        self._scale(norms.max(), size)
+        largest = int(norms.argmax())
+        self._scale(norms[largest], size, size * largest)
         scales = (norms / size if self.norm else np.ones_like(norms)).astype("<f4")
         rows[:, 2:_HEAD] = scales.view(np.uint8).reshape(-1, 4)
         out.array(data)
@@ -99,10 +100,10 @@ class Sign(Quantizer):
             total.add()
         return norms
 
-    def _scale(self, norm: float, k: int) -> float:
+    def _scale(self, norm: float, k: int, start: int = -1) -> float:
         scale = 1.0 if self.norm is None else norm / k
         if scale > LARGEST:
-            raise NotFinite(f"{self}: the scale {scale:.3g} is beyond float32", -1)
+            raise NotFinite(f"{self}: the scale {scale:.3g} is beyond float32", start)
         return scale
 
     def _bits(self, k: int) -> int:

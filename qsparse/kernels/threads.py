@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from qsparse.errors import SettingError
 
@@ -19,40 +20,45 @@ GRAIN: Final = 64 * 5
 _LEAST: Final = 1 << 18
 
 
-class _Team:
-    """The threads beside the one that asks."""
+class _Team(NamedTuple):
+    """How many threads there are, and those beside the one that asks, of one process."""
 
-    def __init__(self) -> None:
-        self.count = 1
-        self.pool: ThreadPoolExecutor | None = None
-        self.process = os.getpid()
+    threads: int
+    pool: ThreadPoolExecutor | None
+    process: int
 
 
-_team: Final = _Team()
+_teams: Final = [_Team(1, None, os.getpid())]
+_lock: Final = threading.Lock()
 
 
 def use(count: int) -> None:
     """Let kernels of this process run on so many threads, at least 1, for one vector."""
     if not isinstance(count, int) or count < 1:
         raise SettingError(f"a rank has at least one thread, not {count!r}")
-    if _team.pool is not None:
-        _team.pool.shutdown()
-    _team.count, _team.pool = count, None
+    with _lock:
+        if count != _teams[0].threads:
+            # Who is at work with the threads of before goes on with them; they end when nobody has them.
+            _teams[0] = _Team(count, None, os.getpid())
 
 
 def count() -> int:
     """How many threads kernels run on."""
-    return _team.count
+    return _teams[0].threads
 
 
 def spread(work: Callable[[int, int], T], n: int, size: int = 1) -> list[T]:
     """work(start, stop) of neighbouring shares of n entries, or of n blocks of a size, in their order."""
-    if _team.count == 1 or n * size < _LEAST:
+    if _teams[0].threads == 1 or n * size < _LEAST:
         return [work(0, n)]
-    if _team.pool is None or _team.process != os.getpid():
-        # Threads do not survive a fork.
-        _team.pool, _team.process = ThreadPoolExecutor(_team.count - 1, "qsparse-kernel"), os.getpid()
+    with _lock:
+        team = _teams[0]
+        if team.pool is None or team.process != os.getpid():
+            # Threads do not survive a fork.
+            pool = ThreadPoolExecutor(max(1, team.threads - 1), "qsparse-kernel")
+            team = _teams[0] = _Team(team.threads, pool, os.getpid())
     grain = GRAIN if size == 1 else 1
-    cuts = [n * place // _team.count // grain * grain for place in range(_team.count)] + [n]
-    others = [_team.pool.submit(work, *share) for share in itertools.pairwise(cuts[1:])]
+    cuts = [n * place // team.threads // grain * grain for place in range(team.threads)] + [n]
+    assert team.pool is not None
+    others = [team.pool.submit(work, *share) for share in itertools.pairwise(cuts[1:])]
     return [work(cuts[0], cuts[1]), *(each.result() for each in others)]
