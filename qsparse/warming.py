@@ -64,6 +64,8 @@ def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> N
     # What would be said to workers that do not wait is the same, so one that waits will do.
     row = replace(algorithm, meeting=Sync(), prelude=None, length=None)
     _step(replace(row, trigger=Every(1)), 1, start, layout)
+    # Alone, nothing is divided.
+    rehearse_link(row.up, start, layout)
     if row.trigger.may_skip or row.trigger.asks:
         # Asked of a draft that is then perhaps not sent; of a model by comparison with the one before.
         _step(row, 2, start, layout)
@@ -85,8 +87,8 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
 
 
 def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:
-    """Say noise once, and hear it."""
-    sender, receiver = Sender(link, start, layout), Receiver(link, start)
+    """Say noise once, and hear it as if two had spoken."""
+    sender, receiver = Sender(link, start, layout), Receiver(link, start, 2)
     draft = sender.draft(_noise(start), Seed(0, step=1, use="up"))
     sender.commit(draft)
     receiver.merge([draft.payload])
@@ -100,12 +102,13 @@ def _noise(like: Vector) -> Vector:
 def _warm(rehearse: Callable[[], None], what: str, rank: int) -> None:
     if what in _rehearsed:
         return
-    _rehearsed.add(what)
     jit.get_ready()  # every rank for itself, so not while others wait
     speaks = _once(rehearse, what) if jit.folder() is not None else _alone(rehearse, rank)
     sentence = jit.trouble()
-    if speaks and sentence is not None:
+    # What was so from the start every rank knows, and rank 0 says; what compiling met, who compiled.
+    if sentence is not None and (rank == 0 if jit.ill_from_the_start() else speaks):
         warnings.warn(sentence, RuntimeWarning, stacklevel=4)
+    _rehearsed.add(what)
 
 
 def _alone(rehearse: Callable[[], None], rank: int) -> bool:

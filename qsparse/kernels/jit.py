@@ -19,12 +19,23 @@ if numba.core.config.DISABLE_JIT:  # type: ignore[attr-defined]
 else:
     from qsparse.kernels import simd_llvm as simd  # type: ignore[no-redef]
 
-__all__ = ["compiled", "folder", "get_ready", "inlined", "kernel", "loaded", "simd", "trouble"]
+__all__ = [
+    "compiled",
+    "folder",
+    "get_ready",
+    "ill_from_the_start",
+    "inlined",
+    "kernel",
+    "loaded",
+    "simd",
+    "trouble",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _kernels: Final[list[Any]] = []
 _troubles: Final[list[str]] = []
+_ill: Final[list[str]] = []
 
 
 @functools.cache
@@ -93,11 +104,11 @@ def _cached(function: F, **options: Any) -> F:
     try:
         made._cache = _Cache(function)
     except RuntimeError:
-        _troubles.append("no folder for compiled kernels can be written to, so every rank compiles its own")
+        _ill.append("no folder for compiled kernels can be written to, so every rank compiles its own")
     else:
         asked = os.environ.get("NUMBA_CACHE_DIR")
         if asked and not made.stats.cache_path.startswith(asked):
-            _troubles.append(f"NUMBA_CACHE_DIR={asked} cannot be written to: {made.stats.cache_path} is used")
+            _ill.append(f"NUMBA_CACHE_DIR={asked} cannot be written to: {made.stats.cache_path} is used")
     _kernels.append(made)
     return cast(F, made)
 
@@ -143,8 +154,13 @@ def folder() -> str | None:
     return next((made.stats.cache_path for made in _kernels), None)
 
 
+def ill_from_the_start() -> bool:
+    """Was something wrong with the folder of compiled kernels before one was compiled?"""
+    return bool(_ill)
+
+
 def trouble() -> str | None:
     """What went wrong with the folder of compiled kernels since this was last asked, if anything."""
-    found = _troubles[0] if _troubles else None
+    found = next(iter([*_ill, *_troubles]), None)
     _troubles.clear()
     return found and f"{found}; set NUMBA_CACHE_DIR to a folder of this machine that can be written to"
