@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Sync
+from qsparse.compressors import TopK, unpack
 from qsparse.exchange import ParameterServer
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
@@ -92,6 +93,10 @@ def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:
     draft = sender.draft(_noise(start), Seed(0, step=1, use="up"))
     sender.commit(draft)
     receiver.merge([draft.payload])
+    # How positions are written depends on where they lie, too: one of two is written at full width.
+    one = TopK(k=1).compress(np.arange(2, dtype=start.dtype), Seed(0))
+    for _ in unpack(one, start.dtype):
+        pass
 
 
 def _noise(like: Vector) -> Vector:
