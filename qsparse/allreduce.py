@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsparse.agreement import agree
-from qsparse.compressors.base import Compressor, divide
+from qsparse.compressors.base import Compressor
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather
 from qsparse.kernels import threads as kernel_threads
@@ -123,11 +123,8 @@ class CompressedAllreduce:
             # Formed where it is wanted, as another pass over memory would take as long as the decoding; but
             # not where x lies, which is still there after an error.
             total = receiver.merge(payloads, None if np.may_share_memory(x, out) else flat)
-            parts = self.wire.size if self.op == "mean" else 1
-            if total is flat:
-                divide(flat, parts, receiver.touched)
-            else:
-                np.divide(total, parts, out=flat)
+            if total is not flat:
+                np.copyto(flat, total)
         return out
 
     def state_dict(self) -> State:
@@ -196,8 +193,8 @@ class CompressedAllreduce:
 
     def _links(self, x: np.ndarray) -> tuple[Sender, Receiver]:
         start = np.zeros(x.size, x.dtype)
-        # The receiving end keeps sums, so that a sum has not been divided and multiplied again.
-        return Sender(self.link, start), Receiver(self.link, start)
+        speakers = self.wire.size if self.op == "mean" else 1
+        return Sender(self.link, start), Receiver(self.link, start, speakers)
 
     def _filled(self, ends: tuple[Sender, Receiver], state: State) -> tuple[Sender, Receiver]:
         """New ends with the saved memory in them."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsparse.compressors import Compressor, Float32
-from qsparse.compressors.base import Sum, Touched, add_up, divide
+from qsparse.compressors.base import Sum
+from qsparse.compressors.totals import add_up
 from qsparse.errors import DisagreementError, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
@@ -98,8 +99,6 @@ class Receiver:
         self.state = link.memory.init(start)
         self.speakers = speakers
         self._total = np.empty_like(start)
-        #: Where the last total may differ from zero.
-        self.touched: Touched = None
 
     @property
     def like(self) -> Vector:
@@ -119,6 +118,4 @@ class Receiver:
                     f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
                     f"{total.size} were expected: the models differ"
                 )
-        self.touched = add_up(spoken, total)
-        divide(total, self.speakers, self.touched)
-        return self.memory.restore(self.state, total)
+        return self.memory.restore(self.state, add_up(spoken, total, self.speakers))

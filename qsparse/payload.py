@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import Corrupted, ForeignFrame, Truncated
@@ -135,16 +136,15 @@ class Payload:
         """Make a frame of a body given in sections, which are copied once."""
         pieces = [memoryview(s).cast("B") for s in sections if len(s)]
         nbytes = sum(len(p) for p in pieces)
-        buffer = bytearray(HEADER_BYTES + nbytes)
-        view = memoryview(buffer)
+        view = raw(np.empty(HEADER_BYTES + nbytes, np.uint8))
         at = HEADER_BYTES
         for piece in pieces:
             view[at : at + len(piece)] = piece
             at += len(piece)
         _HEADER.pack_into(
-            buffer, 0, MAGIC, VERSION, kind, way, 0, codec, origin, step & 0xFFFF_FFFF, 0, n, nbits, nbytes
+            view, 0, MAGIC, VERSION, kind, way, 0, codec, origin, step & 0xFFFF_FFFF, 0, n, nbits, nbytes
         )
-        buffer[_CHECKSUM] = _checksum(view).to_bytes(4, "little")
+        view[_CHECKSUM] = _checksum(view).to_bytes(4, "little")
         return cls(view, kind=kind, way=way, codec=codec, origin=origin, step=step, n=n, nbits=nbits)
 
     @classmethod

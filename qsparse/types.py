@@ -11,13 +11,13 @@ import numpy.typing as npt
 Vector: TypeAlias = npt.NDArray[np.floating[Any]]
 
 #: Where vectors begin in memory that are filled past the caches, in bytes.
-_LINE: Final = 64
+CACHE_LINE: Final = 64
 
 
 def aligned(like: Vector) -> Vector:
     """Zeros of the size and type of ``like``, beginning where a line of the caches begins."""
-    spare = np.zeros(like.size + _LINE // like.itemsize, like.dtype)
-    first = -spare.ctypes.data % _LINE // like.itemsize
+    spare = np.zeros(like.size + CACHE_LINE // like.itemsize, like.dtype)
+    first = -spare.ctypes.data % CACHE_LINE // like.itemsize
     return spare[first : first + like.size]
 
 

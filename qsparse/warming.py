@@ -23,6 +23,7 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm, Sync
 from qsparse.compressors import TopK, unpack
+from qsparse.compressors.base import accumulate_into
 from qsparse.exchange import ParameterServer
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
@@ -92,7 +93,8 @@ def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:
     sender, receiver = Sender(link, start, layout), Receiver(link, start, 2)
     draft = sender.draft(_noise(start), Seed(0, step=1, use="up"))
     sender.commit(draft)
-    receiver.merge([draft.payload])
+    # Few entries and many are added in different ways; how many ranks make many, is not asked here.
+    accumulate_into(draft.payload, receiver.merge([draft.payload]))
     # How positions are written depends on where they lie, too: one of two is written at full width.
     one = TopK(k=1).compress(np.arange(2, dtype=start.dtype), Seed(0))
     for _ in unpack(one, start.dtype):

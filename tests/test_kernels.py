@@ -405,16 +405,51 @@ def test_signs_of_blocks(size, streamed):
 
 
 @held
-@given(data=st.data(), bits=st.integers(1, 8))
-def test_codes_of_a_byte_are_packed_as_others_are(data, bits):
-    codes = np.array(data.draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=60)), np.uint8)
+@given(data=st.data(), bits=st.integers(1, 16))
+def test_codes_of_one_or_two_bytes_are_packed_as_others_are(data, bits):
+    kind = np.uint8 if bits <= 8 else np.uint16
+    codes = np.array(data.draw(st.lists(st.integers(0, (1 << bits) - 1), max_size=60)), kind)
     out, wanted = (np.full((codes.size * bits + 7) // 8, 0xAA, np.uint8) for _ in range(2))
-    pack.pack_bytes(codes, bits, out)
+    (pack.pack_bytes if bits <= 8 else pack.pack_words)(codes, bits, out)
     pack.pack(codes, 0, bits, wanted)
     assert np.array_equal(out, wanted)
     again = np.empty_like(codes)
-    pack.unpack_bytes(out, bits, again)
+    (pack.unpack_bytes if bits <= 8 else pack.unpack_words)(out, bits, again)
     assert np.array_equal(again, codes)
+
+
+@held
+@given(
+    rows=st.lists(st.dictionaries(st.integers(0, 299), st.integers(-3, 3), max_size=40), max_size=4),
+    shape=st.tuples(st.integers(0, 300), st.integers(0, 300), st.integers(-1, 15)),
+    parts=st.integers(1, 5),
+    kind=st.sampled_from([np.float32, np.float64]),
+)
+def test_sparse_vectors_are_summed_in_blocks(rows, shape, parts, kind):
+    *ends, lead = shape
+    start, stop = sorted(ends)
+    entries = [(i, row[i]) for row in rows for i in sorted(row)]
+    indices, values = np.array([i for i, _ in entries], np.intp), np.array([v for _, v in entries], kind)
+    at = [sum(map(len, rows[:r])) + sum(i < start for i in row) for r, row in enumerate(rows)]
+    upto = [sum(map(len, rows[:r])) + sum(i < stop for i in row) for r, row in enumerate(rows)]
+    whole = aligned(np.empty(400, kind))
+    # From ``lead`` on lines of the caches begin, where it says so.
+    out = whole[(16 - lead if lead >= 0 else 1) :][:300]
+    out[...] = np.nan
+    block, stamps = aligned(np.empty(64, kind)), np.zeros(64, np.intp)
+    where = np.array(at, np.int64), np.array(upto, np.int64)
+    assert accumulate.sum_at(indices, values, *where, start, stop, parts, lead, block, stamps, out)
+    wanted = [sum(row.get(i, 0) for row in rows) / parts for i in range(start, stop)]
+    np.testing.assert_array_equal(out[start:stop], np.array(wanted, kind))
+    assert np.isnan(np.delete(out, slice(start, stop))).all()
+    assert not block.any()
+
+
+def test_sparse_vectors_out_of_order_are_refused():
+    indices, values = np.array([70, 3], np.intp), np.ones(2, np.float32)
+    at, upto, out = np.zeros(1, np.int64), np.full(1, 2, np.int64), np.zeros(100, np.float32)
+    block, stamps = np.zeros(64, np.float32), np.zeros(64, np.intp)
+    assert not accumulate.sum_at(indices, values, at, upto, 0, 100, 1, -1, block, stamps, out)
 
 
 @held

@@ -20,8 +20,9 @@ from qsparse.compressors import (
     TopK,
     Uniform,
 )
-from qsparse.compressors.base import Sum, accumulate_into, add_up, decompress, divide, subtract_from, unpack
+from qsparse.compressors.base import Sum, accumulate_into, decompress, subtract_from, unpack
 from qsparse.compressors.composed import Kept
+from qsparse.compressors.totals import add_up
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
@@ -202,9 +203,22 @@ def test_a_mean_divides_what_was_added_to_once(parts, kind):
         for payload in payloads:
             accumulate_into(payload, wanted)
         wanted /= parts
-        touched = add_up(payloads, total)
-        assert (touched is None) == (len(some) == 4 and some[3] == Uniform(4))
-        divide(total, parts, touched)
+        add_up(payloads, total, parts)
+        assert total.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0, 3])
+def test_long_totals_are_written_once(kind, offset, team):
+    n = LENGTHS[1]
+    sparse = [TopK(ratio=0.01) >> Sign(), Blockwise(TopK(k=3), size=50_000), TopK(k=1)]
+    for some in (sparse, [Uniform(4), QSGD(400)], [*sparse, Uniform(4)], [Blockwise(Sign(), size=1000)], []):
+        payloads = [part.compress(vectors(n, "layers")[0], SEED.at(step=t)) for t, part in enumerate(some)]
+        wanted, total = np.zeros(n, kind), np.full(n + 16, np.nan, kind)[offset : offset + n]
+        for payload in payloads:
+            accumulate_into(payload, wanted)
+        wanted /= 3
+        add_up(payloads, total, 3)
         assert total.tobytes() == wanted.tobytes()
 
 

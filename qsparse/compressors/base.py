@@ -24,16 +24,14 @@ from qsparse.kernels import accumulate, vector
 from qsparse.payload import Bytes, Payload, Way, raw
 from qsparse.registry import spell
 from qsparse.seeds import Seed
-from qsparse.types import Layout, Vector
+from qsparse.types import CACHE_LINE, Layout, Vector
 
 Indices = npt.NDArray[np.intp]
 
 #: Scales travel as float32, so this is the largest magnitude that can be sent.
 LARGEST: Final = float(np.finfo(np.float32).max)
-#: One entry in so many is faster divided by itself than all of them are.
-_FEW: Final = 8
 #: Vectors of so many entries are larger than the caches of a core.
-_LONG: Final = 1 << 20
+LONG: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Claims:
 class Piece(NamedTuple):
     """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None.
 
-    Values and indices may be overwritten when the next piece is read.
+    Indices ascend. Values of all entries may be overwritten when the next piece is read.
     """
 
     start: int
@@ -98,7 +96,7 @@ class Sum(NamedTuple):
     @property
     def streamed(self) -> bool:
         """Is ``out`` better written past the caches: longer than they are, and beginning at a line?"""
-        return self.out is not None and self.out.size >= _LONG and self.out.ctypes.data % 64 == 0
+        return self.out is not None and self.out.size >= LONG and self.out.ctypes.data % CACHE_LINE == 0
 
     def part(self, start: int, stop: int) -> Sum:
         """The entries start … stop − 1."""
@@ -416,52 +414,18 @@ def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterat
         raise Corrupted(f"{len(reader.rest)} bytes of a frame's body were not read")
 
 
-#: Where something was added: indices from a place on; None: perhaps everywhere.
-Touched = list[tuple[int, Indices]] | None
-
-
-def add_up(payloads: Iterable[Payload], out: Vector) -> Touched:
-    """out = the sum of what payloads spell, in their order; says where."""
-    out[...] = 0
-    touched: Touched = []
-
-    def watched(pieces: Iterator[Piece]) -> Iterator[Piece]:
-        nonlocal touched
-        for piece in pieces:
-            if piece.indices is None:
-                touched = None
-            elif touched is not None:
-                touched.append((piece.start, piece.indices))
-            yield piece
-
-    for payload in payloads:
-        _apply(watched(_fitting(payload, out)), out, np.add, accumulate.add_at)
-    return touched
-
-
-def divide(total: Vector, parts: int, touched: Touched) -> None:
-    """total /= parts, given where it may differ from zero."""
-    if parts == 1:
-        return
-    if touched is None or sum(indices.size for _, indices in touched) > total.size // _FEW:
-        np.divide(total, parts, out=total)
-        return
-    done = np.zeros((total.size + 7) // 8, np.uint8)
-    for start, indices in touched:
-        accumulate.divide_at(indices, start, parts, done, total)
-
-
 def accumulate_into(payload: Payload, out: Vector) -> Vector:
     """out += the vector that a payload spells, without a dense temporary."""
-    return _apply(_fitting(payload, out), out, np.add, accumulate.add_at)
+    return apply(fitting(payload, out), out, np.add, accumulate.add_at)
 
 
 def subtract_from(payload: Payload, out: Vector) -> Vector:
     """out −= the vector that a payload spells, without a dense temporary."""
-    return subtract(_fitting(payload, out), out)
+    return subtract(fitting(payload, out), out)
 
 
-def _fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
+def fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
+    """What `unpack` gives for a vector of this length and type."""
     if payload.n != out.size:
         raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
     return unpack(payload, out.dtype)
@@ -469,12 +433,13 @@ def _fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
 
 def subtract(pieces: Iterable[Piece], out: Vector) -> Vector:
     """out −= pieces."""
-    return _apply(pieces, out, np.subtract, accumulate.subtract_at)
+    return apply(pieces, out, np.subtract, accumulate.subtract_at)
 
 
-def _apply(
+def apply(
     pieces: Iterable[Piece], out: Vector, dense: np.ufunc, sparse: Callable[[Indices, Vector, Vector], None]
 ) -> Vector:
+    """out = ``dense`` of it and pieces of all entries, ``sparse`` for those of some."""
     for piece in pieces:
         target = out[piece.start : piece.stop]
         if piece.indices is None:

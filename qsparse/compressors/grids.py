@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,19 +45,59 @@ def check_coder(part: object, coder: str) -> None:
         raise refuse(part, "coder must be 'packed' or 'ans'")
 
 
-def spelled(head: Bytes, codes: Fill | None, count: int, bits: int, nbits: int, coder: str) -> Section:
+class Grid(NamedTuple):
+    """Codes stand for origin + step·(code − zero)."""
+
+    zero: int
+    origin: float
+    step: float
+
+
+def spelled(
+    head: Bytes,
+    codes: Fill | None,
+    count: int,
+    bits: int,
+    nbits: int,
+    coder: str,
+    grid: Grid | None = None,
+    rest: Vector | None = None,
+) -> Section:
     """A section of codes behind a head: in ``bits`` each, or by ``coder`` where that is shorter.
 
-    ``codes`` writes those from a number on into an array; all are zero where it is None.
+    ``codes`` writes those from a number on into an array; all are zero where it is None. What they say on the
+    grid is subtracted from ``rest``, which may be what they are made of, where that is given.
     """
+    subtracted = codes is not None and grid is not None and rest is not None
+    if codes is not None and grid is not None and rest is not None:
+        codes = _leaving(codes, grid, rest)
     if coder == "ans":
         whole = np.zeros(count, np.int32)
         if codes is not None:
             codes(0, whole)
         short = squeezed(whole, 1 << bits, (count * bits + 7) // 8)
         if short is not None:
-            return Section([head, short], nbits, coded=True)
-    return Section([head, packed(codes, count, bits)], nbits)
+            return Section([head, short], nbits, True, subtracted)
+        if codes is not None:
+            codes = stored(whole.astype(_kind(bits)))  # made once only
+    return Section([head, packed(codes, count, bits)], nbits, False, subtracted)
+
+
+def _leaving(codes: Fill, grid: Grid, rest: Vector) -> Fill:
+    """The same codes, which take what they say from ``rest``."""
+
+    def fill(start: int, out: Codes) -> None:
+        codes(start, out)
+        for first in range(0, out.size, _PART):
+            some = out[first : first + _PART]
+            quantize.subtract_values(some, *grid, rest[start + first : start + first + some.size])
+
+    return fill
+
+
+def _kind(bits: int) -> type[np.uint8 | np.uint16]:
+    """Of codes that are packed."""
+    return np.uint8 if bits <= 8 else np.uint16
 
 
 def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
@@ -68,35 +108,31 @@ def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
     data = np.empty(size, np.uint8)
 
     def share(start: int, stop: int) -> None:
-        part = np.empty(min(_PART, stop - start), np.uint8 if bits <= 8 else np.int32)
+        part: Codes = np.empty(min(_PART, stop - start), _kind(bits))
         for first in range(start, stop, _PART):
             some = part[: min(_PART, stop - first)]
             codes(first, some)
             there = data[first * bits // 8 : (min(first + _PART, stop) * bits + 7) // 8]
-            if bits <= 8:
-                pack.pack_bytes(some, bits, there)
-            else:
-                pack.pack(some, 0, bits, there)
+            (pack.pack_bytes if bits <= 8 else pack.pack_words)(some, bits, there)
 
     threads.spread(share, count)
     return raw(data)
 
 
-def on_grid(section: Reader, count: int, bits: int, zero: int, origin: float, step: float) -> Fill:
-    """origin + step·(code − zero) of the codes that `spelled` wrote."""
+def on_grid(section: Reader, count: int, bits: int, grid: Grid) -> Fill:
+    """The values of the codes that `spelled` wrote."""
     if section.coded:
-        return valued(stored(unsqueezed(section, count, 1 << bits)), np.int32, zero, origin, step)
-    kind = np.uint8 if bits <= 8 else np.int32
-    return valued(unpacked(section, count, bits), kind, zero, origin, step)
+        return valued(stored(unsqueezed(section, count, 1 << bits)), np.int32, grid)
+    return valued(unpacked(section, count, bits), _kind(bits), grid)
 
 
-def valued(codes: Fill, kind: type, zero: int, origin: float, step: float) -> Fill:
-    """origin + step·(code − zero) of codes that come in arrays of a kind."""
+def valued(codes: Fill, kind: type, grid: Grid) -> Fill:
+    """The values of codes that come in arrays of a kind."""
 
     def fill(start: int, out: Vector) -> None:
         some: Codes = np.empty(out.size, kind)
         codes(start, some)
-        quantize.grid_values(some, zero, origin, step, out)
+        quantize.grid_values(some, *grid, out)
 
     return fill
 
@@ -107,10 +143,7 @@ def unpacked(section: Reader, count: int, bits: int) -> Fill:
 
     def fill(start: int, out: Codes) -> None:
         here = data[start * bits // 8 : ((start + out.size) * bits + 7) // 8]
-        if bits <= 8:
-            pack.unpack_bytes(here, bits, out)
-        else:
-            pack.unpack(here, 0, bits, out)
+        (pack.unpack_bytes if bits <= 8 else pack.unpack_words)(here, bits, out)
 
     return fill
 

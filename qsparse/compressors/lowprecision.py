@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, reach, refuse
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import WIDEST, check_coder, contraction, on_grid, read_width, spelled
+from qsparse.compressors.grids import WIDEST, Grid, check_coder, contraction, on_grid, read_width, spelled
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell
@@ -98,7 +98,7 @@ class LowPrecision(Quantizer):
         """δ·code."""
         bits, end = read_width(section), section.f32()
         half = 1 << max(bits - 1, 1)
-        return on_grid(section, k, bits, half, 0.0, end / (half - 1))
+        return on_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)))
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""

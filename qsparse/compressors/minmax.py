@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, spelled
+from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, spelled
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -56,7 +56,7 @@ class MinMax(Quantizer):
     def decode(section: Reader, k: int) -> Fill:
         """min + (max − min)/s·code."""
         levels, low, high = struct.unpack("<Hff", section.take(10))
-        return on_grid(section, k, code_width(levels), 0, low, (high - low) / max(levels, 1))
+        return on_grid(section, k, code_width(levels), Grid(0, low, (high - low) / max(levels, 1)))
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

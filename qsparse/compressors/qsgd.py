@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, refuse
 from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import check_coder, code_width, contraction, on_grid, read_width, spelled
+from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, read_width, spelled
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -75,7 +75,8 @@ class QSGD(Quantizer):
                 out[...] = zero
 
         head, nbits = struct.pack("<Bf", width, step), 32 + values.size * width
-        return spelled(head, codes, values.size, width, nbits, self.coder)
+        grid, rest = Grid(zero, 0.0, float(np.float32(step))), total.out if total.rest else None
+        return spelled(head, codes, values.size, width, nbits, self.coder, grid, rest)
 
     def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
         """One section after the other, from one kernel; of codes that fit a byte."""
@@ -128,7 +129,7 @@ class QSGD(Quantizer):
     def decode(section: Reader, k: int) -> Fill:
         """step·level."""
         width, step = read_width(section), section.f32()
-        return on_grid(section, k, width, 1 << (width - 1), 0.0, step)
+        return on_grid(section, k, width, Grid(1 << (width - 1), 0.0, step))
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless scaled."""

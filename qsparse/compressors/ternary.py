@@ -12,7 +12,15 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, reach
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
-from qsparse.compressors.grids import check_coder, contraction, flat_variance, squeezed, unsqueezed, valued
+from qsparse.compressors.grids import (
+    Grid,
+    check_coder,
+    contraction,
+    flat_variance,
+    squeezed,
+    unsqueezed,
+    valued,
+)
 from qsparse.kernels import pack, quantize, random, threads
 from qsparse.payload import raw
 from qsparse.registry import register
@@ -71,9 +79,11 @@ class Ternary(Quantizer):
         """scale·code."""
         scale = section.f32()
         if section.coded:
-            return valued(stored(unsqueezed(section, k, 3)), np.int32, 1, 0.0, scale)
+            return valued(stored(unsqueezed(section, k, 3)), np.int32, Grid(1, 0.0, scale))
         data = section.array((k + 4) // 5, "u1")
-        return valued(lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, 1, 0.0, scale)
+        return valued(
+            lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, Grid(1, 0.0, scale)
+        )
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

@@ -12,6 +12,7 @@ from qsparse.compressors.base import LARGEST, Indices, Sum, refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims, index_width
 from qsparse.kernels import accumulate, select, threads
 from qsparse.kernels.jit import simd
+from qsparse.kernels.scratch import scratch
 from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -109,7 +110,7 @@ class TopK(Counted):
 def _among_candidates(total: Sum, k: int) -> Kept | None:
     """The k largest of what is not below a bound; None where the bound was wrong or is no help."""
     n = total.size
-    scale, sampled = np.float32(total.scale), np.empty(_SAMPLE, np.float32)
+    scale, sampled = np.float32(total.scale), scratch("sampled", _SAMPLE, np.float32)
     if total.y is None:
         select.sample(total.x, sampled)
     else:
@@ -127,7 +128,10 @@ def _among_candidates(total: Sum, k: int) -> Kept | None:
 
     def share(start: int, stop: int) -> tuple[int, Indices, Vector]:
         size = min(room, stop - start + 2 * simd.WIDTH)
-        positions, values = np.empty(size, np.intp), np.empty(size, np.float32)
+        if start == 0:  # this thread's own
+            positions, values = scratch("indices", size, np.intp), scratch("values", size, np.float32)
+        else:
+            positions, values = np.empty(size, np.intp), np.empty(size, np.float32)
         if total.y is None:
             found = select.collect(total.x, start, stop, bound, positions, values)
         else:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import Reader, Sum, reach, refuse
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import check_coder, on_grid, read_width, spelled
+from qsparse.compressors.grids import Grid, check_coder, on_grid, read_width, spelled
 from qsparse.kernels import quantize
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -41,13 +41,13 @@ class Uniform(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
-        return self._coded(values, reach(values))
+        return self._coded(values, reach(values), None)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode`; R is found in the pass that adds."""
-        return self._coded(*total.add_reach())
+        """As `encode`; R is found in the pass that adds, what is not said left in the one that rounds."""
+        return self._coded(*total.add_reach(), total.out if total.rest else None)
 
-    def _coded(self, values: Vector, reach: float) -> Section:
+    def _coded(self, values: Vector, reach: float, rest: Vector | None) -> Section:
         radius = float(np.float32(reach))
         most = (1 << self.bits) - 1
 
@@ -55,13 +55,14 @@ class Uniform(Quantizer):
             quantize.radius_nearest(values[start : start + out.size], 1 / radius, most, out)
 
         head, nbits = struct.pack("<Bf", self.bits, radius), 32 + self.bits * values.size
-        return spelled(head, codes if radius > 0 else None, values.size, self.bits, nbits, self.coder)
+        made, grid = codes if radius > 0 else None, _grid(self.bits, radius)
+        return spelled(head, made, values.size, self.bits, nbits, self.coder, grid, rest)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """2τR·q − R."""
         bits, radius = read_width(section), section.f32()
-        return on_grid(section, k, bits, 0, -radius, 2 * radius / max((1 << bits) - 1, 1))
+        return on_grid(section, k, bits, _grid(bits, radius))
 
     def promise(self, k: int) -> QuantizerClaims:
         """‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
@@ -73,3 +74,7 @@ class Uniform(Quantizer):
             omega=None,
             bits=32 + self.bits * k,
         )
+
+
+def _grid(bits: int, radius: float) -> Grid:
+    return Grid(0, -radius, 2 * radius / ((1 << bits) - 1))

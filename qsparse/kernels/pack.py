@@ -110,6 +110,59 @@ def unpack_bytes(data, bits, out):
 
 
 @kernel
+def pack_words(codes, bits, out):
+    """Write codes of two bytes, each in 9 to 16 ``bits``, into out of ⌈n·bits/8⌉ bytes: eight at a time.
+
+    Four codes are folded in halves as in `pack_bytes`, and two such words laid end to end.
+    """
+    n = codes.size
+    gap1, gap2 = np.uint64(16 - bits), np.uint64(2 * (16 - bits))
+    whole = np.uint64(4 * bits)
+    at = 0
+    i = 0
+    while i + 8 <= n and at + 16 <= out.size:
+        word = simd.get_mask(codes, i)
+        word = (word & _LOW2) | ((word & ~_LOW2) >> gap1)
+        first = (word & _LOW4) | ((word & ~_LOW4) >> gap2)
+        word = simd.get_mask(codes, i + 4)
+        word = (word & _LOW2) | ((word & ~_LOW2) >> gap1)
+        word = (word & _LOW4) | ((word & ~_LOW4) >> gap2)
+        if bits < 16:
+            first |= word << whole
+            word >>= np.uint64(64) - whole
+        simd.put_mask(out, at, first)
+        simd.put_mask(out, at + 8, word)
+        i += 8
+        at += bits
+    pack(codes[i:], 0, bits, out[at:])
+
+
+@kernel
+def unpack_words(data, bits, out):
+    """Read codes written by `pack_words` into ``out``."""
+    n = out.size
+    gap1, gap2 = np.uint64(16 - bits), np.uint64(2 * (16 - bits))
+    whole = np.uint64(4 * bits)
+    keep1 = (_ONE << np.uint64(bits)) - _ONE
+    keep2 = (_ONE << np.uint64(2 * bits)) - _ONE
+    keep1 |= keep1 << np.uint64(32)
+    at = 0
+    i = 0
+    while i + 8 <= n and at + 16 <= data.size:
+        first = simd.get_mask(data, at)
+        second = simd.get_mask(data, at + 8)
+        if bits < 16:
+            second = (second << (np.uint64(64) - whole)) | (first >> whole)
+        first = (first & keep2) | ((first << gap2) & (keep2 << np.uint64(32)))
+        simd.put_mask(out, i, (first & keep1) | ((first << gap1) & (keep1 << np.uint64(16))))
+        second = (second & keep2) | ((second << gap2) & (keep2 << np.uint64(32)))
+        simd.put_mask(out, i + 4, (second & keep1) | ((second << gap1) & (keep1 << np.uint64(16))))
+        i += 8
+        at += bits
+    unpack(data[at:], 0, bits, out[i:])
+
+
+@kernel
 def pack_trits(codes, out):
     """Codes of 0, 1, 2, five to a byte (3⁵ = 243)."""
     n = codes.size

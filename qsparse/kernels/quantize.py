@@ -102,6 +102,14 @@ def grid_values(codes, zero, origin, step, out):
 
 
 @kernel
+def subtract_values(codes, zero, origin, step, out):
+    """out −= `grid_values`, which are rounded to the type of ``out`` first."""
+    for i in range(codes.size):
+        value = origin + step * np.float64(np.int32(codes[i]) - zero)
+        out[i] = out[i] - (np.float32(value) if out.itemsize == 4 else value)
+
+
+@kernel
 def levels_blocks(x, size, levels, zero, keys, bits, first, stride, data, norms):
     """`levels_random` of blocks with the step norm/levels, packed in ``bits`` ≤ 8 each; their norms.
 

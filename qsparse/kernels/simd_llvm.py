@@ -179,6 +179,17 @@ def get_mask(typing, data, at):
 
 
 @intrinsic
+def stream(typing, x, i, j, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        there = coder.address(0, args[1])
+        coder.put([coder.load(there, place) for place in range(0, WIDTH, _LANES)], 3, 2, True)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, types.intp, out), code
+
+
+@intrinsic
 def above(typing, x, i, threshold):
     def code(context, builder, signature, args):
         coder = _Coder(context, builder, signature, args)

@@ -18,13 +18,18 @@ def _joined(bits):
 
 
 def put_mask(out, at, mask):
-    """Write a mask to the eight bytes from ``at``."""
-    out[at : at + 8] = np.frombuffer(int(mask).to_bytes(8, "little"), np.uint8)
+    """Write a mask to the eight bytes from out[at] on."""
+    out[at : at + 8 // out.itemsize] = np.frombuffer(int(mask).to_bytes(8, "little"), out.dtype)
 
 
 def get_mask(data, at):
     """Read what `put_mask` wrote."""
-    return np.uint64(int.from_bytes(data[at : at + 8].tobytes(), "little"))
+    return np.uint64(int.from_bytes(data[at : at + 8 // data.itemsize].tobytes(), "little"))
+
+
+def stream(x, i, j, out):
+    """out[j …] = x[i …]."""
+    out[j : j + WIDTH] = x[i : i + WIDTH]
 
 
 def above(x, i, threshold):

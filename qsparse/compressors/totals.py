@@ -1,0 +1,86 @@
+"""What several payloads amount to, added in their order.
+
+The total is written once, and not read before: parts of it are formed where caches hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, pairwise, zip_longest
+from typing import Final
+
+import numpy as np
+
+from qsparse.compressors.base import LONG, Piece, apply, fitting
+from qsparse.kernels import accumulate, threads
+from qsparse.kernels.scratch import scratch
+from qsparse.payload import Payload
+from qsparse.types import CACHE_LINE, Vector, aligned
+
+#: Sparse vectors are summed as such while they have no more entries together than one in so many.
+_FEW: Final = 4
+#: Entries of a sparse sum that are formed at a time: few enough for the fastest cache.
+_BLOCK: Final = 1 << 12
+
+
+def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
+    """out = the sum of what payloads spell, in their order, divided by ``parts``.
+
+    Raises:
+        Corrupted, SettingError: as `unpack` does; what ``out`` holds then is not said.
+    """
+    if not (_sum_sparse(payloads, out, parts) or _sum_dense(payloads, out, parts)):
+        out[...] = 0
+        apply(chain.from_iterable(fitting(each, out) for each in payloads), out, np.add, accumulate.add_at)
+        if parts != 1:
+            np.divide(out, parts, out=out)
+    return out
+
+
+def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
+    """`add_up` where all pieces have few, ascending indices; else False."""
+    pieces: list[Piece] = []
+    rows, room = [0], out.size // _FEW
+    for payload in payloads:
+        for piece in fitting(payload, out):
+            if piece.indices is None or piece.indices.size > room:
+                return False
+            room -= piece.indices.size
+            pieces.append(piece)
+        rows.append(len(pieces))
+    ends = np.cumsum([0, *(piece.values.size for piece in pieces)])
+    indices, values = scratch("indices", ends[-1], np.intp), scratch("values", ends[-1], out.dtype)
+    for piece, (begin, end) in zip(pieces, pairwise(ends), strict=True):
+        assert piece.indices is not None
+        np.add(piece.indices, piece.start, out=indices[begin:end])
+        values[begin:end] = piece.values
+    lead = -out.ctypes.data % CACHE_LINE // out.itemsize if out.size >= LONG else -1
+
+    def share(start: int, stop: int) -> bool:
+        cuts = [
+            begin + np.searchsorted(indices[begin:end], (start, stop)) for begin, end in pairwise(ends[rows])
+        ]
+        at, upto = np.array(cuts, np.int64).reshape(-1, 2).T.copy()
+        block, stamps = aligned(np.empty(_BLOCK, out.dtype)), np.zeros(_BLOCK, np.intp)
+        return bool(
+            accumulate.sum_at(indices, values, at, upto, start, stop, parts, lead, block, stamps, out)
+        )
+
+    return all(threads.spread(share, out.size))
+
+
+def _sum_dense(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
+    """`add_up` where all entries of all payloads come in the same parts; else False."""
+    for pieces in zip_longest(*(fitting(payload, out) for payload in payloads)):
+        first = pieces[0]
+        for piece in pieces:
+            if piece is None or piece.indices is not None or piece[:2] != first[:2]:
+                return False
+        target = out[first.start : first.stop]
+        # Not copied, as there is no −0 in a sum that begins with 0.
+        np.add(first.values, 0, out=target)
+        for piece in pieces[1:]:
+            np.add(target, piece.values, out=target)
+        if parts != 1:
+            np.divide(target, parts, out=target)
+    return len(payloads) > 0
