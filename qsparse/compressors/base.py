@@ -56,7 +56,7 @@ class Claims:
 class Piece(NamedTuple):
     """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None.
 
-    Indices ascend. Values of all entries may be overwritten when the next piece is read.
+    Values and indices may be overwritten when the next piece, of any payload, is read by the same thread.
     """
 
     start: int

@@ -40,6 +40,7 @@ from qsparse.compressors.base import (
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import bitstream, pack, random, threads
 from qsparse.kernels import indices as gaps
+from qsparse.kernels.scratch import scratch
 from qsparse.payload import Bytes, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
@@ -453,7 +454,7 @@ def _pieces(
     fill: Fill, indices: Indices | None, k: int, n: int, start: int, dtype: np.dtype[Any]
 ) -> Iterator[Piece]:
     if indices is not None:
-        values = np.empty(k, dtype)
+        values = scratch("piece values", k, dtype)
         fill(0, values)
         yield Piece(start, start + n, indices, values)
         return
@@ -483,23 +484,23 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     # Room is made for k indices once the bytes that spell them are there.
     if coding == _FIXED:
         data = reader.array((k * index_width(n) + 7) // 8, "u1")
-        indices = np.empty(k, np.intp)
+        indices = _places(k)
         pack.unpack(data, 0, index_width(n), indices)
         wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
     elif coding == _BITMAP:
         words = bitstream.as_words(reader.array((n + 7) // 8, "u1"))
-        indices = np.empty(k, np.intp)
+        indices = _places(k)
         wrong = gaps.bitmap_decode(words, n, indices) < 0
     elif coding == _RICE:
         data = reader.array(reader.varint(), "u1")
         # A gap takes at least one bit.
-        indices = np.empty(min(k, 8 * data.size), np.intp)
+        indices = _places(min(k, 8 * data.size))
         used = gaps.rice_decode(
             bitstream.as_words(data), n, np.empty(_blocks(indices.size), np.uint8), indices
         )
         wrong = indices.size < k or (used + 7) // 8 != data.size
     elif coding == _SEEDED:
-        indices = np.empty(k, np.intp)
+        indices = _places(k)
         random.sample(*random.halves(reader.u64()), n, indices)
         wrong = False
     else:
@@ -507,3 +508,7 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     if wrong:
         raise Corrupted(f"the {k} indices of a frame do not fit a vector of {n}")
     return indices
+
+
+def _places(k: int) -> Indices:
+    return scratch("piece places", k, np.intp)

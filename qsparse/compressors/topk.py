@@ -129,7 +129,7 @@ def _among_candidates(total: Sum, k: int) -> Kept | None:
     def share(start: int, stop: int) -> tuple[int, Indices, Vector]:
         size = min(room, stop - start + 2 * simd.WIDTH)
         if start == 0:  # this thread's own
-            positions, values = scratch("indices", size, np.intp), scratch("values", size, np.float32)
+            positions, values = scratch("candidates", size, np.intp), scratch("values", size, np.float32)
         else:
             positions, values = np.empty(size, np.intp), np.empty(size, np.float32)
         if total.y is None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LONG, Piece, apply, fitting
+from qsparse.compressors.base import LONG, apply, fitting
 from qsparse.kernels import accumulate, threads
 from qsparse.kernels.scratch import scratch
 from qsparse.payload import Payload
@@ -39,27 +39,21 @@ def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
 
 def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
     """`add_up` where all pieces have few, ascending indices; else False."""
-    pieces: list[Piece] = []
-    rows, room = [0], out.size // _FEW
+    room, count, ends = out.size // _FEW, 0, [0]
+    indices, values = scratch("total places", room, np.intp), scratch("total values", room, out.dtype)
     for payload in payloads:
         for piece in fitting(payload, out):
-            if piece.indices is None or piece.indices.size > room:
+            if piece.indices is None or count + piece.indices.size > room:
                 return False
-            room -= piece.indices.size
-            pieces.append(piece)
-        rows.append(len(pieces))
-    ends = np.cumsum([0, *(piece.values.size for piece in pieces)])
-    indices, values = scratch("indices", ends[-1], np.intp), scratch("values", ends[-1], out.dtype)
-    for piece, (begin, end) in zip(pieces, pairwise(ends), strict=True):
-        assert piece.indices is not None
-        np.add(piece.indices, piece.start, out=indices[begin:end])
-        values[begin:end] = piece.values
+            here = slice(count, count + piece.indices.size)
+            np.add(piece.indices, piece.start, out=indices[here])
+            values[here] = piece.values
+            count = here.stop
+        ends.append(count)
     lead = -out.ctypes.data % CACHE_LINE // out.itemsize if out.size >= LONG else -1
 
     def share(start: int, stop: int) -> bool:
-        cuts = [
-            begin + np.searchsorted(indices[begin:end], (start, stop)) for begin, end in pairwise(ends[rows])
-        ]
+        cuts = [begin + np.searchsorted(indices[begin:end], (start, stop)) for begin, end in pairwise(ends)]
         at, upto = np.array(cuts, np.int64).reshape(-1, 2).T.copy()
         block, stamps = aligned(np.empty(_BLOCK, out.dtype)), np.zeros(_BLOCK, np.intp)
         return bool(
