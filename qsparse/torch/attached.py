@@ -236,7 +236,7 @@ class Attached:
             dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
             mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
             if self.wire.rank == 0:
-                mine = Payload.build([raw(data)], way=Way.BESIDE, n=data.size)
+                mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
             start = ParameterServer().broadcast(self.wire, mine)
             if self.wire.rank == 0:
                 return
