@@ -238,7 +238,7 @@ class Common:
     """
 
     def __init__(self, station: Station, tensor: torch.Tensor) -> None:
-        self.station, self._tensor = station, tensor
+        self.station, self.tensor = station, tensor
         self._anchor, self._report = tensor.clone(), torch.empty_like(tensor)
         self._away = elsewhere(tensor)
         #: The report where the sender looks for it.
@@ -257,7 +257,7 @@ class Common:
 
     def meet(self, t: int, last: bool = False) -> None:
         """Say how far the tensor has gone since the last meeting, and go on from the new common one."""
-        torch.sub(self._anchor, self._tensor, out=self._report)
+        torch.sub(self._anchor, self.tensor, out=self._report)
         if self._away and isinstance(self._said, np.ndarray):
             torch.from_numpy(self._said).copy_(self._report)
         model = self.station.meet(self._said, t, last=last)
@@ -266,9 +266,9 @@ class Common:
         before = None if self.station.seat.spoke else self._anchor.clone()
         self._hear(model)
         if before is None:
-            self._tensor.copy_(self._anchor)
+            self.tensor.copy_(self._anchor)
         else:
-            self._tensor += self._anchor - before  # what was not said stays
+            self.tensor += self._anchor - before  # what was not said stays
 
     def _hear(self, model: Vector) -> None:
         """The anchor becomes the model; of an update of few entries, these are copied."""
