@@ -266,7 +266,7 @@ MEETINGS: dict[str, Algorithm | str] = {
         down=Link(build("blockwise(topk(ratio=0.03), size=1000)", "compressor"), Innovation()),
     ),
     "many down": Algorithm(SGD(0.1), down=Link(build("topk(ratio=0.5) >> sign", "compressor"), Innovation())),
-    "skips": Algorithm(SGD(0.1), Every(2) & Drift(20000.0), up=Link(TopK(ratio=0.1), ErrorFeedback())),
+    "skips": Algorithm(SGD(0.1), Every(2) & Drift(14000.0), up=Link(TopK(ratio=0.1), ErrorFeedback())),
 }
 
 
@@ -335,7 +335,7 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
 
     found = run_threads(2, ours, timeout=60)
     assert found == run_threads(2, lambda wire: body(wire, Plain), timeout=60)
-    assert all(0 < skips < 4 for _, skips in found) == (name == "skips")
+    assert (found[0][1] != found[1][1]) == (name == "skips"), "one skips where the other speaks"
     if there.type == "cpu":
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(device, "elsewhere", lambda tensor: False)
