@@ -21,6 +21,7 @@ from torch.nn import functional  # noqa: E402
 
 from qsparse.algorithm import Algorithm  # noqa: E402
 from qsparse.compressors import TopK  # noqa: E402
+from qsparse.compressors.composed import Kept, Selector, SelectorClaims  # noqa: E402
 from qsparse.errors import NotFinite, SettingError  # noqa: E402
 from qsparse.exchange import AllGather, ParameterServer  # noqa: E402
 from qsparse.link import Link, Sender  # noqa: E402
@@ -35,7 +36,7 @@ from qsparse.torch.flat import FlatModel  # noqa: E402
 from qsparse.triggers import Drift, Every  # noqa: E402
 from qsparse.types import Layer  # noqa: E402
 from qsparse.wire.base import Wire  # noqa: E402
-from qsparse.wire.threads import run_threads  # noqa: E402
+from qsparse.wire.threads import ThreadWire, run_threads  # noqa: E402
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 DEVICES = ["cpu", "away", pytest.param("cuda", marks=GPU)]
@@ -167,6 +168,16 @@ def test_frames_and_what_is_kept_have_the_same_bytes(there: Any, text: str, kind
                     assert same(sender.state["residual"].cpu().numpy(), host.state["residual"])
 
 
+class Nothing(Selector):
+    """Keeps nothing."""
+
+    def select(self, x: np.ndarray, seed: Seed) -> Kept:
+        return Kept(np.empty(0, np.intp), x[:0])
+
+    def promise(self, n: int) -> SelectorClaims:
+        return SelectorClaims(unbiased=False, gamma=None, omega=None, kept=0, index_bits=0)
+
+
 def test_only_what_speaks_is_copied() -> None:
     n, k = 10_000, 100
     link = Link(build(f"a*: topk(k={k // 2}) >> sign; *: float32", "compressor"), ErrorFeedback())
@@ -175,10 +186,31 @@ def test_only_what_speaks_is_copied() -> None:
     with Pretended() as pretended:
         sender.state = {"residual": torch.zeros(n).to(AWAY), "since": 0}
         v = torch.from_numpy(vector(n, "normal")).to(AWAY)
+        pretended.sent = 0
         sender.commit(sender.draft(v, Seed(0, step=1)))
         # Each index has eight bytes and each value four, and four each of those that are said whole.
         assert pretended.fetched == 12 * k + 4 * small
+        assert pretended.sent == 12 * k + 4 * small
         assert isinstance(sender.state["residual"], Away)
+
+
+@pytest.mark.parametrize(("kept", "copied"), [(0, 0), (50, 12 * 50), (600, 12 * 600), (700, 4 * 5000)])
+def test_only_what_is_heard_is_copied(monkeypatch: pytest.MonkeyPatch, kept: int, copied: int) -> None:
+    """A message that touches nothing is heard as well, and others whole where that is less."""
+    start = vector(5000, "normal")
+    down = Link(TopK(k=max(kept, 1)) if kept else Nothing(), Innovation())
+    monkeypatch.setattr(device, "elsewhere", lambda tensor: isinstance(tensor, Away))
+    (wire,) = ThreadWire.group(1)
+    with Pretended() as pretended:
+        algorithm = Algorithm(SGD(0.1), down=down)
+        station = Station(algorithm, ParameterServer(), wire, start, Seed(0), (), wire.ledger)
+        common = Common(station, torch.from_numpy(start.copy()).to(AWAY))
+        common.tensor -= 1
+        pretended.sent = 0
+        common.meet(1)
+        assert pretended.fetched == 4 * 5000
+        assert pretended.sent == copied
+        assert np.count_nonzero(common.tensor.cpu().numpy() != start) == kept
 
 
 def test_who_is_served() -> None:

@@ -252,7 +252,7 @@ class Common:
             self._said = self._report
         else:
             # Locked pages are copied at the full speed of the bus.
-            locked = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            locked = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
             self._said = locked.numpy()
 
     def meet(self, t: int, last: bool = False) -> None:
@@ -279,6 +279,7 @@ class Common:
             return
         # All others were added a zero, which makes +0 of −0.
         self._anchor += 0
-        indices = np.concatenate([start + indices for start, indices in touched])
-        values = torch.from_numpy(model[indices])
-        self._anchor[torch.from_numpy(indices).to(self._anchor.device)] = values.to(self._anchor.device)
+        if touched:
+            places = np.concatenate([start + indices for start, indices in touched])
+            device, values = self._anchor.device, torch.from_numpy(model[places])
+            self._anchor[torch.from_numpy(places).to(device)] = values.to(device)
