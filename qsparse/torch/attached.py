@@ -22,7 +22,9 @@ from qsparse.payload import Payload, Way, raw
 from qsparse.registry import build, spell
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
+from qsparse.torch.device import Common
 from qsparse.torch.flat import FlatModel
+from qsparse.types import Layout
 from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
@@ -49,7 +51,7 @@ def attach(
     use the trained model.
 
     Args:
-        model: parameters on the CPU, float32 or float64.
+        model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more.
         optimizer: over exactly the model's trained parameters.
         algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``; its learning rate and
             momentum stay unset, because the optimizer has them.
@@ -118,8 +120,9 @@ class Attached:
             if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
                 raise SettingError("the optimizer must have exactly the model's trained parameters")
             for link in (chosen.up, chosen.down):
-                link.compressor.bind(flat.layout).check(flat.vector.size)
-            warm_algorithm(chosen, flat.vector, flat.layout, self.wire.rank)
+                link.compressor.bind(flat.layout).check(flat.values.numel())
+            start = flat.values.cpu().numpy()
+            warm_algorithm(chosen, start, flat.layout, self.wire.rank)
             return (chosen, pattern, flat), {
                 "qsparse": qsparse.__version__,
                 **chosen.axes(),
@@ -127,7 +130,7 @@ class Attached:
                 "layers": [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad],
                 "buffers": [[n, list(b.shape)] for n, b in model.named_buffers() if n not in dict(flat.rest)],
                 "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
-                "type": str(flat.vector.dtype),
+                "type": str(start.dtype),
                 "seed": seed,
             }
 
@@ -141,28 +144,23 @@ class Attached:
                     self.wire.close()
             raise
         flat = self.flat
-        for vector in (flat.vector, flat.aside):
-            self._adopt_from_rank_0(vector)
-        for _, tensor in flat.rest:
-            self._adopt_rest_from_rank_0(tensor)
+        for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
+            self._adopt_from_rank_0(tensor)
         self._pace = Pace()
-        self._station = Station(
-            self.algorithm, self.exchange, self.wire, flat.vector, self._seed, flat.layout, self.ledger,
-            self._pace,
-        )  # fmt: skip
-        self._aside = None
-        if flat.aside.size:
-            self._aside = Station(
-                averaging(self.algorithm), self.exchange, self.wire, flat.aside, self._seed, (), self.ledger,
-                self._pace,
-            )  # fmt: skip
-        self._anchor = flat.vector.copy()
-        self._aside_anchor = flat.aside.copy()
-        self._report = np.empty_like(flat.vector)
+        self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
+        if flat.beside.numel():
+            self._common.append(self._meets(averaging(self.algorithm), flat.beside, ()))
         self._rates = self._learning_rates()
         self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
+
+    def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
+        start = tensor.cpu().numpy()
+        station = Station(
+            algorithm, self.exchange, self.wire, start, self._seed, layout, self.ledger, self._pace
+        )
+        return Common(station, tensor)
 
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
@@ -196,7 +194,7 @@ class Attached:
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self.steps += 1
-        if self._station.due(self.steps):
+        if self._common[0].station.due(self.steps):
             self._guarded(self._meet)
 
     def _guarded(self, act: Callable[[], None]) -> None:
@@ -220,20 +218,9 @@ class Attached:
 
     def _meet(self, last: bool = False) -> None:
         self._check_rates()
-        flat = self.flat
-        np.subtract(self._anchor, flat.vector, out=self._report)
         self._pace.t = self._pace.clock = self.steps
-        met = [(self._station, self._report, flat.vector, self._anchor)]
-        if self._aside is not None:
-            met.append((self._aside, self._aside_anchor - flat.aside, flat.aside, self._aside_anchor))
-        for station, report, vector, anchor in met:
-            model = station.meet(report, self.steps, last=last)
-            if model is not None:
-                if station.seat.spoke:
-                    np.copyto(vector, model)
-                else:
-                    vector += model - anchor  # what was not said stays
-                np.copyto(anchor, model)
+        for common in self._common:
+            common.meet(self.steps, last)
         self._met = self.steps
 
     def _learning_rates(self) -> list[float]:
@@ -243,20 +230,17 @@ class Attached:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
             refuse_if_inhomogeneous(self.algorithm.up)
 
-    def _adopt_from_rank_0(self, vector: np.ndarray) -> None:
-        mine = None
-        if self.wire.rank == 0:
-            mine = Payload.build([raw(vector)], way=Way.BESIDE, n=vector.size)
-        start = ParameterServer().broadcast(self.wire, mine)
-        np.copyto(vector, np.frombuffer(start.body, vector.dtype))
-
-    def _adopt_rest_from_rank_0(self, tensor: torch.Tensor) -> None:
+    def _adopt_from_rank_0(self, tensor: torch.Tensor) -> None:
         with torch.no_grad():
             # numpy has not all types of torch, and the tensor may have gaps: bytes of a dense copy.
             dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
-            self._adopt_from_rank_0(dense.reshape(-1).view(torch.uint8).numpy())
+            mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
+            if self.wire.rank == 0:
+                mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
+            start = ParameterServer().broadcast(self.wire, mine)
             if self.wire.rank == 0:
                 return
+            np.copyto(data, np.frombuffer(start.body, data.dtype))
             if any(stride == 0 for stride in tensor.stride()) and tensor.numel() > 1:
                 tensor.data = dense.to(tensor.device)  # expanded: its elements are one and the same
             else:

@@ -12,25 +12,25 @@ from qsparse.types import Layer, Layout, Vector
 
 
 class FlatModel:
-    """Moves a model's parameters, gradients and batch statistics into flat vectors.
+    """Moves a model's parameters, gradients and batch statistics into flat tensors, on the model's device.
 
     The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
-    ``vector`` and ``gradient``, buffers of the parameters' type views of ``aside``. Parameters that
+    ``values`` and ``slopes``, buffers of the parameters' type views of ``beside``. Parameters that
     need no gradient and other buffers stay where they are, and are listed in ``rest``.
 
     Args:
-        model: all trained parameters on the CPU and of one type, float32 or float64.
+        model: all trained parameters on the CPU, or all on one GPU, and of one type, float32 or float64.
 
     Attributes:
-        vector: the parameters in the order of ``model.named_parameters()``, (n,).
-        gradient: the gradients, alike.
-        aside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
+        values: the parameters in the order of ``model.named_parameters()``, (n,).
+        slopes: the gradients, alike.
+        beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names and places of the parameters.
-        rest: names and tensors of what is in none of the vectors.
+        rest: names and tensors of what is in none of the three.
 
     Raises:
-        SettingError: a parameter on another device or of another type, no parameter at all, or a
-            tensor without plain memory.
+        SettingError: a parameter elsewhere or of another type, no parameter at all, or a tensor without
+            plain memory.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -39,15 +39,23 @@ class FlatModel:
         if not named:
             raise SettingError("the model has no parameters that need a gradient")
         for name, p in named:
-            if p.device.type != "cpu" or p.dtype not in (torch.float32, torch.float64):
+            if p.device.type not in ("cpu", "cuda") or p.dtype not in (torch.float32, torch.float64):
                 raise SettingError(
                     f"parameter {name!r} is {p.dtype} on {p.device}: parameters must be float32 or "
-                    "float64 on the CPU"
+                    "float64, on the CPU or on a GPU"
                 )
         kinds = {p.dtype for _, p in named}
         if len(kinds) > 1:
             raise SettingError(f"the parameters have several types ({kinds}): use one for all")
         dtype = kinds.pop()
+        buffers = [(name, b) for name, b in model.named_buffers() if b.dtype == dtype]
+        device = named[0][1].device
+        for name, tensor in [*named, *buffers]:
+            if tensor.device != device:
+                raise SettingError(
+                    f"{name!r} is on {tensor.device} and {named[0][0]!r} on {device}: put the whole model on "
+                    "one device"
+                )
         self.rest: list[tuple[str, torch.Tensor]] = [
             *((name, p) for name, p in model.named_parameters() if not p.requires_grad),
             *((name, b) for name, b in model.named_buffers() if b.dtype != dtype),
@@ -62,36 +70,46 @@ class FlatModel:
         sizes = [p.numel() for p in self._parameters]
         # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
         # parameter, and so the same vector instructions and the same bits.
-        flat = torch.empty(sum(sizes), dtype=dtype)
-        slopes = torch.zeros(sum(sizes), dtype=dtype)
+        self.values = torch.empty(sum(sizes), dtype=dtype, device=device)
+        self.slopes = torch.zeros(sum(sizes), dtype=dtype, device=device)
         layers, start = [], 0
         self._views = []
         with torch.no_grad():
             for (name, p), size in zip(named, sizes, strict=True):
                 stretch = slice(start, start + size)
-                flat[stretch].copy_(p.detach().reshape(-1))
-                p.data = flat[stretch].view(p.shape)
-                self._views.append(slopes[stretch].view(p.shape))
+                self.values[stretch].copy_(p.detach().reshape(-1))
+                p.data = self.values[stretch].view(p.shape)
+                self._views.append(self.slopes[stretch].view(p.shape))
                 layers.append(Layer(name, start, start + size))
                 start += size
-            buffers = [b for _, b in model.named_buffers() if b.dtype == dtype]
-            beside = torch.empty(sum(b.numel() for b in buffers), dtype=dtype)
+            self.beside = torch.empty(sum(b.numel() for _, b in buffers), dtype=dtype, device=device)
             start = 0
-            for b in buffers:
+            for _, b in buffers:
                 stretch = slice(start, start + b.numel())
-                beside[stretch].copy_(b.reshape(-1))
-                b.data = beside[stretch].view(b.shape)
+                self.beside[stretch].copy_(b.reshape(-1))
+                b.data = self.beside[stretch].view(b.shape)
                 start += b.numel()
         self.layout: Layout = tuple(layers)
-        self.vector: Vector = flat.numpy()
-        self.gradient: Vector = slopes.numpy()
-        self.aside: Vector = beside.numpy()
-        self._slopes = slopes
         self.zero_grad()
+
+    @property
+    def vector(self) -> Vector:
+        """``values`` where they lie; like the next two of models on the CPU only."""
+        return self.values.numpy()
+
+    @property
+    def gradient(self) -> Vector:
+        """``slopes`` where they lie."""
+        return self.slopes.numpy()
+
+    @property
+    def aside(self) -> Vector:
+        """``beside`` where it lies."""
+        return self.beside.numpy()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients in one sweep, whatever ``set_to_none`` says: they stay views."""
-        self._slopes.zero_()
+        self.slopes.zero_()
         for p, view in zip(self._parameters, self._views, strict=True):
             if p.grad is not view:
                 p.grad = view

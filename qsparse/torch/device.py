@@ -1,0 +1,285 @@
+"""Models on a GPU: what is done there, and what is copied.
+
+The report and what error feedback keeps are tensors of the model's device. Top-k is found there, and only
+the k entries are copied; from then on the code that spells them is the same as for vectors of the host, so
+the bytes are the same. Who needs the whole vector gets a copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeGuard
+
+import numpy as np
+import torch
+
+from qsparse.algorithm import Algorithm
+from qsparse.compressors import Composed, Compressor, Quantizer, TopK
+from qsparse.compressors.base import LARGEST, Sum, unpack
+from qsparse.compressors.blockwise import Piecewise
+from qsparse.compressors.composed import FLOAT32, Kept
+from qsparse.errors import NotFinite, SettingError
+from qsparse.link import Sender
+from qsparse.memory import Draft, ErrorFeedback, Innovation, Stateless
+from qsparse.rounds.synchronous import Station
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+#: The type that magnitudes are compared in, and the bits of the largest one that can be sent.
+_BITS: Final = {
+    torch.float32: (torch.int32, int(np.float32(LARGEST).view(np.int32))),
+    torch.float64: (torch.int64, int(np.float64(LARGEST).view(np.int64))),
+}
+#: Of more than one entry in so many, the whole vector is copied.
+_FEW: Final = 8
+
+
+def elsewhere(tensor: torch.Tensor) -> bool:
+    """Does it lie where NumPy cannot read it?"""
+    return tensor.device.type != "cpu"
+
+
+def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k entries of largest magnitude of each row; among equals those of lowest index.
+
+    Args:
+        x: (rows, size), float32 or float64, contiguous.
+        k: at least 1, less than size.
+
+    Returns:
+        Indices within the rows, ascending, and values, (rows, k) each.
+
+    Raises:
+        NotFinite: x holds NaN, infinity or what float32 cannot hold.
+    """
+    # Magnitudes of finite floats are ordered like their bits, and no hardware takes denormals for zeros.
+    kind, most = _BITS[x.dtype]
+    magnitudes = x.view(kind) & torch.iinfo(kind).max
+    found = magnitudes.topk(k, sorted=False).values
+    if int(found.max()) > most:
+        raise NotFinite("the update holds what cannot be sent", -1)
+    # Which of several equals `topk` takes, nobody has promised; the least of them is certain.
+    least = found.amin(1, keepdim=True)
+    kept = magnitudes >= least
+    if int(kept.sum()) > found.numel():
+        above = magnitudes > least
+        equal = kept ^ above
+        kept = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+    indices = kept.nonzero()[:, 1].reshape(-1, k).contiguous()
+    return indices, x.gather(1, indices)
+
+
+@dataclass(frozen=True)
+class Chosen(TopK):
+    """Top-k of a vector that is not here: what it keeps was found where the vector lies."""
+
+    kept: Kept | None = None
+
+    def select_sum(self, total: Sum, seed: Seed) -> Kept:
+        """What was found, whatever the sum is."""
+        assert self.kept is not None
+        return self.kept
+
+
+#: A size, the compressor of a stretch of this size, and how many of them are neighbours.
+Run = tuple[int, Compressor, int]
+
+
+class Cut(Piecewise):
+    """Stretches whose compressors are known one by one."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
+
+    def runs(self, n: int) -> list[Run]:
+        """As they are."""
+        return self._runs
+
+
+def choose(part: Compressor, x: torch.Tensor, there: Vector, count: int = 1) -> list[Run]:
+    """Compressors that spell of ``there`` what ``part`` would of x, with choices made where x lies.
+
+    Args:
+        part: the compressor of each of ``count`` equal stretches.
+        x: all of them, (n,).
+        there: like x, on the host; is given those entries that somebody will look at.
+
+    Raises:
+        NotFinite: as `largest`.
+    """
+    size = x.numel() // count
+    halves = _halves(part)
+    if halves is not None and (k := halves[0].count(size)) < size:
+        rows = zip(*(found.cpu().numpy() for found in largest(x.view(count, size), k)), strict=True)
+        return [(size, Composed(Chosen(k=k, kept=Kept(*row)), halves[1]), 1) for row in rows]
+    if _is_cut(part):
+        runs: list[Run] = []
+        for first in range(0, x.numel(), size):
+            within: list[Run] = []
+            start = first
+            for length, inner, times in part.runs(size):
+                stop = start + length * times
+                within += choose(inner, x[start:stop], there[start:stop], times)
+                start = stop
+            runs.append((size, Cut(within), 1))
+        return runs
+    torch.from_numpy(there).copy_(x)
+    return [(size, part, count)]
+
+
+def _halves(part: Compressor) -> tuple[TopK, Quantizer] | None:
+    """Top-k and what spells its values. A class of somebody else's may do something else, so it is none."""
+    if type(part) is TopK:
+        return part, FLOAT32
+    if type(part) is Composed and type(part.selector) is TopK:
+        return part.selector, part.quantizer
+    return None
+
+
+def _is_cut(part: Compressor) -> TypeGuard[Piecewise]:
+    return isinstance(part, Piecewise) and type(part).write_sum is Piecewise.write_sum
+
+
+def _chooses(part: Compressor, n: int) -> bool:
+    """Is there a choice to be made in a vector of n entries, so that not all of them need be copied?"""
+    halves = _halves(part)
+    if halves is not None:
+        return halves[0].count(n) < n
+    return _is_cut(part) and any(_chooses(inner, size) for size, inner, _ in part.runs(n))
+
+
+class _Draft(Draft):
+    """A draft whose target is a tensor."""
+
+    @property
+    def rest(self) -> Any:
+        """target − sent, (n,), in place of the target."""
+        left: Any = self.total.x
+        for piece in unpack(self.payload, _numpy_type(left)):
+            stretch = left[piece.start : piece.stop]
+            said = torch.from_numpy(piece.values).to(left.device)
+            if piece.indices is None:
+                stretch -= said
+            else:
+                stretch[torch.from_numpy(piece.indices).to(left.device)] -= said
+        return left
+
+
+class DeviceSender(Sender):
+    """The speaking end of a link whose reports, and what is kept of them, are tensors on a device.
+
+    Args:
+        host: the sender whose place it takes; asked for the sentence where something cannot be sent.
+        like: of the reports' device and type, (n,).
+    """
+
+    def __init__(self, host: Sender, like: torch.Tensor) -> None:
+        self.memory, self.compressor, self.layout = host.memory, host.compressor, host.layout
+        self.state = {name: _moved(value, like.device) for name, value in host.state.items()}
+        self._host = host
+        # Memory that nobody touches takes no room.
+        self._there = np.empty(like.numel(), _numpy_type(like))
+        self._open: Draft | None = None
+
+    @staticmethod
+    def serves(sender: Sender, algorithm: Algorithm, n: int) -> bool:
+        """Is there something to do on the device, and nobody who asks for the vector on the host?"""
+        trigger = algorithm.trigger
+        alone = trigger.may_skip or trigger.asks
+        known = type(sender.memory) in (Stateless, ErrorFeedback)
+        return known and not alone and _chooses(sender.compressor, n)
+
+    def draft(self, v: Any, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
+        """As of any sender, for a tensor v, (n,)."""
+        clock = seed.step if clock is None else clock
+        added = self.memory.addend(self.state, clock)
+        total: Any = v if added is None else _plus(v, *added)
+        try:
+            ((_, compressor, _),) = choose(self.compressor, total, self._there)
+            payload = compressor.compress(self._there, seed)
+        except NotFinite:
+            for name, value in self.state.items():
+                self._host.state[name] = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+            self._host.draft(v.cpu().numpy(), seed, news, clock)
+            raise
+        self._open = _Draft(payload, Sum(total), clock, news)
+        return self._open
+
+    def commit(self, draft: Draft) -> None:
+        """As of any sender."""
+        if draft is not self._open:
+            raise SettingError("this draft was committed before, or another one has been made since")
+        self._open = None
+        self.memory.commit(self.state, draft)
+
+
+def _plus(x: torch.Tensor, scale: float, y: Any) -> Any:
+    """x + scale·y, rounded as `Sum.add` does: product and sum in float64, each by itself."""
+    if scale == 1:
+        return x + y
+    return (x.double() + y.double() * scale).to(x.dtype)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+
+
+def _numpy_type(tensor: torch.Tensor) -> np.dtype[Any]:
+    return np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+
+class Common:
+    """A tensor that the ranks have in common after each meeting, and go their own ways with until the next.
+
+    Args:
+        station: this rank's place in the meetings about it.
+        tensor: the model, or what is averaged beside it, (n,); moved in place.
+    """
+
+    def __init__(self, station: Station, tensor: torch.Tensor) -> None:
+        self.station, self.tensor = station, tensor
+        self._anchor, self._report = tensor.clone(), torch.empty_like(tensor)
+        self._away = elsewhere(tensor)
+        #: The report where the sender looks for it.
+        self._said: Any = None
+        sender = station.seat.sender
+        assert sender is not None
+        if not self._away:
+            self._said = self._report.numpy()
+        elif DeviceSender.serves(sender, station.algorithm, tensor.numel()):
+            station.seat.sender = DeviceSender(sender, tensor)
+            self._said = self._report
+        else:
+            # Locked pages are copied at the full speed of the bus.
+            locked = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+            self._said = locked.numpy()
+
+    def meet(self, t: int, last: bool = False) -> None:
+        """Say how far the tensor has gone since the last meeting, and go on from the new common one."""
+        torch.sub(self._anchor, self.tensor, out=self._report)
+        if self._away and isinstance(self._said, np.ndarray):
+            torch.from_numpy(self._said).copy_(self._report)
+        model = self.station.meet(self._said, t, last=last)
+        if model is None:
+            return
+        before = None if self.station.seat.spoke else self._anchor.clone()
+        self._hear(model)
+        if before is None:
+            self.tensor.copy_(self._anchor)
+        else:
+            self.tensor += self._anchor - before  # what was not said stays
+
+    def _hear(self, model: Vector) -> None:
+        """The anchor becomes the model; of an update of few entries, these are copied."""
+        listener = self.station.seat.listener
+        touched = listener.touched if self._away and type(listener.memory) is Innovation else None
+        if touched is None or sum(indices.size for _, indices in touched) > model.size // _FEW:
+            self._anchor.copy_(torch.from_numpy(model))
+            return
+        # All others were added a zero, which makes +0 of −0.
+        self._anchor += 0
+        if touched:
+            places = np.concatenate([start + indices for start, indices in touched])
+            device, values = self._anchor.device, torch.from_numpy(model[places])
+            self._anchor[torch.from_numpy(places).to(device)] = values.to(device)
