@@ -195,9 +195,9 @@ def test_only_what_speaks_is_copied() -> None:
         assert isinstance(sender.state["residual"], Away)
 
 
-@pytest.mark.parametrize(("kept", "copied"), [(0, 0), (50, 12 * 50), (600, 12 * 600), (700, 4 * 5000)])
-def test_only_what_is_heard_is_copied(monkeypatch: pytest.MonkeyPatch, kept: int, copied: int) -> None:
-    """A message that touches nothing is heard as well, and others whole where that is less."""
+@pytest.mark.parametrize("kept", [0, 50])
+def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """A message that touches nothing is heard as well."""
     start = vector(5000, "normal")
     down = Link(TopK(k=max(kept, 1)) if kept else Nothing(), Innovation())
     monkeypatch.setattr(device, "elsewhere", lambda tensor: isinstance(tensor, Away))
@@ -210,7 +210,7 @@ def test_only_what_is_heard_is_copied(monkeypatch: pytest.MonkeyPatch, kept: int
         pretended.sent = 0
         common.meet(1)
         assert pretended.fetched == 4 * 5000
-        assert pretended.sent == copied
+        assert pretended.sent == 4 * 5000
         assert np.count_nonzero(common.tensor.cpu().numpy() != start) == kept
 
 

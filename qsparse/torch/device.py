@@ -21,7 +21,7 @@ from qsparse.compressors.blockwise import Piecewise
 from qsparse.compressors.composed import FLOAT32, Kept
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
-from qsparse.memory import Draft, ErrorFeedback, Innovation, Stateless
+from qsparse.memory import Draft, ErrorFeedback, Stateless
 from qsparse.rounds.synchronous import Station
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -31,8 +31,6 @@ _BITS: Final = {
     torch.float32: (torch.int32, int(np.float32(LARGEST).view(np.int32))),
     torch.float64: (torch.int64, int(np.float64(LARGEST).view(np.int64))),
 }
-#: Of more than one entry in so many, the whole vector is copied.
-_FEW: Final = 8
 
 
 def elsewhere(tensor: torch.Tensor) -> bool:
@@ -264,22 +262,8 @@ class Common:
         if model is None:
             return
         before = None if self.station.seat.spoke else self._anchor.clone()
-        self._hear(model)
+        self._anchor.copy_(torch.from_numpy(model))
         if before is None:
             self.tensor.copy_(self._anchor)
         else:
             self.tensor += self._anchor - before  # what was not said stays
-
-    def _hear(self, model: Vector) -> None:
-        """The anchor becomes the model; of an update of few entries, these are copied."""
-        listener = self.station.seat.listener
-        touched = listener.touched if self._away and type(listener.memory) is Innovation else None
-        if touched is None or sum(indices.size for _, indices in touched) > model.size // _FEW:
-            self._anchor.copy_(torch.from_numpy(model))
-            return
-        # All others were added a zero, which makes +0 of −0.
-        self._anchor += 0
-        if touched:
-            places = np.concatenate([start + indices for start, indices in touched])
-            device, values = self._anchor.device, torch.from_numpy(model[places])
-            self._anchor[torch.from_numpy(places).to(device)] = values.to(device)
