@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from qsparse.errors import SettingError
+from qsparse.torch.data.pictures import Examples, Pictures
 from qsparse.types import Layer, Layout, Vector
 
 
@@ -101,6 +102,11 @@ class FlatModel:
         return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self._parameters}
 
 
-def as_batch(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def as_batch(x: Examples, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Examples by index, in memory that torch has aligned."""
-    return torch.from_numpy(x)[torch.from_numpy(indices)], torch.from_numpy(y)[torch.from_numpy(indices)]
+    labels = torch.from_numpy(y)[torch.from_numpy(indices)]
+    if isinstance(x, Pictures):
+        examples = torch.empty((len(indices), *x.shape[1:]))
+        x.take(indices, examples.numpy())
+        return examples, labels
+    return torch.from_numpy(x)[torch.from_numpy(indices)], labels

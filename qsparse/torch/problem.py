@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from qsparse.errors import SettingError
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, Dataset, shard
+from qsparse.torch.data import Batches, Dataset, Examples, shard
 from qsparse.torch.data.shards import Indices
 from qsparse.torch.flat import FlatModel, as_batch
 from qsparse.torch.models import build_model
@@ -136,12 +136,12 @@ class Network:
         np.copyto(out, flat.gradient)
         return float(loss.detach())
 
-    def accuracy(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    def accuracy(self, x: Examples, y: npt.NDArray[Any]) -> float:
         """The share of examples that it puts into their class."""
         return evaluate(self.flat.model, x, y)[0]
 
 
-def evaluate(model: torch.nn.Module, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
+def evaluate(model: torch.nn.Module, x: Examples, y: npt.NDArray[Any]) -> tuple[float, float]:
     """Accuracy and mean cross entropy."""
     model.eval()
     right, loss, count = 0, 0.0, len(y)
