@@ -26,7 +26,7 @@ class FlatModel:
         vector: the parameters in the order of ``model.named_parameters()``, (n,).
         gradient: the gradients, alike.
         aside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
-        layout: names and places of the parameters.
+        layout: names, places and dimensions of the parameters.
         rest: names and tensors of what is in none of the vectors.
 
     Raises:
@@ -73,7 +73,7 @@ class FlatModel:
                 flat[stretch].copy_(p.detach().reshape(-1))
                 p.data = flat[stretch].view(p.shape)
                 self._views.append(slopes[stretch].view(p.shape))
-                layers.append(Layer(name, start, start + size))
+                layers.append(Layer(name, start, start + size, p.dim()))
                 start += size
             buffers = [b for _, b in model.named_buffers() if b.dtype == dtype]
             beside = torch.empty(sum(b.numel() for b in buffers), dtype=dtype)
