@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate, check_rate, rate_at
-from qsparse.types import State, Vector
+from qsparse.types import Layout, State, Vector
 
 
 class Oracle(Protocol):
@@ -38,6 +39,10 @@ class Local(ABC):
     reports_afresh: ClassVar[bool] = False
     #: Does a step ask the oracle for one gradient, at its own x?
     asks_once: ClassVar[bool] = True
+
+    def bind(self, layout: Layout) -> Local:
+        """The local step for a model of this layout; those that go by layers look theirs up."""
+        return self
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """The state at the common starting point.
@@ -142,9 +147,59 @@ class Heavy(Local):
             vector.momentum(g, state["momentum"], self.momentum, self.nesterov, g)
 
 
+#: Stretches of a vector: the first coordinate, and one behind the last.
+Stretches: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class Decaying(Local):
+    """What local steps with weight decay share: λx of all parameters, or of some.
+
+    Attributes:
+        weight_decay: λ.
+        decay_on: ``all`` parameters; ``weights``, those of two or more dimensions, so neither biases nor
+            the scales and shifts of norms; or stretches of the vector, which a layout makes of ``weights``.
+    """
+
+    weight_decay: float
+    decay_on: str | Stretches
+
+    def bind(self, layout: Layout) -> Local:
+        """Look up where the weights are."""
+        if self.decay_on != "weights" or not self.weight_decay:
+            return self
+        if not layout or any(layer.dims is None for layer in layout):
+            raise SettingError(
+                f"{spell(self)} must know how many dimensions each parameter has: use decay_on='all'"
+            )
+        places = tuple((layer.start, layer.stop) for layer in layout if (layer.dims or 0) >= 2)
+        return replace(self, decay_on=places)  # type: ignore[type-var]
+
+    def _check_decay(self) -> None:
+        if not self.weight_decay >= 0:
+            raise SettingError(f"{spell(self)}: weight_decay must not be negative")
+        if isinstance(self.decay_on, str):
+            known = self.decay_on in ("all", "weights")
+        else:
+            cuts = [0, *itertools.chain(*self.decay_on)]
+            known = cuts == sorted(cuts) and all(len(stretch) == 2 for stretch in self.decay_on)
+        if not known:
+            raise SettingError(
+                f"{spell(self)}: decay_on must be 'all', 'weights' or stretches of the vector one behind the "
+                "other, such as [[0, 24], [30, 40]]"
+            )
+
+    def _decayed(self, n: int) -> Stretches:
+        """What decays of a vector of n coordinates."""
+        if not isinstance(self.decay_on, str):
+            return self.decay_on
+        if self.decay_on == "weights":
+            raise SettingError(f"{spell(self)} does not know the model's layers: bind it to a layout")
+        return ((0, n),)
+
+
 @register("sgd")
 @dataclass(frozen=True)
-class SGD(Heavy):
+class SGD(Heavy, Decaying):
     """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
 
     The momentum stays with the worker and is not exchanged.
@@ -156,6 +211,7 @@ class SGD(Heavy):
         decoupled: leave λx out of d; instead every rank applies it by itself at each meeting, with a
             momentum of its own: w = μw + λx;  x −= lr·w, or lr·(λx + μw) with Nesterov. So it is neither
             compressed nor kept as an error (the authors' code of dist-EF-SGDM: Zheng et al., 2019).
+        decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
     """
 
     lr: Rate
@@ -163,19 +219,21 @@ class SGD(Heavy):
     nesterov: bool = False
     weight_decay: float = 0.0
     decoupled: bool = False
+    decay_on: str | Stretches = "all"
 
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
         self._check_momentum()
-        if not self.weight_decay >= 0:
-            raise SettingError(f"{spell(self)}: weight_decay must not be negative")
+        self._check_decay()
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """One step."""
         x, g = state["x"], state["gradient"]
         loss = oracle(x, batch, g)
         if self.weight_decay and not self.decoupled:
-            vector.add_scaled(g, self.weight_decay, x, g)
+            for first, behind in self._decayed(x.size):
+                part = g[first:behind]
+                vector.add_scaled(part, self.weight_decay, x[first:behind], part)
         self._turn(state)
         vector.add_scaled(x, -rate_at(self.lr, t), g, x)
         return loss
@@ -187,7 +245,9 @@ class SGD(Heavy):
 
     def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
         """lr·w, or lr·(λx + μw)."""
-        decay: Vector = model * self.weight_decay
+        decay = np.zeros_like(model)
+        for first, behind in self._decayed(model.size):
+            np.multiply(model[first:behind], self.weight_decay, out=decay[first:behind])
         if self.momentum:
             momentum = state.setdefault("decay", np.zeros_like(model))
             vector.momentum(decay, momentum, self.momentum, self.nesterov, decay)
@@ -197,21 +257,26 @@ class SGD(Heavy):
 
 @register("adamw")
 @dataclass(frozen=True)
-class AdamW(Local):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019). As torch.optim.AdamW."""
+class AdamW(Decaying):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019). As torch.optim.AdamW.
+
+    Args:
+        lr, beta1, beta2, eps, weight_decay: the paper's α, β₁, β₂, ε, λ.
+        decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
+    """
 
     lr: Rate
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
+    decay_on: str | Stretches = "all"
 
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0 and self.weight_decay >= 0):
-            raise SettingError(
-                f"{spell(self)}: beta1, beta2 must lie in [0, 1), eps be positive, weight_decay not below 0"
-            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
+            raise SettingError(f"{spell(self)}: beta1, beta2 must lie in [0, 1), eps be positive")
+        self._check_decay()
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """Both moments start at zero."""
@@ -222,10 +287,18 @@ class AdamW(Local):
         """One step."""
         loss = oracle(state["x"], batch, state["gradient"])
         state["steps"] += 1
-        vector.adamw_step(
-            state["x"], state["gradient"], state["first"], state["second"],
-            state["steps"], rate_at(self.lr, t), self.beta1, self.beta2, self.eps, self.weight_decay,
-        )  # fmt: skip
+        vectors = [state[name] for name in ("x", "gradient", "first", "second")]
+        at, n = 0, state["x"].size
+        for first, behind in (*(self._decayed(n) if self.weight_decay else ()), (n, n)):
+            # What lies before a stretch that decays does not.
+            for start, stop, decay in ((at, first, 0.0), (first, behind, self.weight_decay)):
+                if start < stop:
+                    x, g, m, v = (each[start:stop] for each in vectors)
+                    vector.adamw_step(
+                        x, g, m, v, state["steps"], rate_at(self.lr, t), self.beta1, self.beta2, self.eps,
+                        decay,
+                    )  # fmt: skip
+            at = behind
         return loss
 
 

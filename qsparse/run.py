@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, Sync, check
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
-from qsparse.exchange.base import receive_one
+from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.payload import Payload, Way, raw
@@ -31,6 +31,29 @@ from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
+
+
+class Score(NamedTuple):
+    """How a model does on some examples: sums, which ranks can add up.
+
+    Attributes:
+        right: examples that are put into their class.
+        loss: the sum of their losses.
+        tested: how many examples there are.
+    """
+
+    right: int
+    loss: float
+    tested: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of examples that are put into their class."""
+        return self.right / self.tested
+
+    def figures(self) -> dict[str, float]:
+        """``test_accuracy`` and ``test_loss``, the mean."""
+        return {"test_accuracy": self.accuracy, "test_loss": self.loss / self.tested}
 
 
 class Problem(Protocol):
@@ -58,8 +81,8 @@ class Problem(Protocol):
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
         """The oracle of `qsparse.local`; without a batch, over this rank's whole share."""
 
-    def evaluate(self) -> dict[str, float]:
-        """``test_accuracy`` and ``test_loss`` of the model in ``vector``."""
+    def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
+        """How the model in ``vector`` does on the rank-th of so many stretches of what it is tested on."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +228,8 @@ class _Job:
         # Reports on the way need everybody; a coordinator that only serves reports by itself.
         rows = (algorithm, algorithm.prelude)
         self._together = all(row is None or isinstance(row.meeting, Sync) for row in rows)
+        # So does evaluating, and all must be told every model.
+        self._shared = self._together and not any(row is not None and row.trigger.asks for row in rows)
 
     @property
     def step(self) -> int:
@@ -279,7 +304,7 @@ class _Job:
                     "step": clock,
                     "epoch": clock / problem.steps_per_epoch,
                     "train_loss": None,
-                    **problem.evaluate(),
+                    **problem.evaluate().figures(),
                     **self.walk.tallied(),
                     "staleness": self._stale(),
                 }
@@ -298,9 +323,18 @@ class _Job:
         return True
 
     def _report(self, t: int) -> dict[str, Any]:
-        """Bring counters and losses of all ranks to rank 0, which evaluates; beside the training."""
+        """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
+        seconds = time.perf_counter() - self._begun
         mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
         self._losses[:] = 0
+        if self._shared:
+            try:
+                mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
+            except Exception as error:
+                if self.wire.rank != 0:  # which waits for this report, whoever coordinates
+                    reason = f"{type(error).__name__}: {error}"
+                    self.wire.send([error_payload(self.wire.rank, t, reason)], 0)
+                raise
         if self.wire.rank != 0:
             body = json.dumps(mine).encode()
             self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
@@ -310,28 +344,31 @@ class _Job:
             reports.append(json.loads(receive_one(self.wire, rank)[1].text))
         total, count = np.sum([report["losses"] for report in reports], axis=0)
         counted: Snapshot = combine(report["ledger"] for report in reports)
-        counted["seconds"]["total"] = time.perf_counter() - self._begun
+        counted["seconds"]["total"] = seconds
         if self.wire.ledger.staleness:
             counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
+        # In rank order, so that the last bit of the loss does not depend on who was first.
+        scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
+        score = Score(*map(sum, zip(*scores, strict=True)))
         record = {
             "step": t,
             "epoch": t / self.problem.steps_per_epoch,
             "train_loss": total / max(count, 1),
-            **self._evaluate(),
+            **score.figures(),
             **counted,
         }
         self.recorder.add(record)
         return record
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """How good the model is that was told last, without what this rank has not said yet."""
         vector, state = self.problem.vector, self.walk.station.local
         if state is None or not self.algorithm.trigger.may_skip:
-            return self.problem.evaluate()
+            return self.problem.evaluate(rank, ranks)
         own = vector.copy()
         np.copyto(vector, state["anchor"])
         try:
-            return self.problem.evaluate()
+            return self.problem.evaluate(rank, ranks)
         finally:
             np.copyto(vector, own)
 

@@ -105,27 +105,36 @@ class Cosine(Schedule):
 @register("steps")
 @dataclass(frozen=True)
 class Steps(Schedule):
-    """``start``, multiplied by ``factor`` after each of the given steps.
+    """``start``, multiplied by ``factor`` after each of the given steps; before that a linear warm-up.
+
+    Args:
+        start: the first value, and the largest where ``factor`` is less than 1.
+        after: the steps.
+        factor: by which the value changes.
+        warmup: for so many steps the value is multiplied by t/warmup (Goyal et al., 2017).
 
     >>> [Steps(0.1, after=(2, 3)).at(t) for t in (1, 2, 3, 4)]
     [0.1, 0.1, 0.010000000000000002, 0.0010000000000000002]
+    >>> [Steps(0.1, after=(), warmup=4).at(t) for t in (1, 2, 4, 5)]
+    [0.025, 0.05, 0.1, 0.1]
     """
 
     start: float
     after: tuple[int, ...]
     factor: float = 0.1
+    warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.start > 0 and self.factor > 0):
-            raise SettingError(f"{spell(self)}: start and factor must be positive")
+        if not (self.start > 0 and self.factor > 0 and self.warmup >= 0):
+            raise SettingError(f"{spell(self)}: start and factor must be positive, warmup not negative")
 
     def at(self, t: int) -> float:
-        """One factor for each boundary behind us."""
+        """One factor for each boundary behind us, and the warm-up's."""
         value = self.start
         for boundary in self.after:
             if t > boundary:
                 value *= self.factor
-        return value
+        return value * t / self.warmup if t < self.warmup else value
 
 
 @register("inverse")

@@ -27,11 +27,16 @@ State: TypeAlias = dict[str, Any]
 
 
 class Layer(NamedTuple):
-    """A named stretch of the flat vector: coordinates ``start`` to ``stop - 1``."""
+    """A named stretch of the flat vector: coordinates ``start`` to ``stop - 1``.
+
+    Attributes:
+        dims: how many dimensions the parameter has, where that is known.
+    """
 
     name: str
     start: int
     stop: int
+    dims: int | None = None
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.local import SGD
+from qsparse.run import Score
 from qsparse.torch.problem import Classification
 
 KIND = os.environ.get("FAULT_KIND", "none")
@@ -71,10 +72,10 @@ def make(self: Classification, *args: Any) -> None:
     _make(self, *args)
 
 
-def evaluate(self: Classification) -> dict[str, float]:
-    if KIND == "evaluate":
+def evaluate(self: Classification, *args: int) -> Score:
+    if KIND == "evaluate" and rank() == RANK:
         raise RuntimeError(f"the fault of rank {rank()}")
-    return _evaluate(self)
+    return _evaluate(self, *args)
 
 
 SGD.advance = advance  # type: ignore[method-assign]

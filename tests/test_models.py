@@ -14,7 +14,7 @@ from qsparse.seeds import Seed
 from qsparse.torch.data import Batches, load
 from qsparse.torch.models import MODELS, build_model
 
-DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
+DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)
 
 
 def count(model: torch.nn.Module) -> int:
@@ -37,7 +37,11 @@ def flat(model: torch.nn.Module) -> np.ndarray:
         ("cnn", MNIST, 10, 320 + 18496 + 3136 * 128 + 128 + 1290),
         ("cnn(4, 8, 20)", CIFAR, 10, 112 + 296 + 512 * 20 + 20 + 210),
         ("resnet20", CIFAR, 10, 269_722),
+        ("resnet32", CIFAR, 10, 464_154),
         ("resnet18", CIFAR, 10, 11_173_962),
+        ("resnet18", IMAGENET, 1000, 11_689_512),
+        ("resnet50", CIFAR, 10, 23_520_842),
+        ("resnet50", IMAGENET, 1000, 25_557_032),
     ],
 )
 def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, expected: int) -> None:
@@ -122,6 +126,37 @@ def test_resnet20_shortcuts_have_no_parameters() -> None:
     assert out.shape == (2, 32, 2, 2)
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
     assert not out[:, :8].any() and not out[:, 24:].any()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("size", "stem", "at_the_end"), [(63, (3, 1), 8), (64, (7, 2), 2), (224, (7, 2), 7)])
+def test_large_pictures_have_a_stem_of_their_own(
+    name: str, size: int, stem: tuple[int, int], at_the_end: int
+) -> None:
+    model = build_model(name, (3, size, size), 10, Seed(0))
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    assert (first.kernel_size[0], first.stride[0]) == stem
+    pooled: list[torch.Size] = []
+    pooling = next(module for module in model.modules() if isinstance(module, torch.nn.AdaptiveAvgPool2d))
+    pooling.register_forward_hook(lambda module, given, out: pooled.append(given[0].shape))
+    model.eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
+    channels = 512 if name == "resnet18" else 2048
+    assert pooled == [(1, channels, at_the_end, at_the_end)]
+
+
+def test_channels_that_lie_together_change_no_meaning() -> None:
+    model = build_model("resnet20", CIFAR, 10, Seed(0)).eval().double()
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, *CIFAR)))
+    plain = torch.nn.Sequential(*model)
+    seen: list[bool] = []
+    model[0].register_forward_hook(
+        lambda module, given, out: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-9, atol=1e-9)
+    assert seen == [True, False]
 
 
 @pytest.mark.parametrize(("name", "accuracy"), [("softmax", 0.9), ("mlp", 0.93), ("cnn", 0.95)])

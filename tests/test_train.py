@@ -83,6 +83,31 @@ RUNS = {
     "down": (["--down", "blockwise(sign, size=4096)"], 2),
     "random": (["--compressor", "randk(ratio=0.1) >> qsgd(levels=7, scaled=true)"], 2),
     "resnet": (["--model", "resnet20", "--steps", "3", "--sync-every", "2", "--batch", "4"], 2),
+    "recipe": (
+        [
+            "--model",
+            "resnet20",
+            "--steps",
+            "3",
+            "--sync-every",
+            "2",
+            "--batch",
+            "4",
+            "--augment",
+            "crop-flip",
+            "--label-smoothing",
+            "0.1",
+            "--clip",
+            "1",
+            "--precision",
+            "bf16",
+            "--weight-decay",
+            "0.01",
+            "--weight-decay-on",
+            "weights",
+        ],
+        2,
+    ),
 }
 ALIKE = ("server", "root", "tree", "tree root", "allgather")
 
@@ -108,6 +133,8 @@ def test_one_model_over_threads_processes_and_exchanges(results: Any, ranks: int
     for name, (_, least) in RUNS.items():
         if ranks >= least:
             assert sha["mpi", name] == sha["threads", name], name
+            for figure in ("test_accuracy", "test_loss"):
+                assert results["mpi", ranks, name][figure] == results["threads", ranks, name][figure], name
     assert len({sha["mpi", name] for name in ALIKE if ("mpi", name) in sha}) == 1
     assert sha["mpi", "seed"] != sha["mpi", "server"]
     others = {sha["mpi", name] for name in RUNS if ("mpi", name) in sha and name not in ALIKE}
@@ -129,7 +156,7 @@ def test_a_coordinator_apart_changes_nothing(results: Any, tmp_path: Path, model
 @pytest.mark.parametrize("wire", ["mpi", "threads"])
 def test_the_summary_has_what_is_promised(results: Any, wire: str) -> None:
     for (found_wire, ranks, name), one in results.items():
-        if found_wire != wire or name in ("resnet", "random"):
+        if found_wire != wire or name in ("resnet", "recipe", "random"):
             continue
         workers = ranks - (name == "apart")
         meetings = 5
@@ -290,7 +317,7 @@ def test_a_number_of_threads_that_is_none(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("sync-every = 4\nsync_every = 4", "has 'sync_every' in two spellings: keep one"),
-        ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'batch',"),
+        ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'augment', 'batch',"),
         ("steps = ", "is no TOML: "),
         ("config = 'other.toml'", "has 'config', which is no option of train"),
     ],

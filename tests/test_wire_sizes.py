@@ -54,7 +54,7 @@ def residual(steps=150, ratio=0.01):
         target = draft.target.copy()
         sender.commit(draft)
         x -= decompress(draft.payload, np.empty_like(x))
-    assert problem.evaluate()["test_accuracy"] > 0.8
+    assert problem.evaluate().accuracy > 0.8
     return target
 
 
@@ -84,5 +84,5 @@ def test_codes_of_laqs_innovations():
         # Behind the codes of the positions and of the quantizer, the bits and the radius.
         sent.append(8 * (len(draft.payload.body) - 7) / x.size)
         x -= step_size * receiver.merge([draft.payload])
-    assert problem.evaluate()["test_accuracy"] > 0.8
+    assert problem.evaluate().accuracy > 0.8
     assert np.mean(sent) <= 0.6 * bits

@@ -25,8 +25,9 @@ from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.kernels import threads
 from qsparse.link import Link
+from qsparse.local import Decaying, Local
 from qsparse.records import Watcher
-from qsparse.registry import build, parameters
+from qsparse.registry import build, parameters, spell
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -99,7 +100,7 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
     "--model",
     default="mlp",
     show_default=True,
-    help="softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20 or resnet18.",
+    help="softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet18 or resnet50.",
 )
 @click.option(
     "--algorithm",
@@ -119,6 +120,13 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 @click.option("--momentum", type=float, help="Of the local steps.")
 @click.option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum.")
 @click.option("--weight-decay", type=float, help="Of the local steps.")
+@click.option(
+    "--weight-decay-on",
+    type=click.Choice(["all", "weights"]),
+    default="all",
+    show_default=True,
+    help="weights: parameters of 2 or more dimensions, so neither biases nor norms.",
+)
 @click.option("--sync-every", type=int, metavar="H", help="Local steps between meetings.")
 @click.option(
     "--exchange",
@@ -137,6 +145,20 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 )
 @click.option("--steps", type=int, help="Local steps, instead of epochs.")
 @click.option("--batch", type=int, default=16, show_default=True, help="Examples of one worker's step.")
+@click.option(
+    "--augment",
+    default="none",
+    show_default=True,
+    help="none, or crop-flip: pictures moved by up to 4 pixels, and mirrored or not.",
+)
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="Of cross entropy.")
+@click.option("--clip", type=float, metavar="NORM", help="Shorten gradients to this 2-norm.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help="float32, or bf16: products and convolutions of training in bfloat16.",
+)
 @click.option(
     "--sharding", default="random", show_default=True, help="contiguous, random or dirichlet(ALPHA)."
 )
@@ -193,6 +215,7 @@ def train(**options: Any) -> None:  # fmt: skip
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
     try:
         from qsparse.torch.problem import Classification, use_threads
+        from qsparse.torch.recipe import Recipe
     except ModuleNotFoundError as error:
         raise SettingError(
             f'train needs more than is installed ({error}): pip install "qsparse[train]"'
@@ -207,6 +230,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         return Classification(
             load(), options["model"], options["batch"], share, len(workers), options["sharding"],
             Seed(options["seed"]),
+            Recipe(options["augment"], options["label_smoothing"], options["clip"], options["precision"]),
         )  # fmt: skip
 
     out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{_preset_name(options)}"
@@ -288,6 +312,8 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     for axis in ("local", "trigger", "server", "meeting"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
+    if options["weight_decay_on"] != "all":
+        algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
     up, down = algorithm.up, algorithm.down
     if options["compressor"] is not None:
         up = replace(up, compressor=build(options["compressor"], "compressor"))
@@ -306,6 +332,16 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         down = replace(down, memory=build(options["down_memory"], "memory"))
     _check_effects(options, given, preset)
     return replace(algorithm, up=up, down=down)
+
+
+def _decaying(local: Local, where: str) -> Local:
+    """The local step with a weight decay of these parameters only."""
+    if not (isinstance(local, Decaying) and local.weight_decay):
+        raise SettingError(
+            f"--weight-decay-on {where} has no effect: {spell(local)} has no weight decay; "
+            "give --weight-decay, or leave it out"
+        )
+    return replace(local, decay_on=where)  # type: ignore[type-var]
 
 
 def _flag(option: str) -> str:

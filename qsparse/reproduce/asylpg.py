@@ -119,7 +119,7 @@ def _problem(name: str, data_dir: Path | None) -> Callable[[int, Seed], Objectiv
         x, y, _, _ = mnist(data_dir)
         return lambda workers, seed: Perceptron(x, y, workers, seed, LAYERS)
     data = dataset("libsvm:a9a", data_dir)
-    return lambda workers, seed: Logistic(data.train_x, data.train_y, workers, seed)
+    return lambda workers, seed: Logistic(data.train_x[:], data.train_y, workers, seed)
 
 
 def _runs(case: Case, problem: Callable[[int, Seed], Objective], say: Say) -> list[Measured]:

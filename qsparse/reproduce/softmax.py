@@ -150,7 +150,7 @@ def accuracy(models: Sequence[Vector], x: Array, y: Array, classes: int = 10) ->
 def mnist(data_dir: Path | None) -> tuple[Array, Array, Array, Array]:
     """MNIST's pictures as float32 of pixel/255, and labels: those to train on, then those to test."""
     data = dataset("mnist", data_dir)
-    return _pixels(data.train_x), data.train_y, _pixels(data.test_x), data.test_y
+    return _pixels(data.train_x[:]), data.train_y, _pixels(data.test_x[:]), data.test_y
 
 
 def _pixels(standardised: Array) -> Array:

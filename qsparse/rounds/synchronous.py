@@ -73,7 +73,7 @@ class Seat:
         self, algorithm: Algorithm, start: Vector, seed: Seed, layout: Layout, ledger: Ledger, works: bool
     ) -> None:
         self.ledger = ledger
-        self.local = algorithm.local
+        self.local = algorithm.local.bind(layout)
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
         self.listener = Receiver(algorithm.down, start)
@@ -84,7 +84,7 @@ class Seat:
         self._note(start)
         #: Was there something to say at the last meeting?
         self.spoke = True
-        self._shrinkage = Shrinkage(algorithm.local)
+        self._shrinkage = Shrinkage(self.local)
         #: Does this rank work in the next round?
         self.asked = True
 
@@ -266,7 +266,7 @@ class Desk:
         self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
         self.replier = Sender(algorithm.down, start, layout)
         self.server = algorithm.server.init(start)
-        self._shrinkage = Shrinkage(algorithm.local)
+        self._shrinkage = Shrinkage(algorithm.local.bind(layout))
         self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         self._asking = self._trigger.init(seed.at(use="ask"))
         if self._trigger.asks:
@@ -351,7 +351,7 @@ def rounds(
     The last step always meets; where nobody waits, the coordinator says when it is over.
 
     Args:
-        algorithm: what to do; its local step moves x in place.
+        algorithm: what to do; the station's local step moves x in place.
         station: this rank's place in the meetings; its pace says where to go on.
         x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
         steps: T.
@@ -362,7 +362,7 @@ def rounds(
             whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
     """
-    local, pace = algorithm.local, station.pace
+    local, pace = station.seat.local, station.pace
     # A rank that only serves has no step of its own.
     if station.local is None and station.works:
         station.local = local.init(x, gradient)

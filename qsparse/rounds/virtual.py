@@ -64,7 +64,7 @@ class Virtual:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
-        self.local = algorithm.local
+        self.local = algorithm.local.bind(layout)
         self._asks = algorithm.trigger.asks
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))

@@ -53,6 +53,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "gradient(momentum=0.9, nesterov=true)",
         "gradient(whole=true)",
         "sgd(lr=0.1, momentum=0.9, nesterov=true, weight_decay=0.1, decoupled=true)",
+        "sgd(lr=0.1, weight_decay=0.1, decay_on=[[1, 2], [4, 7]])",
+        "adamw(lr=0.01, decay_on=[[0, 2], [5, 6]])",
         "lasg",
         "lasg(rule=1, refresh=3)",
         "svrg",
@@ -64,6 +66,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "inverse(start=0.1, a=20)",
         "steps(start=0.1, after=[])",
         "steps(start=0.1, after=[10, 500], factor=0.5)",
+        "steps(start=0.1, after=[10, 500], warmup=20)",
     ),
     "server": (
         "descend",

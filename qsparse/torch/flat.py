@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from qsparse.errors import SettingError
+from qsparse.torch.data.pictures import Examples, Pictures
 from qsparse.types import Layer, Layout, Vector
 
 
@@ -25,7 +26,7 @@ class FlatModel:
         values: the parameters in the order of ``model.named_parameters()``, (n,).
         slopes: the gradients, alike.
         beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
-        layout: names and places of the parameters.
+        layout: names, places and dimensions of the parameters.
         rest: names and tensors of what is in none of the three.
 
     Raises:
@@ -80,7 +81,7 @@ class FlatModel:
                 self.values[stretch].copy_(p.detach().reshape(-1))
                 p.data = self.values[stretch].view(p.shape)
                 self._views.append(self.slopes[stretch].view(p.shape))
-                layers.append(Layer(name, start, start + size))
+                layers.append(Layer(name, start, start + size, p.dim()))
                 start += size
             self.beside = torch.empty(sum(b.numel() for _, b in buffers), dtype=dtype, device=device)
             start = 0
@@ -119,6 +120,11 @@ class FlatModel:
         return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self._parameters}
 
 
-def as_batch(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def as_batch(x: Examples, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Examples by index, in memory that torch has aligned."""
-    return torch.from_numpy(x)[torch.from_numpy(indices)], torch.from_numpy(y)[torch.from_numpy(indices)]
+    labels = torch.from_numpy(y)[torch.from_numpy(indices)]
+    if isinstance(x, Pictures):
+        examples = torch.empty((len(indices), *x.shape[1:]))
+        x.take(indices, examples.numpy())
+        return examples, labels
+    return torch.from_numpy(x)[torch.from_numpy(indices)], labels

@@ -59,9 +59,9 @@ class Loop(ABC):
     def right(self) -> float:
         """How many examples of this rank's share of the test set are put into their class."""
         x, y = self.data.test_x[self._share], self.data.test_y[self._share]
-        accuracy, _ = evaluate(self.model, x, y)
+        score = evaluate(self.model, x, y)
         self.model.train()
-        return accuracy * len(y)
+        return score.right
 
     @property
     @abstractmethod

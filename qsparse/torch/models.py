@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from qsparse.seeds import Seed
 from qsparse.torch import names
 
 #: What `build_model` knows.
-MODELS = ("softmax", "mlp", "cnn", "resnet20", "resnet18")
+MODELS = ("softmax", "mlp", "cnn", "resnet20", "resnet32", "resnet18", "resnet50")
 
 _META: dict[str, Any] = {"device": "meta", "dtype": torch.float32}
 
@@ -32,8 +32,11 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
 
     Args:
         name: ``softmax`` (one linear layer), ``mlp`` or ``mlp(200, 100)`` (hidden sizes), ``cnn`` or
-            ``cnn(32, 64, 128)`` (channels, channels, hidden size), ``resnet20`` (He et al. 2016, for
-            CIFAR) or ``resnet18`` (with a 3 x 3 stem).
+            ``cnn(32, 64, 128)`` (channels, channels, hidden size), ``resnet20`` or ``resnet32`` (He et
+            al. 2016 for CIFAR, shortcuts of option A), ``resnet18`` or ``resnet50`` (He et al. 2016 for
+            ImageNet, option B). The latter begin with 7 x 7 convolutions of stride 2 and max pooling for
+            pictures of 64 x 64 and more, as published, and with 3 x 3 convolutions below; the stride of
+            a bottleneck is in its 3 x 3 convolution, as in torchvision.
         shape: of one example: ``(channels, height, width)``, or any for ``softmax`` and ``mlp``.
         classes: how many numbers come out per example.
         seed: of the run; its rank, step and use do not matter, so that all ranks agree.
@@ -62,11 +65,7 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
     elif kind == "softmax":
         model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes, **_META))
     else:
-        channels, _, _ = _picture(kind, shape)
-        if kind == "resnet20":
-            model = _resnet(channels, classes, widths=(16, 32, 64), depth=3, shortcut=_Padded)
-        else:
-            model = _resnet(channels, classes, widths=(64, 128, 256, 512), depth=2, shortcut=_projected)
+        model = _resnet(*_picture(kind, shape), classes, _RESNETS[kind])
     model = model.to_empty(device="cpu")
     _initialise(model, seed.at(rank=0, step=0, use="model"))
     return model
@@ -158,36 +157,81 @@ def _projected(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut."""
+    """A few convolutions beside a shortcut."""
 
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, shortcut: Callable[[int, int, int], nn.Module]
-    ) -> None:
+    def __init__(self, body: list[nn.Module], shortcut: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(inputs, outputs, 3, stride), nn.ReLU(), *_conv(outputs, outputs, 3))
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else shortcut(inputs, outputs, stride)
+        self.body = nn.Sequential(*body)
+        self.shortcut = shortcut
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
-def _resnet(
-    channels: int,
-    classes: int,
-    *,
-    widths: tuple[int, ...],
-    depth: int,
-    shortcut: Callable[[int, int, int], nn.Module],
-) -> nn.Sequential:
-    layers = [*_conv(channels, widths[0], 3), nn.ReLU()]
-    inputs = widths[0]
-    for stage, width in enumerate(widths):
+def _two(inputs: int, width: int, stride: int) -> list[nn.Module]:
+    """Two 3 x 3 convolutions."""
+    return [*_conv(inputs, width, 3, stride), nn.ReLU(), *_conv(width, width, 3)]
+
+
+def _bottleneck(inputs: int, width: int, stride: int) -> list[nn.Module]:
+    """A 3 x 3 convolution between two of 1 x 1, of which the last has four times the channels."""
+    narrow = [*_conv(inputs, width, 1), nn.ReLU(), *_conv(width, width, 3, stride), nn.ReLU()]
+    return [*narrow, *_conv(width, 4 * width, 1)]
+
+
+class _Plan(NamedTuple):
+    """A residual network.
+
+    Attributes:
+        widths, depths: of each stage.
+        body: of a block: channels that come in, its width, and its stride.
+        expansion: channels that leave a block, by its width.
+        shortcut: where these differ from those that come in, or the stride is not 1.
+        stem: is there one of its own for large pictures?
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    body: Callable[[int, int, int], list[nn.Module]]
+    expansion: int
+    shortcut: Callable[[int, int, int], nn.Module]
+    stem: bool
+
+
+_RESNETS: Final = {
+    "resnet20": _Plan((16, 32, 64), (3, 3, 3), _two, 1, _Padded, stem=False),
+    "resnet32": _Plan((16, 32, 64), (5, 5, 5), _two, 1, _Padded, stem=False),
+    "resnet18": _Plan((64, 128, 256, 512), (2, 2, 2, 2), _two, 1, _projected, stem=True),
+    "resnet50": _Plan((64, 128, 256, 512), (3, 4, 6, 3), _bottleneck, 4, _projected, stem=True),
+}
+
+#: Pictures of so many pixels, both ways, are large.
+_LARGE: Final = 64
+
+
+class _ResNet(nn.Sequential):
+    """Layers one after another, on pictures whose channels lie together: a fifth faster on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return out
+
+
+def _resnet(channels: int, height: int, width: int, classes: int, plan: _Plan) -> nn.Sequential:
+    inputs = plan.widths[0]
+    if plan.stem and min(height, width) >= _LARGE:
+        layers = [*_conv(channels, inputs, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+    else:
+        layers = [*_conv(channels, inputs, 3), nn.ReLU()]
+    for stage, (inner, depth) in enumerate(zip(plan.widths, plan.depths, strict=True)):
+        outputs = inner * plan.expansion
         for block in range(depth):
-            layers.append(_Block(inputs, width, 2 if stage and not block else 1, shortcut))
-            inputs = width
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes, **_META)]
-    return nn.Sequential(*layers)
+            stride = 2 if stage and not block else 1
+            same = stride == 1 and inputs == outputs
+            shortcut = nn.Identity() if same else plan.shortcut(inputs, outputs, stride)
+            layers.append(_Block(plan.body(inputs, inner, stride), shortcut))
+            inputs = outputs
+    return _ResNet(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes, **_META))
 
 
 @torch.no_grad()

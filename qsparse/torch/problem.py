@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ import torch
 from torch.nn import functional
 
 from qsparse.errors import SettingError
+from qsparse.kernels.vector import squared_norm
+from qsparse.run import Score
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, Dataset, shard
+from qsparse.torch.data import Batches, Dataset, Examples, shard
+from qsparse.torch.data.augment import crop_flip
 from qsparse.torch.data.shards import Indices
 from qsparse.torch.flat import FlatModel, as_batch
 from qsparse.torch.models import build_model
+from qsparse.torch.recipe import Recipe
 from qsparse.types import Vector
 
 
@@ -38,6 +43,7 @@ class Classification:
         workers: number of workers.
         sharding: ``contiguous``, ``random`` or ``dirichlet(ALPHA)``.
         seed: of the run.
+        recipe: what is done to examples, loss and gradient.
     """
 
     def __init__(
@@ -49,22 +55,35 @@ class Classification:
         workers: int,
         sharding: str,
         seed: Seed,
+        recipe: Recipe = Recipe(),
     ) -> None:
-        self.data = data
+        if recipe.augment != "none" and len(data.shape) != 3:
+            raise SettingError(
+                f"{recipe.augment} needs pictures of shape (channels, height, width), and the examples of "
+                f"{data.name} have shape {data.shape}: leave augment out"
+            )
+        self.data, self.recipe = data, recipe
         self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
         self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
         self.aside, self.layout = self.flat.aside, self.flat.layout
         shares = shard(data.train_y, workers, sharding, seed)
-        self.description = f"{data.describe()}, {sharding} shares, batches of {batch_size}"
+        told = filter(
+            None, [data.describe(), f"{sharding} shares, batches of {batch_size}", recipe.describe()]
+        )
+        self.description = ", ".join(told)
         # Shares may differ by an example, or in size where labels are skewed; all ranks take the
         # same number of steps, so an epoch is the smallest share's.
         self.steps_per_epoch = Batches(min(shares, key=len), batch_size, seed).steps_per_epoch
         self._share = shares[share or 0]
         self._batches = Batches(self._share, batch_size, seed.at(rank=share or 0, use="batch"))
+        self._changes = seed.at(rank=share or 0, use="augment")
 
     def batch(self, t: int) -> Any:
         """The examples of step t = 1, 2, …"""
-        return as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
+        examples, labels = as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
+        if self.recipe.augment == "crop-flip":
+            crop_flip(examples.numpy(), self._changes.at(step=t))
+        return examples, labels
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
         """The gradient at the model's own vector, which lands in ``gradient_vector``.
@@ -76,11 +95,13 @@ class Classification:
         model = self.flat.model
         model.train()
         self.flat.zero_grad()
-        if batch is not None:
-            return self._add_gradient(batch, 1.0)
-        share = self._share
+        loss = self._whole() if batch is None else self._add_gradient(batch, 1.0)
+        self._clip(out)
+        return loss
+
+    def _whole(self) -> float:
+        share, data = self._share, self.data
         chunks = [share[i : i + _CHUNK] for i in range(0, len(share), _CHUNK)]
-        data = self.data
         return sum(
             self._add_gradient(as_batch(data.train_x, data.train_y, chunk), len(chunk) / len(share))
             for chunk in chunks
@@ -88,14 +109,25 @@ class Classification:
 
     def _add_gradient(self, batch: Any, weight: float) -> float:
         examples, labels = batch
-        loss = functional.cross_entropy(self.flat.model(examples), labels) * weight
+        # Each weight is used once, so keeping it as bfloat16 gains nothing, and threads would share that.
+        narrow = self.recipe.precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=False):
+            logits = self.flat.model(examples)
+        smoothing = self.recipe.label_smoothing
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing) * weight
         loss.backward()
         return float(loss.detach())
 
-    def evaluate(self) -> dict[str, float]:
-        """Accuracy and mean cross entropy on the test set."""
-        accuracy, loss = evaluate(self.flat.model, self.data.test_x, self.data.test_y)
-        return {"test_accuracy": accuracy, "test_loss": loss}
+    def _clip(self, gradient: Vector) -> None:
+        most = self.recipe.clip
+        # What is not finite goes on as it is, and is refused where it is to be said.
+        if most is not None and (norm := math.sqrt(squared_norm(gradient))) > most:
+            gradient *= gradient.dtype.type(most / norm)
+
+    def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
+        """How the model does on the rank-th of so many stretches of the test set, which may be empty."""
+        x, y = self.data.test_x, self.data.test_y
+        return evaluate(self.flat.model, x, y, len(y) * rank // ranks, len(y) * (rank + 1) // ranks)
 
 
 class Network:
@@ -136,20 +168,21 @@ class Network:
         np.copyto(out, flat.gradient)
         return float(loss.detach())
 
-    def accuracy(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    def accuracy(self, x: Examples, y: npt.NDArray[Any]) -> float:
         """The share of examples that it puts into their class."""
-        return evaluate(self.flat.model, x, y)[0]
+        return evaluate(self.flat.model, x, y).accuracy
 
 
-def evaluate(model: torch.nn.Module, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[float, float]:
-    """Accuracy and mean cross entropy."""
+def evaluate(
+    model: torch.nn.Module, x: Examples, y: npt.NDArray[Any], first: int = 0, last: int | None = None
+) -> Score:
+    """How a model does on the examples from ``first`` to before ``last``, all of them unless given."""
     model.eval()
-    right, loss, count = 0, 0.0, len(y)
+    right, loss, last = 0, 0.0, len(y) if last is None else last
     with torch.no_grad():
-        for start in range(0, count, _CHUNK):
-            indices = np.arange(start, min(start + _CHUNK, count))
-            examples, labels = as_batch(x, y, indices)
+        for start in range(first, last, _CHUNK):
+            examples, labels = as_batch(x, y, np.arange(start, min(start + _CHUNK, last)))
             logits = model(examples)
             right += int((logits.argmax(1) == labels).sum())
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return right / count, loss / count
+    return Score(right, loss, last - first)

@@ -10,8 +10,9 @@
 """
 
 from qsparse.torch.data.dataset import Dataset
+from qsparse.torch.data.pictures import Examples, Pictures
 from qsparse.torch.data.places import search_path
 from qsparse.torch.data.shards import Batches, shard
 from qsparse.torch.data.sources import DATASETS, load
 
-__all__ = ["DATASETS", "Batches", "Dataset", "load", "search_path", "shard"]
+__all__ = ["DATASETS", "Batches", "Dataset", "Examples", "Pictures", "load", "search_path", "shard"]

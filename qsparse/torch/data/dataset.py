@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import DataError
+from qsparse.torch.data.pictures import Examples, Floats, Pictures
 
-Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 #: How many values of x, about, enter the checksum of `Dataset.describe`.
@@ -25,7 +25,8 @@ class Dataset:
 
     Args:
         name: what was asked for, without folders.
-        train_x, test_x: float32, C-contiguous, of shape ``(N, *shape)``, normalised.
+        train_x, test_x: normalised, of shape ``(N, *shape)``: float32 and C-contiguous, or `Pictures`, of
+            which indices and slices of the first axis give such arrays.
         train_y, test_y: int64 of shape ``(N,)``, from 0 to ``classes - 1``.
         classes: how many labels there are.
         shape: of one example: ``(channels, height, width)`` or ``(features,)``.
@@ -35,9 +36,9 @@ class Dataset:
     """
 
     name: str
-    train_x: Floats
+    train_x: Examples
     train_y: Labels
-    test_x: Floats
+    test_x: Examples
     test_y: Labels
     classes: int
     shape: tuple[int, ...]
@@ -45,7 +46,8 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             where = f"the {part} part of data set {self.name!r}"
-            if x.dtype != np.float32 or not x.flags.c_contiguous:
+            plain = isinstance(x, Pictures) or (x.dtype == np.float32 and x.flags.c_contiguous)
+            if not plain:
                 raise DataError(f"{where} is {x.dtype} or not C-contiguous: give float32 in C order")
             if y.dtype != np.int64 or y.ndim != 1:
                 raise DataError(f"{where} has labels of {y.dtype} and shape {y.shape}: give int64, one each")
@@ -66,21 +68,21 @@ class Dataset:
         checksum = 0
         for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
             checksum = zlib.crc32(_little(y), checksum)
-            checksum = zlib.crc32(_little(x.reshape(-1)[:: _stride(x)]), checksum)
+            checksum = zlib.crc32(_little(_sample(x)), checksum)
         return (
             f"{self.name}: {len(self.train_y)} + {len(self.test_y)} examples of {self.shape}, "
             f"{self.classes} classes, crc32 {checksum:08x}"
         )
 
 
-def _stride(x: Floats) -> int:
+def _sample(x: Examples) -> Floats:
     # Coprime to the size of an example: otherwise the sample could visit the same pixels of every
     # picture, and those of a border are all alike.
     size = math.prod(x.shape[1:])
     stride = max(1, x.size // _SAMPLED)
     while math.gcd(stride, size) > 1:
         stride += 1
-    return stride
+    return x.every(stride) if isinstance(x, Pictures) else x.reshape(-1)[::stride]
 
 
 def _little(values: npt.NDArray[Any]) -> bytes:

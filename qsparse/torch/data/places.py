@@ -1,7 +1,8 @@
 """Where files of data sets are looked for, and how they get there.
 
 In order: the folder the caller names, the folder that ``QSPARSE_DATA`` names, the user's cache. What
-is in none of them is downloaded into the cache, checked before it gets its name.
+is in none of them is downloaded into the cache, checked before it gets its name. The cache is where the
+operating system has caches of programs, or the folder that ``QSPARSE_CACHE`` names.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ SOURCES: dict[str, Source] = {
 
 
 def cache() -> Path:
-    """The folder that downloads go to."""
+    """The folder of downloads and of unpacked data; it may be emptied when no run is on."""
+    if named := os.environ.get("QSPARSE_CACHE"):
+        return Path(named).expanduser()
     return Path(platformdirs.user_cache_dir("qsparse"))
 
 
@@ -149,7 +152,7 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
     target = cache() / source.folders[0]
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _alone(cache() / "download.lock"):
+        with alone(cache() / "download.lock"):
             # Another rank of this node may have fetched them while this one waited.
             if not (found := _find(source, [target])):
                 _download(source, target, progress)
@@ -269,15 +272,15 @@ def _temporary(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one rank of a node download at a time; the others wait for it."""
+def alone(lock: Path) -> Iterator[None]:
+    """Let one rank of a node at a time download or unpack; the others wait for it."""
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows: every rank then fetches its own copy
+    except ImportError:  # no such locks on Windows: every rank then makes its own copy
         yield
         return
     with lock.open("a") as file:
-        # File systems without locks exist; temporary names keep a second download harmless.
+        # File systems without locks exist; temporary names keep a second copy harmless.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

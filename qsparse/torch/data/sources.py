@@ -14,7 +14,9 @@ from qsparse.errors import DataError
 from qsparse.seeds import Seed
 from qsparse.torch import names
 from qsparse.torch.data import readers
-from qsparse.torch.data.dataset import Dataset, Floats, Labels
+from qsparse.torch.data.dataset import Dataset
+from qsparse.torch.data.decoded import Arrays, decoded
+from qsparse.torch.data.pictures import Floats, Pictures
 from qsparse.torch.data.places import locate, search_path, with_suffix
 from qsparse.torch.data.shards import permutation
 
@@ -36,7 +38,8 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
         progress: show a bar while downloading.
 
     Pictures are scaled to 0..1 and standardised with the mean and standard deviation of the training
-    set, per colour; the values of LIBSVM files stay as they are.
+    set, per colour; the values of LIBSVM files stay as they are. Those of mnist, fashion-mnist and cifar10
+    are unpacked once on a machine (see `qsparse.torch.data.decoded`) and become floats when they are taken.
 
     Raises:
         UnknownPart: there is no data set of this name.
@@ -58,10 +61,10 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
     raise names.unknown("data set", name, DATASETS)
 
 
-def _standardised(raw: npt.NDArray[np.uint8], white: int, mean: float, std: float) -> Floats:
-    """Look values 0 to `white` up in a table of their standardised floats: rounded once each."""
-    table = ((np.arange(256) / white - mean) / std).astype(np.float32)
-    return table[raw]
+def _table(white: int, mean: float, std: float) -> Floats:
+    """What the values 0 to `white` become: scaled to 0..1 and standardised, rounded once each."""
+    table: Floats = ((np.arange(256) / white - mean) / std).astype(np.float32)
+    return table
 
 
 def _digits() -> Dataset:
@@ -78,7 +81,7 @@ def _digits() -> Dataset:
     total, squares = int(seen.sum()), int((seen * seen).sum())
     mean = total / seen.size / 16
     std = math.sqrt(squares * seen.size - total * total) / seen.size / 16
-    x = _standardised(raw, 16, mean, std)
+    x = _table(16, mean, std)[raw]
     return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
 
 
@@ -90,10 +93,15 @@ _FIRST_LABELS = {
 
 
 def _idx(name: str, mean: float, std: float, files: Sequence[Path]) -> Dataset:
-    parts: list[tuple[Floats, Labels]] = []
-    for pictures, labels in (files[:2], files[2:]):
+    arrays = decoded(name, files, lambda: _read_idx(name, files))
+    return _pictures(name, arrays, _table(255, mean, std)[np.newaxis])
+
+
+def _read_idx(name: str, files: Sequence[Path]) -> Arrays:
+    arrays: Arrays = {}
+    for part, (pictures, labels) in (("train", files[:2]), ("test", files[2:])):
         y = readers.read_idx(labels, 1)
-        if pictures is files[0]:
+        if part == "train":
             for other, first in _FIRST_LABELS.items():
                 if other != name and tuple(y[: len(first)].tolist()) == first:
                     raise DataError(
@@ -104,9 +112,17 @@ def _idx(name: str, mean: float, std: float, files: Sequence[Path]) -> Dataset:
         if raw.shape[1:] != (28, 28):
             raise DataError(f"{pictures} holds pictures of {raw.shape[1]} x {raw.shape[2]}, not 28 x 28")
         _matching(pictures, len(raw), labels, y)
-        parts.append((_standardised(raw, 255, mean, std)[:, np.newaxis], y.astype(np.int64)))
-    (train_x, train_y), (test_x, test_y) = parts
-    return Dataset(name, train_x, train_y, test_x, test_y, 10, (1, 28, 28))
+        arrays |= {f"{part}_x": raw[:, np.newaxis], f"{part}_y": y}
+    return arrays
+
+
+def _pictures(name: str, arrays: Arrays, table: Floats) -> Dataset:
+    """The data set of ten classes with these pictures and labels."""
+    train, test = (
+        (Pictures(arrays[f"{part}_x"], table), arrays[f"{part}_y"].astype(np.int64))
+        for part in ("train", "test")
+    )
+    return Dataset(name, *train, *test, 10, train[0].shape[1:])
 
 
 def _matching(pictures: Path, count: int, labels: Path, y: npt.NDArray[np.uint8]) -> None:
@@ -123,6 +139,11 @@ _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 def _cifar10(files: Sequence[Path]) -> Dataset:
+    table = np.stack([_table(255, mean, std) for mean, std in zip(_CIFAR_MEAN, _CIFAR_STD, strict=True)])
+    return _pictures("cifar10", decoded("cifar10", files, lambda: _read_cifar10(files)), table)
+
+
+def _read_cifar10(files: Sequence[Path]) -> Arrays:
     binary = files[0].name.startswith("data_batch_1.bin")
     read: Callable[[Path], tuple[readers.Bytes, readers.Bytes]] = (
         readers.read_cifar_binary if binary else readers.read_cifar_pickle
@@ -132,19 +153,11 @@ def _cifar10(files: Sequence[Path]) -> Dataset:
         pictures, labels = read(file)
         _matching(file, len(pictures), file, labels)
         batches.append((pictures, labels))
-    parts: list[tuple[Floats, Labels]] = []
-    for chosen in (batches[:-1], batches[-1:]):
-        y = np.concatenate([labels for _, labels in chosen]).astype(np.int64)
-        x = np.empty((len(y), 3, 32, 32), np.float32)
-        at = 0
-        for pictures, _ in chosen:
-            for colour, (mean, std) in enumerate(zip(_CIFAR_MEAN, _CIFAR_STD, strict=True)):
-                plane = _standardised(pictures[:, colour], 255, mean, std)
-                x[at : at + len(pictures), colour] = plane
-            at += len(pictures)
-        parts.append((x, y))
-    (train_x, train_y), (test_x, test_y) = parts
-    return Dataset("cifar10", train_x, train_y, test_x, test_y, 10, (3, 32, 32))
+    arrays: Arrays = {}
+    for part, chosen in (("train", batches[:-1]), ("test", batches[-1:])):
+        for letter, each in zip("xy", zip(*chosen, strict=True), strict=True):
+            arrays[f"{part}_{letter}"] = np.concatenate(each)
+    return arrays
 
 
 def _libsvm(text: str, data_dir: Path | None) -> Dataset:
