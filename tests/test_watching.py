@@ -5,12 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
+import pty
+import subprocess
+import sys
+import termios
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mpirun import clean_environment, mpi_run
 
 from qsparse import watching
 from qsparse.algorithm import Algorithm
@@ -305,3 +312,107 @@ def test_a_run_is_the_same_whether_it_is_watched_or_not(tmp_path: Path) -> None:
     for field in ("paper_bits", "messages", "train_loss", "test_accuracy"):
         assert watched[field] == alone[field]
     assert watched["wire_bytes"] == alone["wire_bytes"]
+
+
+# --- TensorBoard and the bar ---------------------------------------------------------------------
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The scalars of a folder as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_numbers_of_the_history(tmp_path: Path) -> None:
+    for steps in (200, 100):  # the events of the first run do not mix with those of the second
+        history, _ = train(tmp_path, "--ranks", 2, "--steps", steps, "--evaluations", 3, "--tensorboard")
+    found = scalars(tmp_path / "tb")
+    paths: dict[str, tuple[str, ...]] = {
+        "loss/train": ("train_loss",),
+        "loss/test": ("test_loss",),
+        "accuracy/test": ("test_accuracy",),
+        "skips": ("skips",),
+        "contraction/all layers": ("contraction", "all"),
+        "contraction/1.weight": ("contraction", "layers", "1.weight"),
+        "layer bytes/3.weight": ("layer_bytes", "layers", "3.weight"),
+    }
+    for field, title in (
+        ("paper_bits", "paper bits"),
+        ("wire_bytes", "wire bytes"),
+        ("error_memory", "error memory"),
+    ):
+        for way in ("up", "down"):
+            paths[f"{title}/{way}"] = (field, way)
+    assert len(history) == 4
+    for name, path in paths.items():
+        wanted = [(line["step"], functools.reduce(lambda at, key: at[key], path, line)) for line in history]
+        assert found[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in wanted], name
+    names = ("1.weight", "1.bias", "3.weight", "3.bias")
+    layers = {f"{what}/{name}" for what in ("contraction", "layer bytes") for name in names}
+    assert set(found) == set(paths) | layers
+    # Where it was watched is no part of what the run was.
+    assert "tensorboard" not in (tmp_path / "config.toml").read_text()
+
+
+def test_tensorboard_has_the_staleness_of_workers_that_do_not_wait(tmp_path: Path) -> None:
+    history, _ = train(tmp_path, "--ranks", 3, "--steps", 200, *RUNS["asynchronous"], "--tensorboard")
+    found = scalars(tmp_path / "tb")
+    wanted = [(line["step"], line["staleness"]) for line in history]
+    assert found["staleness/max"] == [(step, each["max"]) for step, each in wanted]
+    assert found["staleness/mean"] == [(step, pytest.approx(each["mean"])) for step, each in wanted]
+    assert len(wanted) > 1
+    # Nobody knows the loss on the way.
+    assert [step for step, _ in found["loss/train"]] == [200]
+
+
+def test_tensorboard_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    line = ["train", "--wire", "threads", "--ranks", "2", "--tensorboard", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(qsparse, line)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: SettingError: --tensorboard needs a library that is missing")
+    assert 'pip install "qsparse[train]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_we_start_show_one_bar_on_our_terminal(tmp_path: Path) -> None:
+    """Ranks write into the launcher's pipes, so they are told of the terminal behind it."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 133))
+    line = [sys.executable, "-m", "qsparse", "train", "--ranks", "2", "--steps", "50", "--out", str(tmp_path)]
+    seen = bytearray()
+
+    def watch() -> None:
+        while True:
+            try:
+                seen.extend(os.read(ours, 4096))
+            except OSError:  # the other end is closed
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        subprocess.run(
+            line, env=clean_environment({"TERM": "xterm"}), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=theirs, timeout=60, check=True,
+        )  # fmt: skip
+    finally:
+        os.close(theirs)
+        watcher.join(5)
+        os.close(ours)
+    shown = [part for part in seen.decode().replace("\n", "\r").split("\r") if part.strip()]
+    assert all(part.count("step/s") == 1 for part in shown), shown
+    last = [part for part in shown if "50/50" in part]
+    assert "accuracy 0." in last[-1]
+    bits = json.loads((tmp_path / "summary.json").read_text())["paper_bits"]
+    assert f"bits {bits['up']:.3g} up {bits['down']:.3g} down" in last[-1]
+    assert len(last[-1]) == 133
+
+
+def test_a_job_without_a_terminal_shows_no_bar(tmp_path: Path) -> None:
+    done = mpi_run(2, ["-m", "qsparse", "train", "--steps", "20", "--out", str(tmp_path)])
+    assert done.stderr == ""
