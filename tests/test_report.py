@@ -149,6 +149,9 @@ def test_looks_differ() -> None:
     assert len({json.dumps(each) for each in looks}) == 64
     for key in looks[0]:
         assert len({json.dumps(each[key]) for each in looks[:8]}) == 8, key
+    for one, same_colour in zip(looks, looks[8:], strict=False):
+        assert one["color"] == same_colour["color"]
+        assert one["linestyle"] != same_colour["linestyle"]
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -200,6 +203,13 @@ def test_other_lines_that_cannot_be_read_are_named(run_folder: Path, line: str) 
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     with pytest.raises(DataError, match=re.escape(f"{file}, line 3, is no evaluation of qsparse train")):
+        read(run_folder)
+
+
+def test_a_last_line_that_is_whole_and_wrong_is_not_half_a_line(run_folder: Path) -> None:
+    file = run_folder / "history.jsonl"
+    file.write_text(file.read_text() + "{half\n")
+    with pytest.raises(DataError, match="line 9, is no evaluation"):
         read(run_folder)
 
 

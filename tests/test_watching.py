@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD
-from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build
 from qsparse.rounds.synchronous import Station
@@ -35,7 +36,7 @@ from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.torch.data import load
 from qsparse.torch.problem import Classification
-from qsparse.types import Layer, Layout
+from qsparse.types import Layer, Layout, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -198,6 +199,24 @@ def test_contraction_and_error_memory(compressor: str, memory: str) -> None:
     brief = meet_twice(Algorithm(local=SGD(0.1), up=link), closely=False)[0]
     assert brief["unsaid"] == pytest.approx(seen["unsaid"], rel=1e-5)
     assert set(brief) == {"unsaid"}
+
+
+@dataclass(frozen=True)
+class Fading(ErrorFeedback):
+    """Keeps half of what is left unsaid, in the vector that it was left in."""
+
+    def commit(self, state: dict[str, Any], draft: Draft) -> Vector | None:
+        free = super().commit(state, draft)
+        state["residual"] *= np.float32(0.5)
+        return free
+
+
+def test_a_draft_is_seen_before_the_memory_moves() -> None:
+    link = Link(build("topk(k=20)", "compressor"), Fading())
+    seen, station = meet_twice(Algorithm(local=SGD(0.1), up=link))
+    assert station.seat.sender is not None
+    kept = np.linalg.norm(station.seat.sender.state["residual"])
+    assert seen["unsaid"]["up"] == pytest.approx(2 * kept, rel=1e-5)
 
 
 def test_the_error_memory_of_the_down_link_is_how_far_the_ranks_are_from_the_model() -> None:
