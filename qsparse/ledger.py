@@ -76,6 +76,15 @@ class Ledger:
             self.seconds[activity] += spent - self._within
             self._within = within + spent
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """The block's seconds are nobody's, not even those of an activity around it."""
+        begin, within = time.perf_counter(), self._within
+        try:
+            yield
+        finally:
+            self._within = within + time.perf_counter() - begin
+
     def snapshot(self) -> Snapshot:
         """The counters as plain data."""
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,8 @@ class Sender:
         self.layout = layout
         self.state = link.memory.init(start)
         self._spare = aligned(start)
+        #: Told of a draft that is sent, before the memory moves; for who watches. It changes nothing.
+        self.watch: Callable[[Draft], None] | None = None
 
     def draft(self, v: Vector, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
@@ -80,6 +82,8 @@ class Sender:
         """The draft was handed to the exchange: only now the memory moves."""
         if draft.total.out is not None and draft.total.out is not self._spare:
             raise SettingError("this draft was committed before, or another one has been made since")
+        if self.watch is not None:
+            self.watch(draft)
         free = self.memory.commit(self.state, draft)
         if free is not None:
             self._spare = free

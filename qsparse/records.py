@@ -29,6 +29,33 @@ class Watcher:
         """Training ended, well or not."""
 
 
+class Several(Watcher):
+    """Watchers that see the same run."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self.watchers = watchers
+
+    def started(self, steps: int) -> None:
+        """Tell all of them."""
+        for watcher in self.watchers:
+            watcher.started(steps)
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        """Tell all of them."""
+        for watcher in self.watchers:
+            watcher.stepped(t, loss)
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Tell all of them."""
+        for watcher in self.watchers:
+            watcher.evaluated(record)
+
+    def stopped(self) -> None:
+        """Tell all of them."""
+        for watcher in self.watchers:
+            watcher.stopped()
+
+
 class Recorder:
     """Writes what a run leaves behind: whole files or whole lines, never half of one."""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 import qsparse
+from qsparse import watching
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, Sync, check
 from qsparse.errors import SettingError
@@ -145,7 +146,7 @@ def run(
         wire: between the ranks.
         out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing.
         files: further files by name, e.g. the configuration that repeats the run.
-        watcher: is told of the progress on rank 0.
+        watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
 
     Returns:
         The summary, on rank 0; an empty dictionary elsewhere.
@@ -154,6 +155,7 @@ def run(
         QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
     """
     recorder = Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
+    watched = out is not None or watcher is not None
 
     def prepare() -> tuple[_Job, Mapping[str, Any]]:
         settings = make_settings()
@@ -168,7 +170,7 @@ def run(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"
             )
-        job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder)
+        job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder, watched)
         warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
         return job, job.fingerprint()
 
@@ -215,6 +217,7 @@ class _Job:
         wire: Wire,
         steps: int,
         recorder: Recorder,
+        watched: bool,
     ) -> None:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
@@ -225,6 +228,9 @@ class _Job:
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.aside, Order(settings.order),
         )  # fmt: skip
+        # What each layer got is looked at in the messages of one worker.
+        closely = wire.rank == settings.exchange.workers(wire.size)[0]
+        self._sight = watching.Watch(wire.ledger, problem.layout, closely) if watched else None
         # Reports on the way need everybody; a coordinator that only serves reports by itself.
         rows = (algorithm, algorithm.prelude)
         self._together = all(row is None or isinstance(row.meeting, Sync) for row in rows)
@@ -259,7 +265,9 @@ class _Job:
         problem = self.problem
         record: dict[str, Any] = {}
         oracle = self._oracle()
-        for happened in self.walk.steps(self.steps, oracle, problem.batch, problem.gradient_vector):
+        for happened in self.walk.steps(
+            self.steps, oracle, problem.batch, problem.gradient_vector, self._look
+        ):
             if isinstance(happened, Answered):
                 self._watch()
                 continue
@@ -290,6 +298,15 @@ class _Job:
 
         return slow
 
+    def _look(self, t: int) -> None:
+        """Before a step whose meeting may be evaluated, have its messages looked at."""
+        if self._sight is None:
+            return
+        station = self.walk.station
+        # A worker that does not wait reports at the end only, and counts by its own steps until then.
+        if t == self.steps or self._is_due(t, note=not self._together and station.works):
+            self._sight.look(station)
+
     def _watch(self) -> None:
         """The coordinator of workers that do not wait: evaluate now and then."""
         problem, clock = self.problem, self.walk.pace.clock
@@ -307,6 +324,7 @@ class _Job:
                     **problem.evaluate().figures(),
                     **self.walk.tallied(),
                     "staleness": self._stale(),
+                    "seconds": {"total": time.perf_counter() - self._begun},
                 }
             )
 
@@ -314,12 +332,16 @@ class _Job:
         counts = self.wire.ledger.staleness
         return {"mean": sum(age * n for age, n in counts.items()) / counts.total(), "max": max(counts)}
 
-    def _is_due(self, t: int) -> bool:
-        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice."""
+    def _is_due(self, t: int, note: bool = True) -> bool:
+        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice.
+
+        Unless it is only asked beforehand, it is noted as done.
+        """
         per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
         if t * evaluations < (self._evaluated + 1) * per_epoch:
             return False
-        self._evaluated = t * evaluations // per_epoch
+        if note:
+            self._evaluated = t * evaluations // per_epoch
         return True
 
     def _report(self, t: int) -> dict[str, Any]:
@@ -327,6 +349,8 @@ class _Job:
         seconds = time.perf_counter() - self._begun
         mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
         self._losses[:] = 0
+        if self._sight is not None:
+            mine["seen"] = self._sight.report()
         if self._shared:
             try:
                 mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
@@ -356,6 +380,7 @@ class _Job:
             "train_loss": total / max(count, 1),
             **score.figures(),
             **counted,
+            **watching.combine([report["seen"] for report in reports if "seen" in report]),
         }
         self.recorder.add(record)
         return record

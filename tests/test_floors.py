@@ -19,7 +19,7 @@ FLOORS = (
     ("link", "exchange"),
     ("algorithm", "agreement"),
     ("rounds",),
-    ("presets", "allreduce", "tuning", "records", "warming"),
+    ("presets", "allreduce", "tuning", "records", "warming", "watching"),
     ("run", "checkpoint"),
     ("torch", "testing", "report"),
     ("reproduce", "bench"),

@@ -11,6 +11,7 @@ import qsparse as package
 from qsparse.cli.bench import bench
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
+from qsparse.cli.plot import plot
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
 from qsparse.cli.train import train
@@ -36,5 +37,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce):
+for command in (train, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce, plot):
     qsparse.add_command(command)

@@ -46,6 +46,9 @@ SEVERAL_MACHINES: Final = (
 
 _THREADS: Final = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
+#: Set to the columns of the terminal behind a launcher, whose ranks write into its pipes.
+TERMINAL: Final = "QSPARSE_TERMINAL"
+
 #: What MPICH, the hungriest library, takes of /dev/shm for each rank of a machine.
 _SHARED_BYTES: Final = 6 << 20
 
@@ -130,11 +133,14 @@ def shared_memory_shortage(ranks: int, folder: str = "/dev/shm") -> str | None:
 def relaunch(ranks: int, argv: Sequence[str]) -> NoReturn:
     """Become ``mpiexec -n ranks python -m qsparse argv...``; does not return.
 
-    Each rank has one thread unless OMP_NUM_THREADS says otherwise.
+    Each rank has one thread unless OMP_NUM_THREADS says otherwise, and is told of our terminal, if any.
     """
+    terminal = {}
+    if sys.stderr.isatty():
+        terminal[TERMINAL] = str(os.get_terminal_size(sys.stderr.fileno()).columns)
     command = [*mpiexec_command(ranks), sys.executable, "-m", "qsparse", *argv]
     if shortage := shared_memory_shortage(ranks):
         sys.stderr.write(f"warning: {shortage}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(command[0], command, environment(os.environ))
+    os.execvpe(command[0], command, terminal | environment(os.environ))

@@ -20,13 +20,13 @@ from click.core import ParameterSource
 from tabulate import tabulate
 
 from qsparse.algorithm import Algorithm, natural_exchange
-from qsparse.cli.launch import threads_of_a_rank
+from qsparse.cli.launch import TERMINAL, threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 from qsparse.kernels import threads
 from qsparse.link import Link
 from qsparse.local import Decaying, Local
-from qsparse.records import Watcher
+from qsparse.records import Several, Watcher
 from qsparse.registry import build, parameters, spell
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qsparse.torch.data import Dataset
 
 #: Options that say where a run happens, not what it is: they are not part of its configuration.
-_ELSEWHERE = ("config", "out", "quiet")
+_ELSEWHERE = ("config", "out", "quiet", "tensorboard")
 #: Options that go into a preset under another name.
 _PRESET = {
     "lr": "lr",
@@ -188,6 +188,8 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
     metavar="MODULE",
     help="Import a module that registers parts of your own.",
 )
+@click.option("--name", help="What figures call the method.  [default: made of algorithm and compressor]")
+@click.option("--tensorboard", is_flag=True, help="Scalars for TensorBoard too, in folder tb of --out.")
 @click.option("--quiet", is_flag=True, help="No progress bar and no table.")
 def train(**options: Any) -> None:  # fmt: skip
     """Train a model on real data with compressed exchanges.
@@ -234,7 +236,13 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         )  # fmt: skip
 
     out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{_preset_name(options)}"
-    watcher = _Progress(options["quiet"]) if wire.rank == 0 else Watcher()
+    watcher = Watcher()
+    if wire.rank == 0:
+        watcher = _Progress(options["quiet"])
+        if options["tensorboard"]:
+            from qsparse.torch.board import Board
+
+            watcher = Several(watcher, Board(Path(out, "tb")))
     summary = run(
         functools.partial(make_settings, options), problem, wire,
         out=Path(out), files={"config.toml": _config(options, wire)}, watcher=watcher,
@@ -413,7 +421,7 @@ def _config(options: Mapping[str, Any], wire: Wire) -> str:
 
 
 class _Progress(Watcher):
-    """A progress bar on a terminal, nothing elsewhere."""
+    """A progress bar on a terminal, be it behind a launcher that told of it; nothing elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -423,10 +431,12 @@ class _Progress(Watcher):
 
     def started(self, steps: int) -> None:
         """Show the bar."""
-        if not self._quiet and sys.stderr.isatty():
+        columns = os.environ.get(TERMINAL, "")
+        behind = int(columns) if columns.isdecimal() and not sys.stderr.isatty() else None
+        if not self._quiet and (behind or sys.stderr.isatty()):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=behind is None, ncols=behind)
 
     def stepped(self, t: int, loss: float | None) -> None:
         """Move it."""
@@ -434,13 +444,18 @@ class _Progress(Watcher):
             return
         if loss is not None:
             self._loss = loss if t == 1 else 0.98 * self._loss + 0.02 * loss
-        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=False)
+        self._say(refresh=False)
         self._bar.update()
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Show accuracy and bits so far."""
         up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
         self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+        if self._bar is not None:
+            self._say(refresh=True)
+
+    def _say(self, refresh: bool) -> None:
+        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=refresh)
 
     def stopped(self) -> None:
         """Leave the bar as it is."""

@@ -178,6 +178,8 @@ class Reader:
         self.rest = body
         #: How deep the part that is being read lies within pieces of pieces.
         self.depth = 0
+        #: Bytes that were read so far of tables that say where bodies begin.
+        self.tables = 0
         #: Whether the quantizer section that is being read has entropy-coded values.
         self.coded = coded
 

@@ -308,7 +308,9 @@ class Policy(Piecewise):
 
 @body_reader(PIECES)
 def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    before = len(reader.rest)
     runs = [(reader.varint(), reader.varint(), reader.u8()) for _ in range(reader.varint())]
+    reader.tables += before - len(reader.rest)
     if any(size * count == 0 for size, count, _ in runs):
         raise Corrupted("a frame has stretches without coordinates")
     if sum(size * count for size, count, _ in runs) != n:

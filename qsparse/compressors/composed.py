@@ -439,6 +439,7 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     indices = _read_indices(reader, n)
     k = n if indices is None else indices.size
     if k == 0:
+        yield Piece(start, start + n, indices, np.empty(0, dtype))
         return
     code = reader.u8()
     quantizer = _quantizers.get(code)

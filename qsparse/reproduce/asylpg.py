@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from qsparse.report.base import Table
 from qsparse.reproduce.asylpg_rows import (
     A9A,
     CREWS,
@@ -22,7 +23,7 @@ from qsparse.reproduce.asylpg_rows import (
     Row,
 )
 from qsparse.reproduce.asylpg_tables import compare, of, other_mus, precision, seconds, until, whole
-from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, dataset
+from qsparse.reproduce.base import Bar, Experiment, Measured, Say, dataset
 from qsparse.reproduce.objectives import Logistic, Objective, Perceptron
 from qsparse.reproduce.softmax import mnist
 from qsparse.reproduce.watched import one_thread_each, train

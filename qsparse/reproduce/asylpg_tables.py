@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qsparse.report.base import Table, mean, number, spread
 from qsparse.reproduce.asylpg_rows import DECAY, PUBLISHED, ROWS, UPDATES, Row
-from qsparse.reproduce.base import Measured, Table, mean, median, number, spread
+from qsparse.reproduce.base import Measured, median
 
 
 class _Reached(NamedTuple):

@@ -15,14 +15,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tabulate import tabulate
-
 import qsparse
 from qsparse.errors import SettingError
+from qsparse.report.base import Table, new_figure, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,19 +32,6 @@ if TYPE_CHECKING:
 Measured = dict[str, Any]
 #: Takes a line of progress.
 Say = Callable[[str], None]
-
-
-class Table(NamedTuple):
-    """Ours beside theirs; ``note`` says what the columns do not."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    def __str__(self) -> str:
-        body = tabulate(self.rows, self.head, tablefmt="simple", disable_numparse=True, stralign="right")
-        return "\n\n".join(filter(None, [f"{self.title}\n\n{body}", self.note]))
 
 
 class Bar(NamedTuple):
@@ -106,7 +92,7 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
         SettingError: a library is missing or the folder cannot be made, before the run.
         DataError: the data is nowhere.
     """
-    figure = _figure()
+    figure = new_figure("reproduce", 11, 4.5)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,48 +133,9 @@ def dataset(name: str, data_dir: Path | None) -> Dataset:
         ) from None
 
 
-def number(value: float) -> str:
-    """Short: whole below a million, else four figures.
-
-    >>> [number(x) for x in (2663, 1.94e7, 0.9082, 2541.25)]
-    ['2,663', '1.94e+07', '0.9082', '2,541.2']
-    """
-    if abs(value) >= 1e6:
-        return f"{value:.4g}"
-    if value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """The range in which values lie, or nothing where there is one only.
-
-    >>> spread([3, 1, 2]), spread([5])
-    ('1 … 3', '')
-    """
-    return f"{number(min(values))} … {number(max(values))}" if len(values) > 1 else ""
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
-
-
 def median(values: Sequence[float]) -> float:
     """The middle value, or the mean of the two middle ones."""
     return statistics.median(values)
-
-
-def _figure() -> Figure:
-    """Found missing before the run, not after it; without pyplot, which would look for a display."""
-    try:
-        figure = import_module("matplotlib.figure")
-    except ModuleNotFoundError as error:
-        raise SettingError(
-            f'reproduce draws a figure and lacks a library ({error}): pip install "qsparse[train]"'
-        ) from None
-    made: Figure = figure.Figure(figsize=(11, 4.5), layout="constrained")
-    return made
 
 
 def _versions() -> dict[str, Any]:

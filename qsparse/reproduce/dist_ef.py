@@ -25,7 +25,8 @@ from qsparse.presets import (
     sgd,
     signum_majority,
 )
-from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, dataset, mean, number
+from qsparse.report.base import Table, mean, number
+from qsparse.reproduce.base import Bar, Experiment, Measured, Say, dataset
 from qsparse.rounds.virtual import Virtual
 from qsparse.schedules import Cosine, Rate
 from qsparse.seeds import Seed

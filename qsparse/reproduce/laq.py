@@ -14,7 +14,8 @@ from qsparse.compressors import Uniform
 from qsparse.errors import SettingError
 from qsparse.payload import HEADER_BYTES
 from qsparse.presets import gd, lag_wk, laq, qgd
-from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, mean, number, spread
+from qsparse.report.base import Table, mean, number, spread
+from qsparse.reproduce.base import Bar, Experiment, Measured, Say
 from qsparse.reproduce.softmax import Softmax, accuracy, minimum, mnist
 from qsparse.rounds.virtual import Virtual
 from qsparse.seeds import Seed

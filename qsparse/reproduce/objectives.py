@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qsparse.local import Oracle
-from qsparse.reproduce.base import mean
+from qsparse.report.base import mean
 from qsparse.reproduce.softmax import Array, on_cores
 from qsparse.seeds import Seed
 from qsparse.types import Vector

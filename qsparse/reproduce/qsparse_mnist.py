@@ -15,7 +15,8 @@ from qsparse.compressors import QSGD, Compressor, Sign, TopK
 from qsparse.errors import SettingError
 from qsparse.presets import local_sgd, qsparse_local_sgd, qsparse_local_sgd_async
 from qsparse.registry import spell
-from qsparse.reproduce.base import Bar, Experiment, Measured, Say, Table, mean, median, number, spread
+from qsparse.report.base import Table, mean, number, spread
+from qsparse.reproduce.base import Bar, Experiment, Measured, Say, median
 from qsparse.reproduce.softmax import Array, accuracy, gradients, mnist, on_cores
 from qsparse.rounds.virtual import Virtual
 from qsparse.schedules import Inverse, Rate

@@ -16,7 +16,8 @@ from qsparse.ledger import ACTIVITIES, combine
 from qsparse.ledger import Snapshot as LedgerSnapshot
 from qsparse.memory import Snapshot
 from qsparse.payload import Payload
-from qsparse.reproduce.base import Measured, mean
+from qsparse.report.base import mean
+from qsparse.reproduce.base import Measured
 from qsparse.reproduce.objectives import Objective
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Stepped, Walk

@@ -1,0 +1,31 @@
+"""``qsparse plot``: pictures and a table of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("plot")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
+@click.option(
+    "--out", type=click.Path(), default="plots", show_default=True, help="Folder of index.html and PNGs."
+)
+@click.option("--target", type=float, help="A test accuracy: mark what it takes to reach it.")
+@click.option("--title", help="Of the page.  [default: Runs]")
+@click.option("--quiet", is_flag=True, help="No table.")
+def plot(runs: tuple[str, ...], out: str, target: float | None, title: str | None, quiet: bool) -> None:
+    """Draw runs: accuracy and loss against bits, epochs and time, the front, and the bytes of each layer.
+
+    RUN is a folder that qsparse train wrote (its --out), or one in which such folders lie. Runs that
+    differ in their seeds only are drawn as one method.
+
+    \b
+    qsparse plot runs/ --target 0.9
+    """
+    from qsparse.report.page import draw_with_table
+
+    drawn = draw_with_table([Path(run) for run in runs], Path(out), target, title)
+    if not quiet:
+        click.echo(f"{drawn.table}\n\nwritten to {drawn.page}")

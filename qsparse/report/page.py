@@ -1,0 +1,181 @@
+"""Pictures and tables of runs as files: a PNG for each picture, and one page that holds all of them."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from qsparse.errors import SettingError
+from qsparse.report.base import Table, mean, new_figure, number, spread
+from qsparse.report.pictures import ACCURACY, EVERYTHING, PICTURES
+from qsparse.report.runs import Method, Run, at, methods
+
+_STYLE: Final = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff; }
+h1, h2 { font-weight: 600; line-height: 1.2; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
+small { color: #555; }
+.scroll { overflow-x: auto; }
+img { max-width: 100%; height: auto; margin: .6rem 0; }
+p.note { color: #555; max-width: 60rem; }
+"""
+
+
+class Drawn(NamedTuple):
+    """The page that was drawn, and a short form of its table."""
+
+    page: Path
+    table: Table
+
+
+def draw(runs: Sequence[Path], out: Path, *, target: float | None = None, title: str | None = None) -> Path:
+    """Draw runs of ``qsparse train`` into a folder: a PNG of each picture, and ``index.html`` with them all.
+
+    Args:
+        runs: folders of runs, or folders in which such folders lie, however deep. Runs whose options
+            differ in the seed only are one method, drawn as the mean and the range.
+        out: made if missing; pictures of an earlier call there are replaced.
+        target: a test accuracy; what it takes to reach it is marked.
+        title: of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        SettingError: a folder holds no run, none has come to an evaluation, ``out`` cannot be written, the
+            target is no accuracy, or there is no matplotlib.
+        DataError: a file of a run cannot be read.
+    """
+    return draw_with_table(runs, out, target, title).page
+
+
+def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title: str | None) -> Drawn:
+    """As `draw`, and a table for whoever prints it."""
+    if target is not None and not 0 < target <= 1:
+        raise SettingError(f"--target must be an accuracy in (0, 1], such as 0.9, not {target:g}")
+    new_figure("plot", 1, 1)  # found missing before the runs are read
+    found = methods(runs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = {}
+        for name, picture in PICTURES.items():
+            (out / f"{name}.png").unlink(missing_ok=True)
+            figure = picture(found, target)
+            if figure is not None:
+                image = io.BytesIO()
+                figure.savefig(image, dpi=130, format="png")
+                pictures[name] = image.getvalue()
+                (out / f"{name}.png").write_bytes(pictures[name])
+        table = _table(found, target, _range)
+        page = out / "index.html"
+        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8")
+    except OSError as error:
+        raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
+    return Drawn(page, _table(found, target, _mean))
+
+
+def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequence[float]], str]) -> Table:
+    head = ["method", "runs", "final\naccuracy", "train\nloss"]
+    head += [f"{what}\n{way}" for way in ("up", "down") for what in ("paper bits", "gain")]
+    head += ["wire bytes\nup", "wire bytes\ndown", "seconds"]
+    aims = (at("paper_bits", "up"), EVERYTHING, at("seconds", "total"))
+    if target is not None:
+        head += [f"{what}\nto {target:g}" for what in ("paper bits up", "wire bytes", "seconds")]
+    rows = []
+    for method in found:
+        going = "" if all(run.summary for run in method.runs) else " (going)"
+        row = [method.label + going, str(len(method.runs))]
+        row += [cell(method.ends(reading)) for reading in (ACCURACY, at("train_loss"))]
+        for way in ("up", "down"):
+            gains = [gain for gain in (_gain(run, way) for run in method.runs) if gain is not None]
+            row += [cell(method.ends(at("paper_bits", way))), cell(gains)]
+        row += [cell(method.ends(at("wire_bytes", way))) for way in ("up", "down")]
+        row.append(cell(method.ends(at("seconds", "total"))))
+        for reading in aims if target is not None else ():
+            values = method.until(target or 0, reading)
+            short = "" if len(values) == len(method.runs) else f" ({len(values)} of {len(method.runs)} runs)"
+            row.append(cell(values) + short if values else "not reached")
+        rows.append(row)
+    note = (
+        "Means over the runs. Bits and bytes are those of all workers: paper bits by the papers' formulas, "
+        "wire bytes as they went over the wire. Gain: what dense float32 after every step would have sent, "
+        "over the paper bits."
+    )
+    if target is not None:
+        note += f" To {target:g}: up to the first evaluation with that accuracy, wire bytes up and down."
+    return Table("Results", head, rows, note)
+
+
+def _gain(run: Run, way: str) -> float | None:
+    """How many times fewer paper bits than dense; known once the run has ended."""
+    if run.summary is None or not run.summary["paper_bits"][way]:
+        return None
+    return float(run.summary["dense_bits"][way] / run.summary["paper_bits"][way])
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    middle = mean(values)
+    return number(round(middle) if middle >= 1000 else middle)
+
+
+def _range(values: Sequence[float]) -> str:
+    """The mean, and in a line of its own the range."""
+    return "\n".join(filter(None, [_mean(values), spread(values) if len(set(values)) > 1 else ""]))
+
+
+def _page(title: str, found: Sequence[Method], table: Table, pictures: dict[str, bytes]) -> str:
+    images = "\n".join(
+        f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+        for name, data in pictures.items()
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style></head>
+<body>
+<h1>{html.escape(title)}</h1>
+{_about(found)}
+<h2>{html.escape(table.title)}</h2>
+<div class="scroll"><table>
+{_row(table.head, "th")}
+{"".join(_row(row, "td") for row in table.rows)}</table></div>
+<p class="note">{html.escape(table.note)}</p>
+<h2>Pictures</h2>
+{images}
+<h2>Runs</h2>
+<ul>{"".join(_run(method, run) for method in found for run in method.runs)}</ul>
+</body>
+</html>
+"""
+
+
+def _about(found: Sequence[Method]) -> str:
+    """The options that all runs have in common and that say what is compared."""
+    runs = [run for method in found for run in method.runs]
+    common = []
+    for key in ("data", "model", "ranks", "epochs", "steps", "batch", "sharding"):
+        values = {str(run.options.get(key)) for run in runs}
+        if len(values) == 1 and values != {"None"}:
+            common.append(f"{key} {values.pop()}")
+    return f"<p>{html.escape(', '.join(common))}</p>" if common else ""
+
+
+def _row(cells: Sequence[str], kind: str) -> str:
+    texts = (html.escape(cell).split("\n") for cell in cells)
+    lines = (first + "".join(f"<br><small>{line}</small>" for line in more) for first, *more in texts)
+    return "<tr>" + "".join(f"<{kind}>{text}</{kind}>" for text in lines) + "</tr>\n"
+
+
+def _run(method: Method, run: Run) -> str:
+    state = "" if run.summary else f", going: at step {run.last['step']:,}"
+    seed = f", seed {run.options['seed']}" if "seed" in run.options else ""
+    return f"<li>{html.escape(f'{method.label}{seed}{state}: {run.folder}')}</li>\n"

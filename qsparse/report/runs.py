@@ -1,0 +1,174 @@
+"""Runs as ``qsparse train`` leaves them, or has left them so far."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qsparse.errors import DataError, SettingError
+from qsparse.report.base import mean
+from qsparse.report.names import same_method, told_apart
+
+Line = dict[str, Any]
+#: What is read off a line of a history; None where it was not measured.
+Reading = Callable[[Line], float | None]
+
+_NEEDED: Final = ("step", "epoch", "test_accuracy", "paper_bits", "wire_bytes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that ``qsparse train`` wrote.
+
+    Args:
+        folder: where.
+        options: its ``config.toml``; empty where there is none.
+        history: its evaluations, at least one.
+        summary: how it ended; None where it has not yet.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    history: list[Line]
+    summary: dict[str, Any] | None
+
+    @property
+    def last(self) -> Line:
+        """Where it stands."""
+        return self.history[-1]
+
+    def reached(self, target: float) -> Line | None:
+        """The first evaluation with this accuracy."""
+        return next((line for line in self.history if line["test_accuracy"] >= target), None)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seeds only."""
+
+    label: str
+    runs: list[Run]
+
+    def curve(self, x: Reading, y: Reading) -> list[tuple[float, float, float, float]]:
+        """(x, y, least y, largest y) of each evaluation that all runs have come to; x and y are means."""
+        points = []
+        for lines in zip(*(run.history for run in self.runs), strict=False):
+            xs, ys = (
+                [value for value in map(reading, lines) if value is not None and math.isfinite(value)]
+                for reading in (x, y)
+            )
+            if len(xs) == len(ys) == len(lines):
+                points.append((mean(xs), mean(ys), min(ys), max(ys)))
+        return points
+
+    def ends(self, reading: Reading) -> list[float]:
+        """What was read at the last evaluation of each run that has it."""
+        values = [reading(run.last) for run in self.runs]
+        return [value for value in values if value is not None]
+
+    def until(self, target: float, reading: Reading) -> list[float]:
+        """What was read at the first evaluation with this accuracy, of each run that has come to it."""
+        lines = filter(None, (run.reached(target) for run in self.runs))
+        return [value for value in map(reading, lines) if value is not None]
+
+
+def at(*path: str) -> Reading:
+    """Reads one number of a line; several ways are added where the last name is a sum, as in "up+down"."""
+
+    def reading(line: Line) -> float | None:
+        value: Any = line
+        for key in path[:-1]:
+            value = (value or {}).get(key)
+        names = path[-1].split("+")
+        found = [(value or {}).get(name) for name in names]
+        return None if None in found else float(sum(filter(None, found)))
+
+    return reading
+
+
+def methods(paths: Sequence[Path]) -> list[Method]:
+    """The runs in these folders and the folders within them, by method, in the order in which they come.
+
+    Raises:
+        SettingError: a folder holds no run, or no run has come to an evaluation.
+        DataError: a file of a run cannot be read.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    started = 0
+    for folder in _folders(paths):
+        started += 1
+        run = read(folder)
+        if run is not None:
+            groups.setdefault(same_method(run.options), []).append(run)
+    if not groups:
+        raise SettingError(
+            f"none of the {started} runs has come to an evaluation: wait for the first, or give train more "
+            "--evaluations"
+        )
+    return [Method(*each) for each in zip(told_apart(list(groups)), groups.values(), strict=True)]
+
+
+def _folders(paths: Sequence[Path]) -> Iterator[Path]:
+    seen = set()
+    for path in paths:
+        if not path.is_dir():
+            raise SettingError(f"{path} is no folder: name folders that qsparse train wrote (its --out)")
+        found = sorted(file.parent for file in path.rglob("history.jsonl"))
+        if not found:
+            raise SettingError(
+                f"{path} has no history.jsonl, nor has a folder in it: name a folder that qsparse train "
+                "wrote (its --out), or one that such folders lie in"
+            )
+        for folder in found:
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield folder
+
+
+def read(folder: Path) -> Run | None:
+    """The run in a folder; None before its first evaluation. Errors as in `methods`."""
+    lines = _text(folder / "history.jsonl").split("\n")
+    history = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            for key in _NEEDED:
+                line[key]
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # half a line: it is being written, or the run was cut off
+                break
+            raise DataError(
+                f"{folder / 'history.jsonl'}, line {number}, is no evaluation of qsparse train ({error!r}): "
+                "remove the line, or train again"
+            ) from None
+        history.append(line)
+    if not history:
+        return None
+    options, summary = {}, None
+    if (folder / "config.toml").exists():
+        try:
+            options = tomllib.loads(_text(folder / "config.toml"))
+        except tomllib.TOMLDecodeError as error:
+            raise DataError(f"{folder / 'config.toml'} is no TOML: {error}") from None
+    else:
+        options = {"name": folder.name}
+    if (folder / "summary.json").exists():
+        try:
+            summary = json.loads(_text(folder / "summary.json"))
+        except ValueError as error:
+            raise DataError(f"{folder / 'summary.json'} is no JSON: {error}") from None
+    return Run(folder, options, history, summary)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None

@@ -1,0 +1,387 @@
+"""``qsparse plot``: what is read of runs, what methods are called, and what is drawn."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qsparse.cli.commands import qsparse
+from qsparse.errors import DataError, QsparseError, SettingError
+from qsparse.registry import names as registered
+from qsparse.report import draw
+from qsparse.report.base import look
+from qsparse.report.names import method, same_method, told_apart
+from qsparse.report.pictures import PICTURES
+from qsparse.report.runs import at, methods, read
+
+METHODS = {
+    "sgd": ["--algorithm", "sgd"],
+    "signtopk8": ["--algorithm", "qsparse-local-sgd(H=8)"],
+    "blocks": ["--algorithm", "dist-ef-blocksgdm"],
+}
+
+
+def train(out: Path, *args: object) -> None:
+    line = ["train", "--quiet", "--wire", "threads", "--ranks", 2, "--model", "mlp(16)", "--epochs", 4,
+            "--evaluations", 2, "--out", out, *args]  # fmt: skip
+    done = CliRunner().invoke(qsparse, [*map(str, line)])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """METHOD/seed-N for three methods and two seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, args in METHODS.items():
+        for seed in (0, 1):
+            train(folder / name / f"seed-{seed}", *args, "--seed", seed)
+    return folder
+
+
+def plot(*args: object) -> Result:
+    return CliRunner().invoke(qsparse, ["plot", *map(str, args)])
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+class Page(HTMLParser):
+    """The cells, the images and everything else that a page would fetch."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.images: dict[str, bytes] = {}
+        self.fetched: list[str] = []
+        self.tags: set[str] = set()
+        self.text = path.read_text("utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        found = dict(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "br":
+            self.rows[-1][-1] += " "
+        elif tag == "img":
+            head, _, data = (found["src"] or "").partition(",")
+            assert head == "data:image/png;base64"
+            self.images[found["alt"] or ""] = base64.b64decode(data)
+        self.fetched += [found[key] or "" for key in ("href", "srcset", "action") if key in found]
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1] and data.strip():
+            self.rows[-1][-1] += data
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "called"),
+    [
+        ({"algorithm": "sgd"}, "SGD"),
+        ({"algorithm": "local-sgd(H=4)"}, "SGD_4L"),
+        ({"algorithm": "local-sgd", "sync_every": 2}, "SGD_2L"),
+        ({"algorithm": "ef-signsgd"}, "EF-signSGD"),
+        ({"algorithm": "topk-sgd(ratio=0.1)", "lr": "cosine(0.1)"}, "TopK"),
+        ({"algorithm": "signtopk-sgd"}, "SignTopK"),
+        ({"algorithm": "qsparse-local-sgd"}, "SignTopK_8L"),
+        ({"algorithm": "qsparse-local-sgd", "sync_every": 1, "compressor": "topk(k=5)"}, "TopK"),
+        ({"algorithm": "qsparse-local-sgd-async"}, "SignTopK_8L async"),
+        ({"algorithm": "sgd", "compressor": "blockwise(sign, size=64)"}, "signSGD"),
+        ({"algorithm": "sgd", "compressor": "sign", "memory": "errorfeedback"}, "EF-signSGD"),
+        ({"algorithm": "sgd", "compressor": "topk(k=5) >> qsgd(levels=7)", "trigger": "every(H=3)"},
+         "QTopK, no memory_3L"),
+        ({"algorithm": "qsparse-local-sgd(H=1)", "compressor": "randk(k=5) >> sign"}, "SignRandK"),
+        ({"algorithm": "qsgd"}, "QSGD"),
+        ({"algorithm": "terngrad"}, "TernGrad"),
+        ({"algorithm": "qsparse-local-sgd(H=2)", "compressor": "float16"}, "float16_2L"),
+        ({"algorithm": "laq"}, "LAQ"),
+        ({"algorithm": "dist-ef-blocksgdm(size=4096)"}, "dist-EF-BlockSGDM"),
+        ({"algorithm": "dist-ef-sgd", "compressor": "topk(k=5)"}, "dist-EF-SGD with topk(k=5)"),
+        ({"algorithm": "mine(a=3)"}, "mine(a=3)"),
+        ({"algorithm": "sgd", "compressor": "mine"}, "sgd with mine"),
+        ({"algorithm": "laq", "name": "What I call it"}, "What I call it"),
+        ({"algorithm": "sgd", "compressor": "*.bias: float32; *: sign"}, "*.bias: float32; *: sign"),
+    ],
+)  # fmt: skip
+def test_methods_are_named_as_in_the_papers(options: dict[str, Any], called: str) -> None:
+    assert method(options) == called
+
+
+def test_every_preset_has_a_name_of_its_own() -> None:
+    found = [method({"algorithm": preset}) for preset in registered("algorithm")]
+    assert len(set(found)) == len(found)
+    assert not set(found) & set(registered("algorithm"))
+
+
+def test_methods_of_one_name_are_told_apart_by_what_differs() -> None:
+    options = [
+        {"algorithm": "sgd", "lr": "0.1", "batch": 16, "seed": 1},
+        {"algorithm": "sgd", "lr": "0.2", "batch": 16, "seed": 2},
+        {"algorithm": "sgd", "lr": "0.1", "batch": 16, "momentum": 0.9},
+        {"algorithm": "laq", "lr": "0.1"},
+    ]
+    found = told_apart([same_method(each) for each in options])
+    assert found == ["SGD, lr=0.1", "SGD, lr=0.2", "SGD, lr=0.1, momentum=0.9", "LAQ"]
+    assert same_method({**options[0], "seed": 5, "threads": 3, "wire": "mpi"}) == same_method(options[0])
+
+
+def test_looks_differ() -> None:
+    looks = [look(place) for place in range(64)]
+    assert len({json.dumps(each) for each in looks}) == 64
+    for key in looks[0]:
+        assert len({json.dumps(each[key]) for each in looks[:8]}) == 8, key
+    for one, same_colour in zip(looks, looks[8:], strict=False):
+        assert one["color"] == same_colour["color"]
+        assert one["linestyle"] != same_colour["linestyle"]
+
+
+# --- what is read --------------------------------------------------------------------------------
+
+
+def test_seeds_are_one_method_with_mean_and_range(runs: Path) -> None:
+    found = {each.label: each for each in methods([runs])}
+    assert list(found) == ["dist-EF-BlockSGDM", "SGD", "SignTopK_8L"]
+    for name, label in zip(sorted(METHODS), found, strict=True):
+        lines = [history(runs / name / f"seed-{seed}") for seed in (0, 1)]
+        curve = found[label].curve(at("wire_bytes", "up+down"), at("test_accuracy"))
+        assert len(curve) == len(lines[0]) == 8
+        for point, *both in zip(curve, *lines, strict=True):
+            accuracies = [line["test_accuracy"] for line in both]
+            totals = [line["wire_bytes"]["up"] + line["wire_bytes"]["down"] for line in both]
+            assert point == (sum(totals) / 2, sum(accuracies) / 2, min(accuracies), max(accuracies))
+
+
+def test_a_target_is_reached_at_the_first_evaluation_beyond_it(runs: Path) -> None:
+    (sgd,) = methods([runs / "sgd"])
+    accuracies = [[line["test_accuracy"] for line in run.history] for run in sgd.runs]
+    target = min(max(each) for each in accuracies)
+    wanted = []
+    for run, each in zip(sgd.runs, accuracies, strict=True):
+        first = next(i for i, accuracy in enumerate(each) if accuracy >= target)
+        wanted.append(run.history[first]["paper_bits"]["up"])
+    assert sgd.until(target, at("paper_bits", "up")) == wanted
+    assert sgd.until(1.1, at("paper_bits", "up")) == []
+
+
+@pytest.fixture
+def run_folder(runs: Path, tmp_path: Path) -> Path:
+    """A copy of a run, to be damaged."""
+    return Path(shutil.copytree(runs / "sgd" / "seed-0", tmp_path / "run"))
+
+
+def test_half_a_last_line_is_left_out(run_folder: Path) -> None:
+    file = run_folder / "history.jsonl"
+    text = file.read_text()
+    file.write_text(text[:-30])
+    run = read(run_folder)
+    assert run is not None
+    assert run.history == [json.loads(line) for line in text.splitlines()[:-1]]
+
+
+@pytest.mark.parametrize("line", ["{half", '{"step": 3}', "[]", "3", '{"step": NaN, "epoch": }'])
+def test_other_lines_that_cannot_be_read_are_named(run_folder: Path, line: str) -> None:
+    file = run_folder / "history.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    with pytest.raises(DataError, match=re.escape(f"{file}, line 3, is no evaluation of qsparse train")):
+        read(run_folder)
+
+
+def test_a_last_line_that_is_whole_and_wrong_is_not_half_a_line(run_folder: Path) -> None:
+    file = run_folder / "history.jsonl"
+    file.write_text(file.read_text() + "{half\n")
+    with pytest.raises(DataError, match="line 9, is no evaluation"):
+        read(run_folder)
+
+
+def test_a_run_that_is_still_going_is_drawn_as_far_as_it_is(run_folder: Path, tmp_path: Path) -> None:
+    (run_folder / "summary.json").unlink()
+    file = run_folder / "history.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]) + '{"step": 4')
+    page = Page(draw([run_folder], tmp_path / "plots"))
+    (row,) = page.rows[1:]
+    assert row[0] == "SGD (going)"
+    assert row[2] == f"{history_until_broken(file)[-1]['test_accuracy']:.4g}"
+    assert row[5] == row[7] == "–"  # the gain is known at the end
+    assert "going: at step" in page.text
+
+
+def history_until_broken(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()[:-1]]
+
+
+def test_what_is_no_run_is_refused_in_a_sentence(run_folder: Path, tmp_path: Path) -> None:
+    def refusal(*folders: Path, **settings: Any) -> str:
+        with pytest.raises(QsparseError) as caught:
+            draw(folders, tmp_path / "plots", **settings)
+        return f"{type(caught.value).__name__}: {caught.value}"
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert refusal(tmp_path / "none").startswith(
+        f"SettingError: {tmp_path / 'none'} is no folder: name folders"
+    )
+    assert refusal(run_folder, empty).startswith(
+        f"SettingError: {empty} has no history.jsonl, nor has a folder"
+    )
+    (empty / "history.jsonl").write_text("")
+    assert refusal(empty).startswith("SettingError: none of the 1 runs has come to an evaluation: wait")
+    assert refusal(run_folder, target=90.0).startswith("SettingError: --target must be an accuracy in (0, 1]")
+    (run_folder / "config.toml").write_text("a = ")
+    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'config.toml'} is no TOML")
+    (run_folder / "config.toml").write_bytes(b"\xff")
+    assert refusal(run_folder).startswith(f"DataError: cannot read {run_folder / 'config.toml'}: ")
+    (run_folder / "config.toml").unlink()
+    (run_folder / "summary.json").write_text("{")
+    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'summary.json'} is no JSON")
+    (run_folder / "summary.json").unlink()
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SettingError, match=r"cannot write to --out .*file: "):
+        draw([run_folder], blocked)
+    # What began just now is no reason not to draw the others; without a configuration, folders give names.
+    page = Page(draw([run_folder, empty], tmp_path / "plots"))
+    assert [row[0] for row in page.rows[1:]] == ["run (going)"]
+
+
+def test_a_run_is_drawn_once_however_often_it_is_named(runs: Path, tmp_path: Path) -> None:
+    (one,) = methods([runs / "sgd", runs / "sgd" / "seed-0", runs / "sgd" / ".." / "sgd"])
+    assert [run.folder.name for run in one.runs] == ["seed-0", "seed-1"]
+
+
+# --- what is drawn -------------------------------------------------------------------------------
+
+
+def test_the_page_holds_everything(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "plots"
+    path = draw([runs], out, target=0.6, title="Digits <&> more")
+    assert path == out / "index.html"
+    page = Page(path)
+    assert set(page.images) == set(PICTURES)
+    for name, image in page.images.items():
+        assert (out / f"{name}.png").read_bytes() == image
+        width, height = struct.unpack(">II", image[16:24])
+        assert image.startswith(b"\x89PNG")
+        assert width > 900
+        assert height > 250
+    assert len({hashlib.sha256(image).digest() for image in page.images.values()}) == len(PICTURES)
+    # Nothing is fetched from elsewhere.
+    assert page.fetched == []
+    assert not page.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in page.text
+    assert "<h1>Digits &lt;&amp;&gt; more</h1>" in page.text
+    assert "data digits, model mlp(16), ranks 2, epochs 4.0, batch 16, sharding random" in page.text
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["index.html", *(f"{p}.png" for p in PICTURES)]
+    )
+
+
+def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> None:
+    page = Page(draw([runs / "signtopk8"], tmp_path, target=0.3))
+    head, row = page.rows
+    found = dict(zip(head, row, strict=True))
+    summaries = [
+        json.loads((runs / "signtopk8" / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)
+    ]
+    bits = {one["paper_bits"]["up"] for one in summaries}
+    assert len(bits) == 1, "as many messages of as many bits"
+    assert found["method"] == "SignTopK_8L"
+    assert found["runs"] == "2"
+    assert found["paper bits up"] == f"{bits.pop():,}"
+    assert float(found["gain up"].replace(",", "")) == pytest.approx(
+        summaries[0]["dense_bits"]["up"] / summaries[0]["paper_bits"]["up"], rel=1e-3
+    )
+    down = {one["wire_bytes"]["down"] for one in summaries}
+    assert found["wire bytes down"] == f"{down.pop():,}"
+    low, high = sorted(one["test_accuracy"] for one in summaries)
+    assert found["final accuracy"] == f"{(low + high) / 2:.4g} {low:.4g} … {high:.4g}"
+    reached = [
+        next(line for line in run.history if line["test_accuracy"] >= 0.3)
+        for run in methods([runs / "signtopk8"])[0].runs
+    ]
+    first = [line["paper_bits"]["up"] for line in reached]
+    assert found["paper bits up to 0.3"].startswith(f"{sum(first) / 2:,.0f}")
+    assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
+
+
+def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:
+    draw([run_folder], tmp_path / "plots")
+    lines = history(run_folder)
+    for line in lines:
+        for field in ("contraction", "error_memory", "layer_bytes", "seconds"):
+            del line[field]
+    (run_folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(draw([run_folder], tmp_path / "plots"))
+    missing = {"contraction", "error-memory", "layer-bytes", "accuracy-time", "loss-time"}
+    assert set(page.images) == set(PICTURES) - missing
+    # Those of an earlier call are gone as well.
+    assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == set(PICTURES) - missing
+
+
+def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:
+    train(tmp_path / "runs" / "async", "--ranks", 3, "--algorithm", "qsparse-local-sgd-async")
+    train(tmp_path / "runs" / "one", "--ranks", 1, "--name", "Alone")
+    train(tmp_path / "runs" / "deep", "--model", "resnet20", "--batch", 2, "--epochs", 0.01)
+    page = Page(draw([tmp_path / "runs"], tmp_path / "plots", target=0.5))
+    assert [row[0] for row in page.rows[1:]] == ["SignTopK_8L async", "SignTopK_8L", "Alone"]
+    assert set(page.images) == set(PICTURES)
+
+
+def test_the_command(runs: Path, tmp_path: Path) -> None:
+    done = plot(runs / "sgd", runs / "blocks", "--out", tmp_path, "--target", 0.5)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0] == "Results"
+    assert [line.split()[0] for line in lines if line.strip().startswith(("SGD", "dist"))] == [
+        "SGD",
+        "dist-EF-BlockSGDM",
+    ]
+    assert "…" not in done.output
+    assert lines[-1] == f"written to {tmp_path / 'index.html'}"
+    assert plot(runs, "--out", tmp_path, "--quiet").output == ""
+    wrong = plot(tmp_path / "none")
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("error: SettingError: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_without_a_display_and_without_torch(runs: Path, tmp_path: Path) -> None:
+    """Drawing loads neither pyplot nor torch."""
+    script = (
+        "import sys; from pathlib import Path; from qsparse.report import draw\n"
+        f"draw([Path({str(runs)!r})], Path({str(tmp_path)!r}))\n"
+        "print(*[name for name in ('torch', 'matplotlib.pyplot', 'tkinter') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_no_matplotlib_is_said_in_a_sentence(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = plot(runs, "--out", tmp_path / "plots")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: SettingError: plot draws and lacks a library")
+    assert not (tmp_path / "plots").exists()
