@@ -125,39 +125,48 @@ def reshard(
     else:
         base = walks[old[mine] if mine < len(old) else old[0]]
     walk = {**base, "phases": {}}
-    differences = {"memory_difference": 0.0, "update_difference": 0.0}
+    largest = 0.0
     for name, stations in base["phases"].items():
-        phase = phases[name]
+        parts = [phases[name], averaging(phases[name])]
         walk["phases"][name] = []
-        for k, part in enumerate([phase, averaging(phase)][: len(stations)]):
+        for k, (part, station) in enumerate(zip(parts, stations, strict=False)):
             before = [each["phases"][name][k] for each in walks]
-            workers = [before[other] for other in old]
-            state = {"seat": dict(stations[k]["seat"])}
             desk = next(each["desk"] for each in before if "desk" in each)
+            workers = [before[other] for other in old]
+            sender, lost = _sender(part.up.memory, workers, desk, mine, len(new))
+            largest = max(largest, lost)
+            state = {"seat": station["seat"]}
+            if mine is not None:
+                state = _worker(part, workers, desk, mine)
+                state["seat"] |= {"sender": sender, "asked": True}
             if exchange.coordinates(rank):
                 state["desk"] = {key: desk[key] for key in desk if key != "asking" or not part.trigger.asks}
-            sender, lost = _sender(part.up.memory, workers, desk, mine, len(new))
-            differences["memory_difference"] = max(differences["memory_difference"], lost)
-            if mine is not None:
-                state["seat"] |= {"sender": sender, "asked": True}
-                locals_ = [each["local"] for each in workers if "local" in each]
-                if locals_:
-                    state["local"] = locals_[mine] if mine < len(locals_) else _mean(locals_)
-                    if part.trigger.asks:
-                        state["local"] = {**state["local"], "anchor": part.server.model(desk["server"])}
             walk["phases"][name].append(state)
-    now = phases[base["phase"]]
-    anchor = next(each["phases"][base["phase"]][0]["local"]["anchor"] for each in (walks[n] for n in old))
-    if mine is not None and now.local.reports_afresh:
-        walk["x"] = walk["phases"][base["phase"]][0]["local"]["anchor"]
-    elif not now.local.reports_afresh:
-        x, lost = _models([walks[other]["x"] for other in old], anchor, mine, len(new))
-        differences["update_difference"] = lost
-        walk["x"] = base["x"] if x is None else x
+    differences = {"memory_difference": largest, "update_difference": 0.0}
+    now = base["phase"]
+    if not phases[now].local.reports_afresh:
+        models = [walks[other]["x"] for other in old]
+        anchor = walks[old[0]]["phases"][now][0]["local"]["anchor"]
+        x, differences["update_difference"] = _models(models, anchor, mine, len(new))
+        walk["x"] = base["x"] if mine is None else x
+    elif mine is not None:
+        walk["x"] = walk["phases"][now][0]["local"]["anchor"]
     return walk, differences
 
 
-def merged(states: Sequence[State], rank: int, size: int) -> State:
+def _worker(part: Algorithm, workers: Sequence[State], desk: State, mine: int) -> State:
+    """The seat and the local step of the ``mine``-th worker."""
+    base = workers[mine if mine < len(workers) else 0]
+    state = {"seat": dict(base["seat"])}
+    if "local" in base:
+        local = base["local"] if mine < len(workers) else _mean([each["local"] for each in workers])
+        # Who was not asked is told the model now, as it will be asked.
+        told = {"anchor": part.server.model(desk["server"])} if part.trigger.asks else {}
+        state["local"] = {**local, **told}
+    return state
+
+
+def merged(states: Sequence[State], rank: int) -> State:
     """The rest of what a rank goes on from: rank 0 counts on for all, seconds are the mean of the ranks'."""
     state = dict(states[0])
     snapshots = [each["ledger"] for each in states]
@@ -207,9 +216,7 @@ def _spread(vectors: Sequence[Vector], mine: int | None, count: int) -> tuple[Ve
     return out, largest
 
 
-def _models(
-    models: Sequence[Vector], anchor: Vector, mine: int | None, count: int
-) -> tuple[Vector | None, float]:
+def _models(models: Sequence[Vector], anchor: Vector, mine: int | None, count: int) -> tuple[Vector, float]:
     """As `_spread`, of anchor − x, what a worker has not said beside its memory; returns its x."""
     out = np.array(anchor)
     largest = 0.0
@@ -226,7 +233,7 @@ def _models(
         anchors = (np.broadcast_to(at, each.shape) for each in (x, moved))
         signed = (np.concatenate([a, -b]) for a, b in zip(anchors, (x, moved), strict=True))
         largest = max(largest, difference(*signed))
-    return (None if mine is None else out), largest
+    return out, largest
 
 
 def _mean(states: Sequence[State]) -> State:

@@ -395,7 +395,7 @@ class _Job:
         states = [found.state(rank) for rank in range(found.ranks)] if found.ranks != self.wire.size else []
         if states:
             exchange, size = self.settings.exchange, self.wire.size
-            state = merged(states, self.wire.rank, size)
+            state = merged(states, self.wire.rank)
             state["walk"], kept = reshard(
                 [each["walk"] for each in states], self.algorithm, exchange, self.wire.rank, size
             )

@@ -133,7 +133,11 @@ RUNS: dict[str, tuple[Algorithm, Exchange | None]] = {
     },
     "adam": (preset("qsparse-local-sgd(H=4)", local="adamw(lr=0.01)"), AllGather()),
     "both ways": (
-        preset("topk-sgd(lr=cosine(0.1), momentum=0.9)", down_compressor="sign", down_memory="innovation"),
+        preset(
+            "topk-sgd(lr=cosine(0.1), momentum=0.5, k=8)",
+            down_compressor="topk(k=12)",
+            down_memory="innovation",
+        ),
         ParameterServer(root=1),
     ),
     "drift": (preset("local-sgd(lr=0.1, momentum=0.5)", trigger="every(2) & drift(0.05)"), None),
