@@ -165,11 +165,13 @@ class Fault(Watcher):
     def __init__(self, step: int) -> None:
         self.step = step
         self.first = 0
+        self.seen: list[int] = []
 
     def resumed(self, t: int) -> None:
         self.first = t
 
     def stepped(self, t: int, loss: float | None) -> None:
+        self.seen.append(t)
         if t == self.step:
             raise RuntimeError("the fault")
 
@@ -210,7 +212,10 @@ def test_a_prelude_is_a_moment_for_a_checkpoint(tmp_path: Path, text: str) -> No
         train(algorithm, out, order=order, watcher=Fault(40))
     # A prelude of one step before every 8, or before every 5.
     assert named(out)[-1].endswith("-step-37")
-    gone_on = train(algorithm, out, order=order)
+    watcher = Fault(-1)
+    gone_on = train(algorithm, out, order=order, watcher=watcher)
+    assert watcher.seen == list(range(37, 61)), "steps of the coordinator, told after the answers"
+    assert history(out) == history(tmp_path / "whole")
     assert gone_on["model_sha256"] == whole["model_sha256"]
     assert counts(out) == counts(tmp_path / "whole") == counts(tmp_path / "first")
     assert gone_on["staleness"] == whole["staleness"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mpirun import finish, start
+from mpirun import finish, mpi_run, start
 
 from qsparse.cli.commands import qsparse
 from qsparse.cli.launch import mpiexec_command
@@ -117,3 +117,44 @@ def test_killed_jobs_end_with_the_same_bits(tmp_path: Path) -> None:
             for out in (killed, whole)
         ]
         assert history[0] == history[1]
+
+
+#: Rank 1 may write no file of more than so many bytes, which to the program is a full disk.
+FULL = """
+    import json, os, resource, sys
+    from mpi4py import MPI
+    from qsparse.cli.commands import qsparse
+
+    if MPI.COMM_WORLD.rank == 1 and sys.argv[2] == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    qsparse.main(["train", *json.loads(sys.argv[1])])
+"""
+
+
+def test_a_full_disk_of_one_rank_loses_nothing(tmp_path: Path) -> None:
+    """Both ranks end with a sentence, the checkpoint before is as it was, and the run goes on from it."""
+    args = [*SMALL[:3], "--out", str(tmp_path), "--checkpoint-every", "20", "--sync-every", "4", "--resume"]
+    mpi_run(2, FULL, json.dumps([*args, "auto", "--steps", "40"]), "", timeout=60)
+    newest = tmp_path / "checkpoints" / "000002-step-40"
+    before = {path.name: path.read_bytes() for path in newest.iterdir()}
+    assert len(before["rank-0001.safetensors"]) > 10_000
+
+    failed = mpi_run(2, FULL, json.dumps([*args, "auto", "--steps", "80"]), "full", timeout=60, check=False)
+    assert failed.returncode != 0
+    reason = (
+        f"CheckpointError: cannot write the checkpoint of step 60 to {tmp_path}/checkpoints: File too large; "
+        "checkpoints before it have lost nothing (the newest, 000002-step-40, is as it was): make room there"
+    )
+    assert f"[rank 1] error: {reason}" in failed.stderr, failed
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["000001-step-20", newest.name]
+    assert {path.name: path.read_bytes() for path in newest.iterdir()} == before
+
+    mpi_run(2, FULL, json.dumps([*args, str(newest), "--steps", "80"]), "", timeout=60)
+    one = summary(tmp_path)
+    qsparse.main(
+        ["train", *SMALL[:3], "--out", str(tmp_path / "whole"), "--sync-every", "4", "--steps", "80",
+         "--wire", "threads", "--ranks", "2"],
+        standalone_mode=False,
+    )  # fmt: skip
+    assert one["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
+    assert one["resumed"] == [{"checkpoint": newest.name, "step": 40, "ranks": 2}]

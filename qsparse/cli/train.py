@@ -458,6 +458,8 @@ def _table(summary: Mapping[str, Any], out: str) -> str:
     rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
     for note in summary.get("resumed", []):
         ranks = f", with {note['ranks']} ranks for {note['from_ranks']}" if "from_ranks" in note else ""
-        rows.append(("resumed", f"after step {note['step']:,}{ranks}"))
+        off = note.get("memory_difference", 0.0)
+        sums = f", error memories off by {off:.2g}" if off else ""
+        rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
     rows.append(("written to", out))
     return str(tabulate(rows, tablefmt="plain"))
