@@ -116,6 +116,19 @@ def test_torch_draws_on_where_it_was(tmp_path: Path) -> None:
     assert run_threads(1, lambda wire: body(wire, 2))[0] == (first[0], {"text": "ü", "number": 2.5})
 
 
+def test_nothing_is_said_again(tmp_path: Path) -> None:
+    """A loop that was saved after its last meeting has nothing to say when it goes on and ends."""
+
+    def body(wire: Wire) -> Any:
+        return loop(wire, tmp_path, "qsparse-local-sgd(H=4)", "sgd", 8, every=8)
+
+    first, again = (run_threads(2, body, timeout=60) for _ in range(2))
+    for (model, ledger, begin), (other, counted, begun) in zip(first, again, strict=True):
+        assert (begin, begun) == (0, 8)
+        assert same(model, other)
+        assert ledger["messages"] == counted["messages"] == {"up": 4, "down": 4}
+
+
 @LEFTOVERS
 @pytest.mark.parametrize(("ranks", "size"), [(4, 3), (3, 4), (3, 1)])
 def test_other_ranks(tmp_path: Path, ranks: int, size: int) -> None:

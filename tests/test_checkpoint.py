@@ -294,7 +294,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "cannot be read: No such file"),
     "half a manifest": (lambda c: (c / "manifest.json").write_text("{"), "manifest.json does not match"),
     "another manifest": (
-        lambda c: (c / "manifest.json").write_text((c / "manifest.json").read_text().replace("2", "3")),
+        lambda c: (c / "manifest.json").write_text(
+            (c / "manifest.json").read_text().replace(": 22,", ": 21,")
+        ),
         "manifest.json does not match",
     ),
 }
