@@ -96,6 +96,15 @@ class Ledger:
             "seconds": dict(self.seconds),
         }
 
+    def resume(self, snapshot: Snapshot) -> None:
+        """Count on from what a rank had counted before it was ended."""
+        for name in ("paper_bits", "wire_bytes", "messages", "seconds"):
+            counters = getattr(self, name)
+            for key, value in snapshot[name].items():
+                counters[key] += value
+        self.skips += snapshot["skips"]
+        self.staleness.update({int(age): count for age, count in snapshot["staleness"].items()})
+
 
 def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
     """The counters of a whole job: sums over the ranks, seconds as means."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -18,6 +19,9 @@ class Watcher:
 
     def started(self, steps: int) -> None:
         """Training begins."""
+
+    def resumed(self, t: int) -> None:
+        """It goes on after step t."""
 
     def stepped(self, t: int, loss: float | None) -> None:
         """A step was taken."""
@@ -63,6 +67,7 @@ class Recorder:
         self.out, self.files, self.watcher = out, files, watcher
         self._history: Any = None
         self._arrivals: Any = None
+        self._lines = {"history": 0, "arrivals": 0}
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, before anything is trained."""
@@ -79,17 +84,24 @@ class Recorder:
         except OSError as error:
             raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
 
-    def open(self, steps: int) -> None:
-        """Make the folder; the summary of an older run there is removed."""
+    def open(self, steps: int, lines: Mapping[str, int] | None = None) -> None:
+        """Make the folder; the summary of an older run there is removed.
+
+        Args:
+            steps: of the run.
+            lines: where a run goes on, what `lines` has returned before: what was written later goes.
+        """
         self.watcher.started(steps)
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json", "arrivals.jsonl"):
-            (self.out / name).unlink(missing_ok=True)
+        lines = lines or {}
+        for name in self._lines:
+            self._lines[name] = _shortened(self.out / f"{name}.jsonl", lines.get(name, 0))
+        (self.out / "summary.json").unlink(missing_ok=True)
         for name, text in self.files.items():
             write_whole(self.out / name, text)
-        self._history = (self.out / "history.jsonl").open("w", encoding="utf-8")
+        self._history = (self.out / "history.jsonl").open("a", encoding="utf-8")
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One line of the history."""
@@ -97,16 +109,26 @@ class Recorder:
         if self._history is not None:
             self._history.write(json.dumps(record) + "\n")
             self._history.flush()
+            self._lines["history"] += 1
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
         """One line of the arrivals."""
         if self.out is None:
             return
         if self._arrivals is None:
-            self._arrivals = (self.out / "arrivals.jsonl").open("w", encoding="utf-8")
+            self._arrivals = (self.out / "arrivals.jsonl").open("a", encoding="utf-8")
         what = "statistics" if about else "model"
         line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
         self._arrivals.write(json.dumps(line) + "\n")
+        self._lines["arrivals"] += 1
+
+    def lines(self) -> dict[str, int]:
+        """How many lines there are of each kind, all of them on the disk."""
+        for file in (self._history, self._arrivals):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        return dict(self._lines)
 
     def write(self, summary: Mapping[str, Any]) -> None:
         """The summary, last of all: where it stands, the run ended well."""
@@ -120,6 +142,18 @@ class Recorder:
             if file is not None:
                 file.close()
         self._history = self._arrivals = None
+
+
+def _shortened(path: Path, lines: int) -> int:
+    """Cut a file off after so many lines, none if there are none; returns how many are left."""
+    if not lines or not path.exists():
+        path.unlink(missing_ok=True)
+        return 0
+    with path.open("rb+") as file:
+        # The last line may be half of one.
+        whole = [line for line in itertools.islice(file, lines) if line.endswith(b"\n")]
+        file.truncate(sum(map(len, whole)))
+    return len(whole)
 
 
 def write_whole(path: Path, text: str) -> None:

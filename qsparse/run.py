@@ -18,7 +18,8 @@ import qsparse
 from qsparse import watching
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, Sync, check
-from qsparse.errors import SettingError
+from qsparse.checkpoint import Checkpoints, Found, find, save
+from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
@@ -26,6 +27,7 @@ from qsparse.local import Oracle
 from qsparse.payload import Payload, Way, raw
 from qsparse.records import Recorder, Watcher
 from qsparse.registry import spell
+from qsparse.resharding import merged, reshard
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
 from qsparse.seeds import Seed
@@ -137,6 +139,7 @@ def run(
     out: Path | None = None,
     files: Mapping[str, str] | None = None,
     watcher: Watcher | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
     """Train on this rank, together with all others; collective.
 
@@ -147,6 +150,8 @@ def run(
         out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing.
         files: further files by name, e.g. the configuration that repeats the run.
         watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
+        checkpoints: whether and where the run leaves checkpoints, and from which it goes on; the same on all
+            ranks.
 
     Returns:
         The summary, on rank 0; an empty dictionary elsewhere.
@@ -156,6 +161,7 @@ def run(
     """
     recorder = Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
     watched = out is not None or watcher is not None
+    found = None if checkpoints is None else find(wire, checkpoints)
 
     def prepare() -> tuple[_Job, Mapping[str, Any]]:
         settings = make_settings()
@@ -163,29 +169,45 @@ def run(
         _check_ranks(settings, wire.size)
         recorder.check()
         problem = make_problem(settings)
-        steps = settings.total_steps(problem.steps_per_epoch)
+        steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude
         if prelude is not None and prelude.server.silent and steps <= (prelude.length or 0):
             raise SettingError(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"
             )
-        job = _Job(settings, settings.algorithm.over(steps), problem, wire, steps, recorder, watched)
+        job = _Job(
+            settings, settings.algorithm.over(steps), problem, wire, steps, recorder, watched, checkpoints
+        )
         warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
-        return job, job.fingerprint()
+        if found is not None:
+            job.resume(found)
+        return job, job.fingerprint | {"checkpoints": repr(checkpoints)}
 
     job = agree(wire, prepare)
     try:
-        recorder.open(job.steps)
+        recorder.open(job.steps, job.lines)
+        if found is not None:
+            recorder.watcher.resumed(job.clock)
         wire.ledger.on_arrival = recorder.arrived
         summary = job.train()
         recorder.write(summary)
         return summary
     except BaseException as error:
-        job.settings.exchange.tell(wire, error, job.step)
+        if not job.told:
+            job.settings.exchange.tell(wire, error, job.step)
         raise
     finally:
         recorder.close()
+
+
+def _total_steps(settings: Settings, problem: Problem, size: int, found: Found | None) -> int:
+    """T; after a change of ranks an epoch has another number of steps."""
+    if found is None or settings.epochs is None:
+        return settings.total_steps(problem.steps_per_epoch)
+    state = found.state(0)
+    begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
+    return int(begin + max(1, round((settings.epochs - epoch) * problem.steps_per_epoch)))
 
 
 def _check_ranks(settings: Settings, size: int) -> None:
@@ -218,12 +240,23 @@ class _Job:
         steps: int,
         recorder: Recorder,
         watched: bool,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
-        self._begun = 0.0
+        self.checkpoints = checkpoints
+        self._begun = self._spent = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report
         self._evaluated = self._watched = 0
+        self._record: dict[str, Any] = {}
+        self._reported = 0  # the step of the last report
+        self._saved = 0  # checkpoints that were due so far
+        #: Stretches of the run with the same ranks: the step and the epoch where each began, its workers.
+        self._stretches = [(0, 0.0, len(settings.exchange.workers(wire.size)))]
+        self._resumed: list[dict[str, Any]] = []
+        self.lines: dict[str, int] = {}
+        #: Was what went wrong told to all ranks?
+        self.told = False
         self.walk = Walk(
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.aside, Order(settings.order),
@@ -233,7 +266,14 @@ class _Job:
         self._sight = watching.Watch(wire.ledger, problem.layout, closely) if watched else None
         # Reports on the way need everybody; a coordinator that only serves reports by itself.
         rows = (algorithm, algorithm.prelude)
-        self._together = all(row is None or isinstance(row.meeting, Sync) for row in rows)
+        meetings = [row.meeting for row in rows if row is not None]
+        self._together = all(isinstance(meeting, Sync) for meeting in meetings)
+        if checkpoints is not None and checkpoints.every and all(isinstance(m, Async) for m in meetings):
+            raise SettingError(
+                "workers that do not wait for each other never stand at one step together, so there is no "
+                "moment for a checkpoint: use meeting synchronous, or leave checkpoints out"
+            )
+        self.fingerprint = self._fingerprint()
         # So does evaluating, and all must be told every model.
         self._shared = self._together and not any(row is not None and row.trigger.asks for row in rows)
 
@@ -242,7 +282,12 @@ class _Job:
         """The step that this rank is in."""
         return self.walk.pace.t
 
-    def fingerprint(self) -> dict[str, Any]:
+    @property
+    def clock(self) -> int:
+        """The steps that the run has taken."""
+        return self.walk.pace.clock
+
+    def _fingerprint(self) -> dict[str, Any]:
         """What must be equal on all ranks before the first message."""
         problem = self.problem
         return {
@@ -261,9 +306,8 @@ class _Job:
 
     def train(self) -> dict[str, Any]:
         """All steps; the summary on rank 0."""
-        self._begun = time.perf_counter()
+        self._begun = time.perf_counter() - self._spent
         problem = self.problem
-        record: dict[str, Any] = {}
         oracle = self._oracle()
         for happened in self.walk.steps(
             self.steps, oracle, problem.batch, problem.gradient_vector, self._look
@@ -277,12 +321,14 @@ class _Job:
             if self._together:
                 self.recorder.watcher.stepped(t, happened.loss)
                 if happened.met and (self._is_due(t) or t == self.steps):
-                    record = self._report(t)
+                    self._record = self._report(t)
             elif t % problem.steps_per_epoch == 0 and t < self.steps:
                 self._losses[:] = 0  # the loss that is reported is the last epoch's
-        if not self._together:
-            record = self._report(self.steps)
-        return self._summary(record) if self.wire.rank == 0 else {}
+            if happened.met and isinstance(happened.phase.meeting, Sync) and self._is_checkpoint_due():
+                self._save()
+        if self._reported != self.steps:
+            self._record = self._report(self.steps)
+        return self._summary(self._record) if self.wire.rank == 0 else {}
 
     def _oracle(self) -> Oracle:
         """The problem's gradient, or on a straggler a slow one."""
@@ -319,7 +365,7 @@ class _Job:
             self.recorder.add(
                 {
                     "step": clock,
-                    "epoch": clock / problem.steps_per_epoch,
+                    "epoch": self._epoch(clock),
                     "train_loss": None,
                     **problem.evaluate().figures(),
                     **self.walk.tallied(),
@@ -338,15 +384,94 @@ class _Job:
         Unless it is only asked beforehand, it is noted as done.
         """
         per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
+        t -= self._stretches[-1][0]
         if t * evaluations < (self._evaluated + 1) * per_epoch:
             return False
         if note:
             self._evaluated = t * evaluations // per_epoch
         return True
 
+    def _epoch(self, t: int) -> float:
+        begin, epoch, _ = self._stretches[-1]
+        return epoch + (t - begin) / self.problem.steps_per_epoch
+
+    def _is_checkpoint_due(self) -> bool:
+        if self.checkpoints is None or not self.checkpoints.every:
+            return False
+        due, self._saved = self._saved, self.clock // self.checkpoints.every
+        return self._saved > due or self.clock == self.steps
+
+    def _save(self) -> None:
+        """Leave a checkpoint; all ranks stand at one step."""
+        assert self.checkpoints is not None
+        where = self.checkpoints
+        try:
+            save(self.wire, where.folder, self.clock, self._state, self.fingerprint, where.keep)
+        except Exception:
+            self.told = True
+            raise
+
+    def _state(self) -> dict[str, Any]:
+        """What this rank goes on from; random streams and the data's order are functions of seed and step."""
+        return {
+            "walk": self.walk.state(),
+            "ledger": self.wire.ledger.snapshot(),
+            "losses": self._losses,
+            "evaluated": self._evaluated,
+            "watched": self._watched,
+            "reported": self._reported,
+            "record": self._record,
+            "epoch": self._epoch(self.clock),
+            "stretches": self._stretches,
+            "resumed": self._resumed,
+            "seconds": time.perf_counter() - self._begun,
+            "lines": self.recorder.lines(),
+        }
+
+    def resume(self, found: Found) -> None:
+        """Stand where the checkpoint was made.
+
+        Raises:
+            CheckpointError: it is of another run, or of one that is over.
+        """
+        found.compare(self.fingerprint, free=("ranks", "steps", "straggler"))
+        if found.step > self.steps:
+            raise CheckpointError(
+                f"the checkpoint {found.folder} was made after step {found.step}, and the run has "
+                f"{self.steps}: give it more, or start afresh with resume none"
+            )
+        note: dict[str, Any] = {"checkpoint": found.folder.name, "step": found.step, "ranks": self.wire.size}
+        states = [found.state(rank) for rank in range(found.ranks)] if found.ranks != self.wire.size else []
+        if states:
+            exchange, size = self.settings.exchange, self.wire.size
+            state = merged(states, self.wire.rank)
+            state["walk"], kept = reshard(
+                [each["walk"] for each in states], self.algorithm, exchange, self.wire.rank, size
+            )
+            note |= {"from_ranks": found.ranks, **kept}
+        else:
+            state = found.state(self.wire.rank)
+        self.walk.restore(state["walk"], self.problem.gradient_vector)
+        self.wire.ledger.resume(state["ledger"])
+        self._losses += state["losses"]
+        self._record, self._reported = state["record"], state["reported"]
+        self._watched = state["watched"]
+        self._stretches = [tuple(each) for each in state["stretches"]]
+        if states:
+            workers = len(self.settings.exchange.workers(self.wire.size))
+            self._stretches.append((found.step, state["epoch"], workers))
+        else:
+            self._evaluated = state["evaluated"]
+        self._resumed = [*state["resumed"], note]
+        self.lines = state["lines"]
+        self._spent = state["seconds"]
+        if self.checkpoints is not None and self.checkpoints.every:
+            self._saved = self.clock // self.checkpoints.every
+
     def _report(self, t: int) -> dict[str, Any]:
         """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
         seconds = time.perf_counter() - self._begun
+        self._reported = t
         mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
         self._losses[:] = 0
         if self._sight is not None:
@@ -376,7 +501,7 @@ class _Job:
         score = Score(*map(sum, zip(*scores, strict=True)))
         record = {
             "step": t,
-            "epoch": t / self.problem.steps_per_epoch,
+            "epoch": self._epoch(t),
             "train_loss": total / max(count, 1),
             **score.figures(),
             **counted,
@@ -400,7 +525,9 @@ class _Job:
     def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
         problem, settings = self.problem, self.settings
         workers = len(settings.exchange.workers(self.wire.size))
-        dense = 32 * (problem.vector.size + problem.aside.size) * workers * self.steps
+        ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
+        taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
+        dense = 32 * (problem.vector.size + problem.aside.size) * taken
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {
@@ -421,5 +548,6 @@ class _Job:
             **record,
             "seed": settings.seed,
             "straggler": settings.straggler,
+            **({"resumed": self._resumed} if self._resumed else {}),
             "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
         }

@@ -53,6 +53,7 @@ def test_evaluations_come_once(per_epoch: int, evaluations: int) -> None:
     job.problem = SimpleNamespace(steps_per_epoch=per_epoch)
     job.settings = SimpleNamespace(evaluations=evaluations)
     job._evaluated = 0
+    job._stretches = [(0, 0.0, 1)]
     due = [t for t in range(1, 3 * per_epoch + 1) if _Job._is_due(job, t)]
     assert len(due) == 3 * min(evaluations, per_epoch)
     assert {per_epoch, 2 * per_epoch, 3 * per_epoch} <= set(due)

@@ -270,7 +270,7 @@ def test_a_phase_that_asks_knows_where_it_begins() -> None:
         for happened in walk.steps(14, oracle, lambda t: t):
             assert isinstance(happened, Stepped)
             models[happened.t] = walk.x.copy()
-        return models, walk.station.desk and walk.station.desk._asking["at"]
+        return models, walk.station.desk and walk.station.desk.asking["at"]
 
     (models, at), *others = run_threads(R + 1, body, timeout=60)
     assert at is not None

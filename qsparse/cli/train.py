@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from tabulate import tabulate
 
 from qsparse.algorithm import Algorithm, natural_exchange
+from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import TERMINAL, threads_of_a_rank
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from qsparse.torch.data import Dataset
 
 #: Options that say where a run happens, not what it is: they are not part of its configuration.
-_ELSEWHERE = ("config", "out", "quiet", "tensorboard")
+_ELSEWHERE = ("config", "out", "quiet", "tensorboard", "checkpoint_every", "keep", "resume")
 #: Options that go into a preset under another name.
 _PRESET = {
     "lr": "lr",
@@ -171,6 +172,22 @@ def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[s
 )
 @click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Leave a checkpoint in --out at the first meeting after so many steps, and at the end.",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=3, show_default=True, help="Checkpoints that stay."
+)
+@click.option(
+    "--resume",
+    default="none",
+    show_default=True,
+    metavar="auto|PATH|none",
+    help="Go on from the newest whole checkpoint in --out, if there is one, or from that of a path.",
+)
+@click.option(
     "--straggler",
     metavar="RANK:FACTOR",
     help="Slow a rank down, e.g. 2:5, to see what that does to the run.",
@@ -246,6 +263,9 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     summary = run(
         functools.partial(make_settings, options), problem, wire,
         out=Path(out), files={"config.toml": _config(options, wire)}, watcher=watcher,
+        checkpoints=Checkpoints(
+            Path(out, "checkpoints"), options["checkpoint_every"], options["keep"], options["resume"]
+        ),
     )  # fmt: skip
     if summary and not options["quiet"]:
         click.echo(_table(summary, out))
@@ -427,6 +447,7 @@ class _Progress(Watcher):
         self._quiet = quiet
         self._bar: Any = None
         self._loss = 0.0
+        self._first = 1
         self._seen = ""
 
     def started(self, steps: int) -> None:
@@ -438,12 +459,18 @@ class _Progress(Watcher):
 
             self._bar = tqdm(total=steps, unit="step", dynamic_ncols=behind is None, ncols=behind)
 
+    def resumed(self, t: int) -> None:
+        """Begin there."""
+        self._first = t + 1
+        if self._bar is not None:
+            self._bar.update(t)
+
     def stepped(self, t: int, loss: float | None) -> None:
         """Move it."""
         if self._bar is None:
             return
         if loss is not None:
-            self._loss = loss if t == 1 else 0.98 * self._loss + 0.02 * loss
+            self._loss = loss if t == self._first else 0.98 * self._loss + 0.02 * loss
         self._say(refresh=False)
         self._bar.update()
 
@@ -480,5 +507,10 @@ def _table(summary: Mapping[str, Any], out: str) -> str:
     seconds = summary["seconds"]
     spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
     rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
+    for note in summary.get("resumed", []):
+        ranks = f", with {note['ranks']} ranks for {note['from_ranks']}" if "from_ranks" in note else ""
+        off = note.get("memory_difference", 0.0)
+        sums = f", error memories off by {off:.2g}" if off else ""
+        rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
     rows.append(("written to", out))
     return str(tabulate(rows, tablefmt="plain"))

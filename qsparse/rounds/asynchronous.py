@@ -51,28 +51,31 @@ class Order:
     Args:
         ranks: the recorded order of a run that is to be repeated, one rank for each report; None: who
             comes first.
+
+    Attributes:
+        taken: how many of the recorded were taken.
     """
 
     def __init__(self, ranks: Sequence[int] | None = None) -> None:
         self._ranks = ranks
-        self._taken = 0
+        self.taken = 0
 
     def receive(self, wire: Wire, owing: Collection[int]) -> tuple[int, Payload]:
         """The next report, and whose it is: one of the workers that owe one."""
         if self._ranks is None:
             return receive_one(wire)
-        if self._taken == len(self._ranks):
-            raise self._other_run(f"ends after {self._taken} reports and the run does not")
-        rank = self._ranks[self._taken]
+        if self.taken == len(self._ranks):
+            raise self._other_run(f"ends after {self.taken} reports and the run does not")
+        rank = self._ranks[self.taken]
         if rank not in owing:
-            raise self._other_run(f"has rank {rank} after {self._taken} reports, which is not to report then")
-        self._taken += 1
+            raise self._other_run(f"has rank {rank} after {self.taken} reports, which is not to report then")
+        self.taken += 1
         return receive_one(wire, rank)
 
     def finish(self) -> None:
         """Refuse an order that goes on where the run does not."""
-        if self._ranks is not None and self._taken < len(self._ranks):
-            raise self._other_run(f"has {len(self._ranks)} reports and the run {self._taken}")
+        if self._ranks is not None and self.taken < len(self._ranks):
+            raise self._other_run(f"has {len(self._ranks)} reports and the run {self.taken}")
 
     def _other_run(self, what: str) -> DisagreementError:
         return DisagreementError(

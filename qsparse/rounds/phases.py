@@ -13,9 +13,10 @@ from qsparse.exchange.base import Exchange
 from qsparse.local import Oracle
 from qsparse.payload import Payload
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
+from qsparse.rounds.saved import restore, state_of
 from qsparse.rounds.synchronous import Desk, Pace, Station, averaging, rounds
 from qsparse.seeds import Seed
-from qsparse.types import Layout, Vector
+from qsparse.types import Layout, State, Vector
 from qsparse.wire.base import Wire
 
 
@@ -71,6 +72,7 @@ class Walk:
         self._seed, self._layout = seed, layout
         self._anchor = self.aside.copy()
         self._places: dict[Algorithm, list[Station]] = {}
+        self._behind = 0  # steps that were taken before a checkpoint
         self._here = self._place(next(algorithm.phases(1))[0])
 
     @property
@@ -105,12 +107,18 @@ class Walk:
         begin: Callable[[int], None] | None = None,
     ) -> Iterator[Stepped | Answered]:
         """Take T steps: yields what happens on this rank; see `rounds` and `serve`."""
-        entered = False
+        entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
         served = [number for number, (phase, _) in enumerate(phases) if isinstance(phase.meeting, Async)]
         for number, (phase, length) in enumerate(phases):
             before, self._here = self._here, self._place(phase)
-            if entered:
+            # What is left of the phase: less than its length if a checkpoint was made within it.
+            ahead += length
+            left = min(length, ahead)
+            if left <= 0:
+                entered = True
+                continue
+            if entered and left == length:
                 for station, former, vector in zip(self._here, before, self._vectors, strict=False):
                     station.enter(vector, former)
             entered = True
@@ -119,11 +127,48 @@ class Walk:
                 yield from self._serve(meeting, length, last=number == served[-1])
                 continue
             for t, loss, met in rounds(
-                phase, self.station, self.x, length, oracle, batch, gradient, self._meet_beside, begin
+                phase, self.station, self.x, left, oracle, batch, gradient, self._meet_beside, begin
             ):
                 yield Stepped(t, loss, met, phase)
             if isinstance(meeting, Async):
                 self._adopt(leave(self.wire, 0))
+
+    def state(self) -> State:
+        """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""
+        return {
+            "x": self.x,
+            "aside": self.aside,
+            "anchor": self._anchor,
+            "t": self.pace.t,
+            "clock": self.pace.clock,
+            "taken": self.order.taken,
+            "phase": next(name for name, phase in self._rows() if self._here is self._places.get(phase)),
+            "phases": {
+                name: [state_of(station) for station in self._places[phase]]
+                for name, phase in self._rows()
+                if phase in self._places
+            },
+        }
+
+    def restore(self, saved: State, gradient: Vector | None = None) -> None:
+        """Stand where a walk of this algorithm stood whose `state` this was.
+
+        Args:
+            saved: the state.
+            gradient: as `steps` will be given it.
+        """
+        for mine, theirs in ((self.x, "x"), (self.aside, "aside"), (self._anchor, "anchor")):
+            np.copyto(mine, saved[theirs])
+        self.pace.t, self.pace.clock, self.order.taken = saved["t"], saved["clock"], saved["taken"]
+        self._behind = self.pace.clock
+        for name, phase in self._rows():
+            rows = saved["phases"].get(name, [])
+            for number, row in enumerate(rows):
+                restore(self._place(phase)[number], row, self._vectors[number], gradient)
+
+    def _rows(self) -> list[tuple[str, Algorithm]]:
+        rows = [("main", self.algorithm), ("prelude", self.algorithm.prelude)]
+        return [(name, phase) for name, phase in rows if phase is not None]
 
     @property
     def _vectors(self) -> tuple[Vector, Vector]:

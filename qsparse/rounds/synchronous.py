@@ -43,7 +43,7 @@ class Shrinkage:
 
     def __init__(self, local: Local) -> None:
         self._local = local
-        self._state: State = {}
+        self.state: State = {}
 
     def due(self, memory: Memory, state: State, clock: int) -> Vector | None:
         """What is subtracted from the model after the meeting at step ``clock``; None: nothing.
@@ -54,7 +54,7 @@ class Shrinkage:
         """
         if not self._local.shrinks:
             return None
-        return self._local.shrinkage(self._state, memory.known(state), clock)
+        return self._local.shrinkage(self.state, memory.known(state), clock)
 
 
 class Seat:
@@ -84,7 +84,7 @@ class Seat:
         self._note(start)
         #: Was there something to say at the last meeting?
         self.spoke = True
-        self._shrinkage = Shrinkage(self.local)
+        self.shrinkage = Shrinkage(self.local)
         #: Does this rank work in the next round?
         self.asked = True
 
@@ -130,7 +130,7 @@ class Seat:
         if reply.kind is not Kind.DATA:
             return None
         with self.ledger.timed("decode"):
-            shrinkage = self._shrinkage.due(self.listener.memory, self.listener.state, clock)
+            shrinkage = self.shrinkage.due(self.listener.memory, self.listener.state, clock)
             model = self.listener.merge([reply])
             if shrinkage is not None:
                 self.listener.memory.shift(self.listener.state, shrinkage)
@@ -266,11 +266,11 @@ class Desk:
         self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
         self.replier = Sender(algorithm.down, start, layout)
         self.server = algorithm.server.init(start)
-        self._shrinkage = Shrinkage(algorithm.local.bind(layout))
+        self.shrinkage = Shrinkage(algorithm.local.bind(layout))
         self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
-        self._asking = self._trigger.init(seed.at(use="ask"))
+        self.asking = self._trigger.init(seed.at(use="ask"))
         if self._trigger.asks:
-            self._trigger.heard(self._asking, start)
+            self._trigger.heard(self.asking, start)
 
     @property
     def model(self) -> Vector:
@@ -300,7 +300,7 @@ class Desk:
         if self.algorithm.server.silent:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
-            shrinkage = self._shrinkage.due(replier.memory, replier.state, self._clock)
+            shrinkage = self.shrinkage.due(replier.memory, replier.state, self._clock)
             draft = replier.draft(self.model, seed.child(number) if number else seed)
             replier.commit(draft)
             if shrinkage is not None:
@@ -310,8 +310,14 @@ class Desk:
 
     def asks(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
         """Which workers, in rank order, are told the model; all of them at the last meeting."""
-        asked = self._trigger.asked(self._asking, payloads, self.model, t)
+        asked = self._trigger.asked(self.asking, payloads, self.model, t)
         return [True] * len(asked) if last else asked
+
+    def ask_anew(self) -> None:
+        """Forget who was asked when, because the workers are others."""
+        self.asking = self._trigger.init(self.seed)
+        if self._trigger.asks:
+            self._trigger.heard(self.asking, self.model)
 
     def leave(self) -> Vector:
         """The model with which a phase ends."""
@@ -320,7 +326,7 @@ class Desk:
     def enter(self, x: Vector, before: Desk) -> None:
         """A phase begins at x, after the phase of another desk."""
         if self._trigger.asks:
-            self._trigger.heard(self._asking, x)
+            self._trigger.heard(self.asking, x)
         self.replier.memory.enter(self.replier.state, x)
         self.algorithm.server.enter(self.server, x, before.server)
 

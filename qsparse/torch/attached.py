@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,17 +15,20 @@ import torch
 import qsparse
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, check, refuse_if_inhomogeneous
+from qsparse.checkpoint import Checkpoints, Found, find, save
 from qsparse.errors import CompositionError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import build, spell
+from qsparse.resharding import merged, reshard
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
-from qsparse.torch.device import Common
+from qsparse.torch.device import Common, on_host
 from qsparse.torch.flat import FlatModel
-from qsparse.types import Layout
+from qsparse.torch.saving import mean, plain, tensors
+from qsparse.types import Layout, State
 from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
@@ -123,7 +127,7 @@ class Attached:
                 link.compressor.bind(flat.layout).check(flat.values.numel())
             start = flat.values.cpu().numpy()
             warm_algorithm(chosen, start, flat.layout, self.wire.rank)
-            return (chosen, pattern, flat), {
+            self._settings = {
                 "qsparse": qsparse.__version__,
                 **chosen.axes(),
                 "exchange": spell(pattern),
@@ -133,6 +137,7 @@ class Attached:
                 "type": str(start.dtype),
                 "seed": seed,
             }
+            return (chosen, pattern, flat), self._settings
 
         try:
             self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
@@ -154,6 +159,119 @@ class Attached:
         self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
+
+    def save(self, folder: str | Path, *others: Any, keep: int = 3, **notes: Any) -> None:
+        """Leave a checkpoint of all ranks, which have taken as many steps; collective.
+
+        It holds the model, the optimizer, what was not said yet, the counters, and the state of torch's
+        generator of random numbers on the CPU.
+
+        Args:
+            folder: of the checkpoints, which all ranks see.
+            others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
+            keep: how many checkpoints stay.
+            notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
+
+        Raises:
+            CheckpointError: it could not be written, RankError on the other ranks; those before it are as
+                they were.
+        """
+        settings = {**self._settings, "others": [type(each).__name__ for each in others]}
+        with self._told():
+            save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
+
+    def resume(self, folder: str | Path, *others: Any) -> dict[str, Any]:
+        """Go on from the newest whole checkpoint in a folder, if any; collective, before the first step.
+
+        With another number of ranks than it was saved with, see `qsparse.resharding.reshard`; a new rank's
+        optimizer takes the mean of the others' moments.
+
+        Args:
+            folder, others: as for `save`.
+
+        Returns:
+            The notes that it was saved with; empty where there is none.
+
+        Raises:
+            CheckpointError: it is of another model, algorithm or seed.
+        """
+        if self.steps:
+            raise SettingError(f"resume comes before the first step, not after {self.steps}")
+        settings = {**self._settings, "others": [type(each).__name__ for each in others]}
+
+        def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
+            assert found is not None
+            found.compare(settings)
+            return self._go_on(self._found_state(found), others), {"steps": self.steps}
+
+        with self._told():
+            found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
+            return {} if found is None else agree(self.wire, prepare)
+
+    def _found_state(self, found: Found) -> State:
+        """What this rank goes on from; made of all ranks' where they are others than now."""
+        rank, size = self.wire.rank, self.wire.size
+        if found.ranks == size:
+            return found.state(rank)
+        states = [found.state(other) for other in range(found.ranks)]
+        state = merged(states, rank)
+        walks = [each["walk"] for each in states]
+        state["walk"], _ = reshard(walks, self.algorithm, self.exchange, rank, size)
+        if rank < found.ranks:
+            state["torch"] = states[rank]["torch"]
+        else:
+            state["torch"] = mean([each["torch"] for each in states]) | {"generator": None}
+        return state
+
+    def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
+        """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
+        main, beside = self._common[0], self._common[-1]
+        aside = beside is not main
+        stations = [common.state() for common in self._common]
+        stations[0]["local"] = {"anchor": on_host(main.anchor)}
+        return {
+            "walk": {
+                "x": on_host(main.tensor),
+                "aside": on_host(self.flat.beside),
+                "anchor": on_host(beside.anchor if aside else self.flat.beside),
+                "t": self.steps,
+                "met": self._met,
+                "rates": self._rates,
+                "phase": "main",
+                "phases": {"main": stations},
+            },
+            "torch": {
+                "rest": plain([tensor for _, tensor in self.flat.rest]),
+                "optimizer": plain(self._optimizer.state_dict()),
+                "others": [plain(each.state_dict()) for each in others],
+                "generator": plain(torch.get_rng_state()),
+            },
+            "ledger": self.ledger.snapshot(),
+            "losses": np.zeros(2),
+            "notes": notes,
+        }
+
+    def _go_on(self, state: State, others: tuple[Any, ...]) -> dict[str, Any]:
+        walk = state["walk"]
+        main, *aside = walk["phases"]["main"]
+        # The optimizer takes the local steps.
+        main = dict(main)
+        self._common[0].restore(main, walk["x"], main.pop("local")["anchor"])
+        for common, saved in zip(self._common[1:], aside, strict=True):
+            common.restore(saved, walk["aside"], walk["anchor"])
+        with torch.no_grad():
+            for (_, tensor), kept in zip(self.flat.rest, tensors(state["torch"]["rest"]), strict=True):
+                tensor.copy_(kept)
+        self._optimizer.load_state_dict(tensors(state["torch"]["optimizer"]))
+        for each, saved in zip(others, state["torch"]["others"], strict=True):
+            each.load_state_dict(tensors(saved))
+        if state["torch"]["generator"] is not None:
+            torch.set_rng_state(tensors(state["torch"]["generator"]))
+        self.ledger.resume(state["ledger"])
+        self.steps, self._met, self._rates = walk["t"], walk["met"], walk["rates"]
+        self._pace.t = self._pace.clock = self.steps
+        notes: dict[str, Any] = state["notes"]
+        return notes
 
     def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
         start = tensor.cpu().numpy()
@@ -202,6 +320,15 @@ class Attached:
             act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
+            self._detach()
+            raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong within is raised on all ranks, so there is nobody left to tell."""
+        try:
+            yield
+        except BaseException:
             self._detach()
             raise
 

@@ -22,9 +22,10 @@ from qsparse.compressors.composed import FLOAT32, Kept
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
 from qsparse.memory import Draft, ErrorFeedback, Stateless
+from qsparse.rounds.saved import restore, state_of
 from qsparse.rounds.synchronous import Station
 from qsparse.seeds import Seed
-from qsparse.types import Vector
+from qsparse.types import State, Vector
 
 #: The type that magnitudes are compared in, and the bits of the largest one that can be sent.
 _BITS: Final = {
@@ -179,6 +180,7 @@ class DeviceSender(Sender):
         # Memory that nobody touches takes no room.
         self._there = np.empty(like.numel(), _numpy_type(like))
         self._open: Draft | None = None
+        self.watch = None
 
     @staticmethod
     def serves(sender: Sender, algorithm: Algorithm, n: int) -> bool:
@@ -209,6 +211,8 @@ class DeviceSender(Sender):
         if draft is not self._open:
             raise SettingError("this draft was committed before, or another one has been made since")
         self._open = None
+        if self.watch is not None:
+            self.watch(draft)
         self.memory.commit(self.state, draft)
 
 
@@ -217,6 +221,15 @@ def _plus(x: torch.Tensor, scale: float, y: Any) -> Any:
     if scale == 1:
         return x + y
     return (x.double() + y.double() * scale).to(x.dtype)
+
+
+def on_host(value: Any) -> Any:
+    """A state with arrays in place of tensors; of those of the host they are views."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy()
+    if isinstance(value, dict):
+        return {name: on_host(each) for name, each in value.items()}
+    return value
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -233,11 +246,14 @@ class Common:
     Args:
         station: this rank's place in the meetings about it.
         tensor: the model, or what is averaged beside it, (n,); moved in place.
+
+    Attributes:
+        anchor: what it was after the last meeting, (n,).
     """
 
     def __init__(self, station: Station, tensor: torch.Tensor) -> None:
         self.station, self.tensor = station, tensor
-        self._anchor, self._report = tensor.clone(), torch.empty_like(tensor)
+        self.anchor, self._report = tensor.clone(), torch.empty_like(tensor)
         self._away = elsewhere(tensor)
         #: The report where the sender looks for it.
         self._said: Any = None
@@ -255,15 +271,29 @@ class Common:
 
     def meet(self, t: int, last: bool = False) -> None:
         """Say how far the tensor has gone since the last meeting, and go on from the new common one."""
-        torch.sub(self._anchor, self.tensor, out=self._report)
+        torch.sub(self.anchor, self.tensor, out=self._report)
         if self._away and isinstance(self._said, np.ndarray):
             torch.from_numpy(self._said).copy_(self._report)
         model = self.station.meet(self._said, t, last=last)
         if model is None:
             return
-        before = None if self.station.seat.spoke else self._anchor.clone()
-        self._anchor.copy_(torch.from_numpy(model))
+        before = None if self.station.seat.spoke else self.anchor.clone()
+        self.anchor.copy_(torch.from_numpy(model))
         if before is None:
-            self.tensor.copy_(self._anchor)
+            self.tensor.copy_(self.anchor)
         else:
-            self.tensor += self._anchor - before  # what was not said stays
+            self.tensor += self.anchor - before  # what was not said stays
+
+    def state(self) -> State:
+        """What its station remembers, on the host."""
+        state: State = on_host(state_of(self.station))
+        return state
+
+    def restore(self, saved: State, x: Vector, anchor: Vector) -> None:
+        """Bring it, when it is new, to what was saved."""
+        restore(self.station, saved, x, None)
+        sender = self.station.seat.sender
+        if isinstance(sender, DeviceSender):
+            sender.state = {name: _moved(value, self.tensor.device) for name, value in sender.state.items()}
+        for mine, kept in ((self.tensor, x), (self.anchor, anchor)):
+            mine.copy_(torch.from_numpy(np.array(kept)))

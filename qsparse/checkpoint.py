@@ -1,0 +1,441 @@
+"""Checkpoints: what all ranks remember, on disk, so that a run that was killed goes on as if it had not been.
+
+A checkpoint is a folder with one file for each rank and a manifest, which rank 0 writes last; the folder
+gets its name only then. So whatever has such a name was written whole, and checksums tell whether it still
+is. ``docs/checkpoints.md`` has the layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from qsparse.errors import CheckpointError, SettingError
+from qsparse.exchange import AllGather
+from qsparse.payload import Payload, Way
+from qsparse.types import State
+from qsparse.wire.base import Wire
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+_WHOLE: Final = re.compile(r"(\d{6,})-step-(\d+)")
+#: A checkpoint that is being written, or removed.
+_UNDER_WAY: Final = re.compile(rf"\.{_WHOLE.pattern}\.(part|gone)")
+
+#: Types of safetensors that NumPy has.
+_TYPES: Final = {
+    "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
+    "I64": "<i8", "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run's checkpoints lie, how often there is one, and from which it goes on.
+
+    Args:
+        folder: where they are written; all ranks see it.
+        every: steps from one to the next, which is made at the first meeting after so many; None: none.
+        keep: how many stay.
+        resume: ``none``, ``auto`` (the newest whole one of the folder, or none), or a path: a checkpoint,
+            a folder of them, or the ``--out`` of a run.
+    """
+
+    folder: Path
+    every: int | None = None
+    keep: int = 3
+    resume: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"checkpoints: {name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says of itself.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step after which it was made."""
+        return int(self.manifest["step"])
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks have made it."""
+        return int(self.manifest["ranks"])
+
+    def state(self, rank: int) -> State:
+        """What a rank remembered; arrays are read when they are used."""
+        return read(self.folder / file_of(rank))
+
+    def compare(self, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
+        """Refuse to go on with settings that would have made another run; ``free`` ones may differ.
+
+        Raises:
+            CheckpointError: with both spellings.
+        """
+        theirs, ours = self.manifest["settings"], json.loads(json.dumps(settings))
+        wrong = [
+            f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+            for name in sorted((theirs.keys() | ours.keys()) - set(free))
+            if theirs.get(name) != ours.get(name)
+        ]
+        if wrong and theirs.get("steps") != ours.get("steps"):
+            wrong.append("schedules without a length of their own go by the length of the run")
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint {self.folder} is of another run: {'; '.join(wrong)}; go on with the "
+                "settings that it was made with, or start afresh with resume none"
+            )
+
+
+def file_of(rank: int) -> str:
+    """The name of a rank's file."""
+    return f"rank-{rank:04d}.safetensors"
+
+
+# --- one rank's file ----------------------------------------------------------------------------------
+
+
+def write(path: Path, state: State) -> None:
+    """Write what a rank remembers, and wait until it is on the disk.
+
+    Arrays become tensors under the names of the ways to them; everything else is JSON, under ``state`` in the
+    metadata of the file.
+
+    Raises:
+        CheckpointError: something in it is no array, number, text, list or dictionary of such.
+        OSError: it could not be written.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ModuleNotFoundError:
+        raise CheckpointError(
+            'checkpoints need the package safetensors: pip install "qsparse[train]"'
+        ) from None
+    arrays: dict[str, Any] = {}
+    text = json.dumps(_packed(state, "", arrays))
+    try:
+        save_file(arrays, path, {"state": text})
+    except SafetensorError as error:
+        # It has the number of the system's error in its text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+    _sync(path)
+
+
+def read(path: Path) -> State:
+    """What `write` has written; arrays are maps of the file, not to be written to."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        start = file.tell()
+    text = header.pop("__metadata__")["state"]
+    # Nothing can be mapped of a file without arrays.
+    some = path.stat().st_size > start
+    data = np.asarray(np.memmap(path, np.uint8, "r", start)) if some else np.empty(0, np.uint8)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        arrays[name] = data[begin:end].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    state: State = _unpacked(json.loads(text), arrays)
+    return state
+
+
+def _packed(value: Any, way: str, arrays: dict[str, Any]) -> Any:
+    """JSON with references to arrays, which are collected; what JSON lacks is marked with an @."""
+    if isinstance(value, np.ndarray | np.generic):
+        name = way
+        while name in arrays:
+            name += "'"
+        arrays[name] = np.asarray(value, order="C")
+        return {"@scalar" if isinstance(value, np.generic) else "@array": name}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("@") for key in value):
+            return {key: _packed(each, f"{way}/{key}".lstrip("/"), arrays) for key, each in value.items()}
+        return {"@pairs": [[key, _packed(each, f"{way}/{key}", arrays)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        packed = [_packed(each, f"{way}/{i}", arrays) for i, each in enumerate(value)]
+        return packed if isinstance(value, list) else {"@tuple": packed}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"{way} is a {type(value).__name__}, which cannot be saved: a part's state is arrays, numbers, text, "
+        "and lists and dictionaries of them"
+    )
+
+
+def _unpacked(value: Any, arrays: Mapping[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(each, arrays) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        match next(iter(value.items())):
+            case "@array", name:
+                return arrays[name]
+            case "@scalar", name:
+                return arrays[name][()]
+            case "@tuple", items:
+                return tuple(_unpacked(items, arrays))
+            case "@pairs", items:
+                return {key: _unpacked(each, arrays) for key, each in items}
+    return {key: _unpacked(each, arrays) for key, each in value.items()}
+
+
+# --- all ranks together -------------------------------------------------------------------------------
+
+
+def save(
+    wire: Wire,
+    folder: Path,
+    step: int,
+    make: Callable[[], State],
+    settings: Mapping[str, Any],
+    keep: int = 3,
+) -> None:
+    """Write a checkpoint of all ranks, and then remove those older than the newest ``keep``; collective.
+
+    Args:
+        wire: between the ranks.
+        folder: of the checkpoints; made if missing.
+        step: at which all ranks stand.
+        make: returns what this rank remembers.
+        settings: must be those of the run that goes on from it.
+        keep: how many stay.
+
+    Raises:
+        CheckpointError: this rank could not write its share; RankError on the other ranks. The checkpoints
+            before it are as they were.
+    """
+    part = folder
+
+    def told(make: Callable[[], Any]) -> list[Any]:
+        def guarded() -> Any:
+            with _explained(folder, step):
+                return make()
+
+        return everybodys(wire, guarded, step)
+
+    def write_own() -> dict[str, Any]:
+        if not part.is_dir():
+            raise CheckpointError(
+                f"rank {wire.rank} does not see {part}, which rank 0 has just made: checkpoints need a "
+                "folder that the machines of all ranks share"
+            )
+        path = part / file_of(wire.rank)
+        write(path, make())
+        return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+
+    try:
+        part = folder / told(lambda: _begin(folder, step) if wire.rank == 0 else None)[0]
+        files = {file_of(rank): entry for rank, entry in enumerate(told(write_own))}
+        manifest = {
+            "format": FORMAT, "step": step, "ranks": wire.size, "settings": settings, "files": files,
+        }  # fmt: skip
+        told(lambda: _finish(part, manifest, keep) if wire.rank == 0 else None)
+    except BaseException:
+        # All have spoken, so nobody writes there any more.
+        if wire.rank == 0 and part != folder:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def find(wire: Wire, where: Checkpoints) -> Found | None:
+    """The checkpoint to go on from, whole for all ranks; collective.
+
+    A newer one that is damaged is named in a warning.
+
+    Raises:
+        CheckpointError: there is none where a path says that there is one; RankError on the other ranks.
+    """
+    if where.resume == "none":
+        return None
+    passed = []
+    found = None
+    # Names as rank 0 sees them, so that all ranks ask about the same.
+    seen = everybodys(wire, lambda: [str(path) for path in _candidates(where)] if wire.rank == 0 else None)
+    for path in map(Path, seen[0]):
+        flaw = next(filter(None, everybodys(wire, functools.partial(_flaw, path, wire))), None)
+        if flaw is None:
+            found = Found(path, _manifest(path))
+            break
+        passed.append(f"{path} {flaw}")
+    if found is None and passed and where.resume != "auto":
+        raise CheckpointError(f"no checkpoint of {where.resume} is whole: {'; '.join(passed)}")
+    if passed and wire.rank == 0:
+        instead = f"going on from {found.folder}" if found else "no other is there, so the run starts afresh"
+        warnings.warn(f"damaged checkpoint: {'; '.join(passed)}; {instead}", RuntimeWarning, stacklevel=2)
+    return found
+
+
+def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
+    """What ``make`` returns on each rank, as JSON tells it; collective.
+
+    Raises:
+        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+    """
+
+    def speak() -> Payload:
+        return Payload.build([json.dumps(make()).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
+
+    return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]
+
+
+# --- what rank 0 does ---------------------------------------------------------------------------------
+
+
+def _begin(folder: Path, step: int) -> str:
+    """Make the folder that a checkpoint is written in, under a name that does not count yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if _UNDER_WAY.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    number = 1 + max((_number(path) for path in _named(folder)), default=0)
+    part = folder / f".{number:06d}-step-{step}.part"
+    part.mkdir()
+    return part.name
+
+
+def _finish(part: Path, manifest: dict[str, Any], keep: int) -> None:
+    """Write the manifest, give the folder its name, and remove what is too old."""
+    text = json.dumps(manifest | {"blake2b": _digest_of(manifest)}, indent=1)
+    with (part / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(part)
+    part.rename(part.with_name(part.name.removeprefix(".").removesuffix(".part")))
+    _sync(part.parent)
+    for old in _named(part.parent)[keep:]:
+        # Under another name first: a checkpoint that is half removed must not look like a damaged one.
+        gone = old.with_name(f".{old.name}.gone")
+        with contextlib.suppress(OSError):
+            old.rename(gone)
+            shutil.rmtree(gone)
+
+
+def _candidates(where: Checkpoints) -> list[Path]:
+    """Checkpoints to go on from, the newest first."""
+    if where.resume == "auto":
+        return _named(where.folder)
+    path = Path(where.resume)
+    if (path / MANIFEST).exists():
+        return [path]
+    for folder in (path, path / where.folder.name):
+        if named := _named(folder):
+            return named
+    raise CheckpointError(
+        f"there is no checkpoint in {path}: name a checkpoint, the folder of them, or the --out of a run"
+    )
+
+
+def _named(folder: Path) -> list[Path]:
+    """What bears the name of a checkpoint, the newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _WHOLE.fullmatch(p.name)), key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+# --- is it whole? -------------------------------------------------------------------------------------
+
+
+def _flaw(folder: Path, wire: Wire) -> str | None:
+    """What is wrong with what this rank needs: its own file, or all files if the ranks are others."""
+    try:
+        manifest = _manifest(folder)
+        count = manifest["ranks"]
+        for rank in [wire.rank] if count == wire.size else range(count):
+            name = file_of(rank)
+            path, entry = folder / name, manifest["files"][name]
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                return f"is torn: {name} has {size} bytes, not {entry['bytes']}"
+            if _digest(path) != entry["blake2b"]:
+                return f"is damaged: {name} does not match its checksum"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}: {error.filename}"
+    return None
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.pop("blake2b") != _digest_of(manifest):
+            raise ValueError
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"is damaged: {MANIFEST} does not match its checksum") from None
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"has format {manifest['format']}, and this version reads {FORMAT}")
+    found: dict[str, Any] = manifest
+    return found
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=32).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, step: int) -> Iterator[None]:
+    """Say what a failure of the system means."""
+    try:
+        yield
+    except OSError as error:
+        whole = _named_or_none(folder)
+        left = f"the newest, {whole[0].name}, is as it was" if whole else "none was there before"
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step} to {folder}: {error.strerror}; checkpoints "
+            f"before it have lost nothing ({left}): make room there, or name another folder, and resume"
+        ) from None
+
+
+def _named_or_none(folder: Path) -> list[Path]:
+    try:
+        return _named(folder)
+    except OSError:
+        return []

@@ -1,0 +1,57 @@
+"""What torch remembers, as plain data: optimizers, schedulers and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def plain(value: Any) -> Any:
+    """A state with arrays in place of tensors, which keeps their types by name."""
+    if isinstance(value, torch.Tensor):
+        dense = value.detach().cpu().contiguous()
+        # As bytes, because NumPy has not all types of torch.
+        return {
+            "dtype": str(dense.dtype).removeprefix("torch."),
+            "shape": list(dense.shape),
+            "tensor": dense.reshape(-1).view(torch.uint8).numpy().copy(),
+        }
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(each) for each in value)
+    return value
+
+
+def tensors(value: Any) -> Any:
+    """The state that was made `plain`."""
+    if isinstance(value, dict):
+        if value.keys() == {"dtype", "shape", "tensor"}:
+            return _tensor(value).reshape(value["shape"])
+        return {key: tensors(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(tensors(each) for each in value)
+    return value
+
+
+def mean(states: Sequence[Any]) -> Any:
+    """The mean of plain states of several ranks: of tensors of floats; all else is the first's."""
+    first = states[0]
+    if isinstance(first, dict):
+        if first.keys() == {"dtype", "shape", "tensor"}:
+            each = [_tensor(state) for state in states]
+            if not each[0].is_floating_point():
+                return first
+            total = torch.stack([one.double() for one in each]).mean(0)
+            return plain(total.to(each[0].dtype).reshape(first["shape"]))
+        return {key: mean([state[key] for state in states]) for key in first}
+    return first
+
+
+def _tensor(value: dict[str, Any]) -> torch.Tensor:
+    # A copy, aligned as torch likes it, of what may be a map of a file.
+    flat = torch.from_numpy(np.array(value["tensor"], np.uint8))
+    return flat.view(getattr(torch, value["dtype"]))

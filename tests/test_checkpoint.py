@@ -1,0 +1,422 @@
+"""Checkpoints: runs that go on as if they had not been ended; what is damaged, refused, or of other ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qsparse.algorithm import Algorithm, Sync, natural_exchange
+from qsparse.checkpoint import Checkpoints, Found, find, read, save, write
+from qsparse.errors import CheckpointError, SettingError
+from qsparse.exchange import AllGather, Exchange, ParameterServer
+from qsparse.records import Watcher
+from qsparse.registry import build, names
+from qsparse.run import Settings, run
+from qsparse.types import Layer, Vector
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+N = 48
+
+#: Ranks that give up leave behind what the others had sent them.
+LEFTOVERS = pytest.mark.filterwarnings("ignore:.*sent and never received:RuntimeWarning")
+
+
+class Bowl:
+    """Noisy gradients of ‖x − c_r‖²/2 and statistics beside the model."""
+
+    def __init__(self, rank: int, steps_per_epoch: int = 10) -> None:
+        self.rank = rank
+        self.vector: Vector = np.linspace(-1, 1, N, dtype=np.float32)
+        self.gradient_vector = np.zeros_like(self.vector)
+        self.aside = np.zeros(3, np.float32)
+        self.layout = (Layer("weight", 0, 30), Layer("bias", 30, 40), Layer("head", 40, N))
+        self.description = "a bowl"
+        self.steps_per_epoch = steps_per_epoch
+        self._goal = np.roll(self.vector, 5 * rank)
+
+    def batch(self, t: int) -> int:
+        return t
+
+    def gradient(self, x: Vector, batch: int | None, out: Vector) -> float:
+        np.subtract(x, self._goal, out=out)
+        if batch is not None:
+            noise = np.random.default_rng((self.rank, batch)).standard_normal(N, np.float32)
+            out += np.float32(0.1) * noise
+            self.aside += noise[:3] - self.aside / 10
+        return float(out @ out)
+
+    def evaluate(self) -> dict[str, float]:
+        return {"test_accuracy": float(self.vector.mean()), "test_loss": float(self.aside.sum())}
+
+
+def preset(text: str, **axes: str) -> Algorithm:
+    """An algorithm by its text, with other parts on some axes."""
+    algorithm: Algorithm = build(text, "algorithm")
+    parts = {axis: build(text, axis) for axis, text in axes.items() if axis in ("local", "trigger", "server")}
+    for way in ("up", "down"):
+        link = getattr(algorithm, way)
+        if f"{way}_compressor" in axes:
+            link = replace(link, compressor=build(axes[f"{way}_compressor"], "compressor"))
+        if f"{way}_memory" in axes:
+            link = replace(link, memory=build(axes[f"{way}_memory"], "memory"))
+        parts[way] = link
+    return replace(algorithm, **parts)
+
+
+def train(
+    algorithm: Algorithm,
+    out: Path,
+    ranks: int = 3,
+    steps: int | None = 60,
+    *,
+    exchange: Exchange | None = None,
+    every: int | None = 7,
+    resume: str = "auto",
+    keep: int = 3,
+    watcher: Watcher | None = None,
+    per_epoch: int = 10,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The summary of a run on threads."""
+    if "epochs" not in settings:
+        settings["steps"] = steps
+
+    def body(wire: Wire) -> dict[str, Any]:
+        return run(
+            lambda: Settings(algorithm, exchange or natural_exchange(algorithm), evaluations=2, **settings),
+            lambda _: Bowl(wire.rank, per_epoch),
+            wire,
+            out=out,
+            checkpoints=Checkpoints(out / "checkpoints", every, keep, resume),
+            watcher=watcher,
+        )
+
+    return run_threads(ranks, body, timeout=60)[0]
+
+
+def named(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    """The lines of a history, without what depends on the clock on the wall."""
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+        if "wire_bytes" in line:
+            # Greetings are said again, and checkpoints agreed upon.
+            line["wire_bytes"].pop("beside", None)
+    return lines
+
+
+def counted(summary: dict[str, Any]) -> dict[str, Any]:
+    """What must be as if the run had not been ended."""
+    return {key: summary[key] for key in summary.keys() - {"seconds", "resumed", "wire_bytes_beside"}}
+
+
+# --- a run that was ended goes on as if it had not been -------------------------------------------------
+
+#: Compositions of everything that remembers something.
+RUNS: dict[str, tuple[Algorithm, Exchange | None]] = {
+    **{
+        name: (build(name, "algorithm"), None)
+        for name in names("algorithm")
+        if isinstance(build(name, "algorithm").meeting, Sync)
+    },
+    "adam": (preset("qsparse-local-sgd(H=4)", local="adamw(lr=0.01)"), AllGather()),
+    "both ways": (
+        preset(
+            "topk-sgd(lr=cosine(0.1), momentum=0.5, k=8)",
+            down_compressor="topk(k=12)",
+            down_memory="innovation",
+        ),
+        ParameterServer(root=1),
+    ),
+    "drift": (preset("local-sgd(lr=0.1, momentum=0.5)", trigger="every(2) & drift(0.05)"), None),
+    "lazy or not": (preset("laq(lr=0.1)", trigger="lazy(D=3) | every(1)"), AllGather()),
+    "gaps": (preset("local-sgd(lr=0.1)", trigger="randomgap(5)"), ParameterServer(works=False)),
+    "decay": (
+        preset(
+            "sgd(lr=0.1)",
+            local="sgd(lr=0.1, momentum=0.9, weight_decay=0.01, decoupled=true)",
+            down_memory="innovation",
+        ),
+        None,
+    ),
+    "warm-up": (replace(preset("topk-sgd(lr=0.1)"), prelude=replace(preset("sgd(lr=0.1)"), length=11)), None),
+    "in a circle": (
+        replace(preset("topk-sgd(lr=0.1)"), prelude=replace(preset("laq(lr=0.1)"), length=5), length=4),
+        None,
+    ),
+}
+
+
+class Fault(Watcher):
+    """Ends a run after one of its steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.first = 0
+        self.seen: list[int] = []
+
+    def resumed(self, t: int) -> None:
+        self.first = t
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        self.seen.append(t)
+        if t == self.step:
+            raise RuntimeError("the fault")
+
+
+@LEFTOVERS
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_ended_goes_on(tmp_path: Path, name: str) -> None:
+    """Ended three times, and gone on with each time."""
+    algorithm, exchange = RUNS[name]
+    whole = train(algorithm, tmp_path / "whole", every=None, exchange=exchange)
+    out = tmp_path / "ended"
+    for step, begin in ((5, 0), (33, 0), (58, 28)):
+        fault = Fault(step)
+        with pytest.raises(RuntimeError, match="the fault"):
+            train(algorithm, out, exchange=exchange, watcher=fault)
+        assert not (out / "summary.json").exists()
+        assert fault.first >= begin, "it has really gone on from a checkpoint"
+    gone_on = train(algorithm, out, exchange=exchange)
+    assert counted(gone_on) == counted(whole)
+    assert history(out) == history(tmp_path / "whole")
+    assert len(gone_on["resumed"]) == 2
+
+
+def counts(out: Path) -> list[str]:
+    return (out / "arrivals.jsonl").read_text().splitlines()
+
+
+@LEFTOVERS
+@pytest.mark.parametrize("text", ["asylpg(lr=0.1, inner=8)", "acc-asylpg(lr=0.1, inner=8)", "qsvrg(inner=5)"])
+def test_a_prelude_is_a_moment_for_a_checkpoint(tmp_path: Path, text: str) -> None:
+    """Where workers do not wait they all stand at one step in the synchronous prelude."""
+    algorithm = preset(text)
+    train(algorithm, tmp_path / "first", every=None)
+    order = tuple(json.loads(line)["rank"] for line in counts(tmp_path / "first"))
+    whole = train(algorithm, tmp_path / "whole", every=None, order=order)
+    out = tmp_path / "ended"
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(algorithm, out, order=order, watcher=Fault(40))
+    # A prelude of one step before every 8, or before every 5.
+    assert named(out)[-1].endswith("-step-37")
+    watcher = Fault(-1)
+    gone_on = train(algorithm, out, order=order, watcher=watcher)
+    assert watcher.seen == list(range(37, 61)), "steps of the coordinator, told after the answers"
+    assert history(out) == history(tmp_path / "whole")
+    assert gone_on["model_sha256"] == whole["model_sha256"]
+    assert counts(out) == counts(tmp_path / "whole") == counts(tmp_path / "first")
+    assert gone_on["staleness"] == whole["staleness"]
+    assert gone_on["resumed"][0]["step"] == 37
+    assert gone_on["paper_bits"] == whole["paper_bits"]
+
+
+def test_no_moment_without_meetings(tmp_path: Path) -> None:
+    algorithm = preset("qsparse-local-sgd-async")
+    with pytest.raises(SettingError, match="there is no moment for a checkpoint: use meeting synchronous"):
+        train(algorithm, tmp_path)
+    train(algorithm, tmp_path, every=None)
+
+
+# --- what a checkpoint is on disk -----------------------------------------------------------------------
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal in types, structure and bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray | np.generic):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return bool(a == b or (a != a and b != b))
+
+
+def test_a_file_holds_what_a_part_may_remember(tmp_path: Path) -> None:
+    """Every type comes back as it was, numbers of NumPy as such, and other programs can read the tensors."""
+    state = {
+        "vector": np.linspace(0, 1, 7, dtype=np.float32),
+        "deep": {"list": [np.arange(3), (1, 2.5, None)], "empty": np.empty((0, 0)), "flag": True},
+        "at": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "numbers": {0: np.float32(0.1), "@odd": 2**63 + 1},
+        "wide": [math.inf, math.nan, 1e-320, np.float64(0.1), np.bool_(True)],
+        "text": "ü",
+    }
+    write(tmp_path / "file", state)
+    found = read(tmp_path / "file")
+    assert alike(found, state)
+    assert not alike(found, {**state, "text": "u"})
+    from safetensors.numpy import load_file
+
+    tensors = load_file(tmp_path / "file")
+    assert np.array_equal(tensors["vector"], state["vector"])
+    assert np.array_equal(tensors["deep/list/0"], [0, 1, 2])
+    write(tmp_path / "nothing", {"t": 1})
+    assert read(tmp_path / "nothing") == {"t": 1}
+    with pytest.raises(CheckpointError, match="deep/thing is a set, which cannot be saved"):
+        write(tmp_path / "file", {"deep": {"thing": {1}}})
+
+
+def leave(wire: Wire, folder: Path, step: int = 1, keep: int = 3) -> None:
+    save(wire, folder, step, lambda: {"x": np.full(9, step + wire.rank)}, {"seed": 0}, keep)
+
+
+def seek(folder: Path, ranks: int, resume: str = "auto") -> Found | None:
+    founds = run_threads(ranks, lambda wire: find(wire, Checkpoints(folder, resume=resume)))
+    assert len({None if each is None else each.folder for each in founds}) == 1
+    return founds[0]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a bit of a tensor": (lambda c: flip(c / "rank-0001.safetensors"), "does not match its checksum"),
+    "half a file": (lambda c: (c / "rank-0001.safetensors").write_bytes(b"12345"), "has 5 bytes, not"),
+    "no file": (lambda c: (c / "rank-0000.safetensors").unlink(), "rank-0000.safetensors"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "cannot be read: No such file"),
+    "half a manifest": (lambda c: (c / "manifest.json").write_text("{"), "manifest.json does not match"),
+    "another manifest": (
+        lambda c: (c / "manifest.json").write_text(
+            (c / "manifest.json").read_text().replace('"step": ', '"step": 1')
+        ),
+        "manifest.json does not match",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, kind: str) -> None:
+    damage, reason = DAMAGE[kind]
+    for step in (1, 2, 22):
+        run_threads(2, lambda wire, step=step: leave(wire, tmp_path, step))
+    newest = tmp_path / "000003-step-22"
+    assert seek(tmp_path, 2).folder == newest  # type: ignore[union-attr]
+    damage(newest)
+    with pytest.warns(
+        RuntimeWarning, match=f"damaged checkpoint: .*000003-step-22 .*{reason}.*going on from"
+    ):
+        found = seek(tmp_path, 2)
+    assert found is not None
+    assert (found.folder.name, found.step) == ("000002-step-2", 2)
+    assert found.state(1)["x"].tolist() == [3] * 9
+    if kind != "no manifest":
+        with pytest.raises(CheckpointError, match=f"no checkpoint of .* is whole: .*{reason}"):
+            seek(tmp_path, 2, str(newest))
+    # Another number of ranks needs all files.
+    with pytest.warns(RuntimeWarning, match=reason):
+        seek(tmp_path, 3)
+    for name in ("000001-step-1", "000002-step-2"):
+        damage(tmp_path / name)
+    with pytest.warns(RuntimeWarning, match="no other is there, so the run starts afresh"):
+        assert seek(tmp_path, 2) is None
+
+
+def test_where_checkpoints_are_looked_for(tmp_path: Path) -> None:
+    assert seek(tmp_path / "nowhere", 2) is None
+    run_threads(2, lambda wire: leave(wire, tmp_path / "out" / "checkpoints", 4))
+    one = tmp_path / "out" / "checkpoints" / "000001-step-4"
+    for path in (one, one.parent, one.parent.parent):
+        found = seek(tmp_path / "other" / "checkpoints", 2, str(path))
+        assert found is not None
+        assert found.folder == one
+    with pytest.raises(CheckpointError, match=f"there is no checkpoint in {tmp_path}/nowhere: name a"):
+        seek(tmp_path, 2, f"{tmp_path}/nowhere")
+    for bad in ({"every": 0}, {"keep": 0}):
+        with pytest.raises(SettingError, match="must be at least 1, not 0"):
+            Checkpoints(tmp_path, **bad)  # type: ignore[arg-type]
+
+
+def test_only_whole_checkpoints_bear_a_name(tmp_path: Path) -> None:
+    """What a killed job has left is cleared away; the newest few stay; other files are none of ours."""
+    for name in (".000009-step-5.part", ".000001-step-1.gone", ".git", "notes"):
+        (tmp_path / name).mkdir()
+    for step in range(1, 6):
+        run_threads(1, lambda wire, step=step: leave(wire, tmp_path, step, keep=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".git", "000004-step-4", "000005-step-5", "notes",
+    ]  # fmt: skip
+
+
+@LEFTOVERS
+def test_one_rank_that_cannot_write_ends_all_and_harms_nothing(tmp_path: Path) -> None:
+    run_threads(3, lambda wire: leave(wire, tmp_path, 1))
+
+    def body(wire: Wire) -> None:
+        try:
+            save(wire, tmp_path, 2, lambda: {"x": {1}} if wire.rank == 2 else {}, {})
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    told = run_threads(3, body)
+    reason = "CheckpointError: x is a set, which cannot be saved"
+    assert told[2].startswith(reason)
+    assert told[0] == told[1]
+    assert told[0].startswith(f"RankError: rank 2, step 2: {reason}")
+    assert [path.name for path in tmp_path.iterdir()] == ["000001-step-1"]
+    assert seek(tmp_path, 3) is not None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CheckpointError, match=r"cannot write the checkpoint of step 1 to .*file: .*none was there before"
+    ):
+        run_threads(2, lambda wire: leave(wire, tmp_path / "file"))
+
+
+# --- other settings -----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=20)
+    with pytest.raises(CheckpointError, match=r"is of another run: local is 'sgd.*' there and 'sgd.*' here;"):
+        train(preset("topk-sgd(lr=0.2)"), tmp_path, steps=20)
+    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here"):
+        train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=20, seed=1)
+    with pytest.raises(CheckpointError, match="made after step 20, and the run has 19: give it more"):
+        train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=19)
+    # A schedule that is as long as the run is another schedule in a longer one.
+    train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=20)
+    with pytest.raises(CheckpointError, match=r"steps=20\)\)' there and .*steps=30.*go by the length"):
+        train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=30)
+
+
+def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
+    """And a run that is over is not done again."""
+    algorithm = preset("topk-sgd(lr=0.1, momentum=0.9)")
+    short = train(algorithm, tmp_path / "short", steps=20)
+    again = train(algorithm, tmp_path / "short", steps=20, watcher=Fault(20))
+    assert counted(again) == counted(short)
+    assert len(history(tmp_path / "short")) == 4
+    longer = train(algorithm, tmp_path / "short", steps=50)
+    whole = train(algorithm, tmp_path / "whole", steps=50)
+    assert counted(longer) == counted(whole)
+    assert history(tmp_path / "short") == history(tmp_path / "whole")
+
+
+def test_a_run_afresh_comes_after_what_was_there(tmp_path: Path) -> None:
+    """The newest checkpoint is the one that was written last, not the one of the largest step."""
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path, steps=60)
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(algorithm, tmp_path, steps=60, resume="none", watcher=Fault(10))
+    assert [name.partition("-")[2] for name in named(tmp_path)] == ["step-56", "step-60", "step-7"]
+    fault = Fault(11)
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(algorithm, tmp_path, steps=60, watcher=fault)
+    assert fault.first == 7
