@@ -13,6 +13,7 @@ from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
+from qsparse.cli.sweep import sweep
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
 from qsparse.cli.warm import warm
@@ -36,5 +37,5 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce):
+for command in (train, sweep, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce):
     qsparse.add_command(command)
