@@ -126,7 +126,7 @@ def _given(ctx: click.Context, chosen: Sequence[Method], lrs: str | None) -> dic
             continue
         if source is ParameterSource.COMMANDLINE:
             where = f"{parameter.opts[0]} has no effect: "
-            if all(name in by_name(SHARED, each.options, each.name) for each in chosen):
+            if all(name in _named(each.options, each.name) for each in chosen):
                 raise SettingError(f"{where}every method of this sweep sets it; leave it out")
             if name == "lr" and lrs is not None:
                 raise SettingError(f"{where}--lrs says which learning rates are tried; leave one of them out")
@@ -160,10 +160,10 @@ def _runs(
 ) -> Iterator[Run]:  # fmt: skip
     """All runs in order, every one of them checked."""
     where = f"sweep {found.name}"
-    common = _over(by_name(SHARED, found.common, where), given)
+    common = _over(_named(found.common, where), given)
     first = int(common.pop("seed", 0))
     for method in chosen:
-        own = by_name(SHARED, method.options, f"method {method.name}")
+        own = _named(method.options, f"method {method.name}")
         if "seed" in own:
             raise SettingError(f"method {method.name} has a seed: give --seed and --seeds to the sweep")
         for lr in [None] if "lr" in own else rates:
@@ -174,6 +174,14 @@ def _runs(
                 argv = _argv({**options, "seed": seed}, f"method {method.name}")
                 config = _config(argv, f"method {method.name}")
                 yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, _MORE)
+
+
+def _named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of a file or a sweep by the names of parameters."""
+    for name in _OURS:
+        if name in options:
+            raise SettingError(f"{where} has {name!r}, which a sweep chooses by itself: leave it out")
+    return by_name(SHARED, options, where)
 
 
 #: Where train can go on from a checkpoint, it shall.
