@@ -252,7 +252,9 @@ def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
         "--fresh",
     )
     assert (folder / "summary.json").read_text() == before
+    (folder / "checkpoints").mkdir()
     again = swept(*quick, "--steps", 10, "--fresh")
+    assert not (folder / "checkpoints").exists()
     assert begun(again) == ["dense, seed 0"]
     assert json.loads((folder / "summary.json").read_text())["steps"] == 10
     # What fits is kept, also then.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +23,7 @@ from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run, execute
 
 #: Options of train that a sweep chooses by itself.
-_OURS: Final = ("out", "quiet", "resume")
+_OURS: Final = ("out", "quiet", "name", "resume")
 #: Of these, one excludes the other; of two places that say it, the nearer one wins.
 _LENGTHS: Final = ("epochs", "steps")
 
@@ -67,7 +66,7 @@ class _Command(click.Command):
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
 @click.option("--out", type=click.Path(), help="Folder of the runs and results.  [default: runs/SWEEP]")
-@click.option("--fresh", is_flag=True, help="Run again what stands in --out from other settings.")
+@click.option("--fresh", is_flag=True, help="Replace runs of other settings in --out; else they are refused.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and print the commands of the missing runs.")
 @click.option("--quiet", is_flag=True, help="No lines of progress.")
 def sweep(
@@ -172,8 +171,10 @@ def _runs(
             for seed in range(first, first + seeds):
                 parts = [method.name, *([] if lr is None else [f"lr-{lr.replace(' ', '')}"]), f"seed-{seed}"]
                 argv = _argv({**options, "seed": seed}, f"method {method.name}")
+                argv += _taken("name", f"--name={method.name}")  # what the plot calls it
                 config = _config(argv, f"method {method.name}")
-                yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, _MORE)
+                more = _taken("resume", "--resume=auto")
+                yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, more)
 
 
 def _named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -184,8 +185,9 @@ def _named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     return by_name(SHARED, options, where)
 
 
-#: Where train can go on from a checkpoint, it shall.
-_MORE: Final = ("--resume=auto",) if any(p.name == "resume" for p in train.params) else ()
+def _taken(name: str, word: str) -> tuple[str, ...]:
+    """A word for the command line of a run, if train has the option."""
+    return (word,) if any(p.name == name for p in train.params) else ()
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,17 +233,16 @@ def _config(argv: Sequence[str], where: str) -> str:
 
 
 def _missing(runs: Sequence[Run], fresh: bool) -> list[Run]:
-    """The runs that are not done; a folder with a run of other settings is refused, or not gone on with."""
+    """The runs that are not done; a run of other settings in their place is refused, or may be replaced."""
     missing = []
     for run in runs:
-        if conflict := run.conflict():
-            if not fresh:
-                raise SettingError(
-                    f"{run.folder} has a run of other settings: {conflict}; give another --out, or "
-                    "--fresh to run it again"
-                )
-            missing.append(replace(run, more=()))
-        elif not run.done():
+        conflict = run.conflict()
+        if conflict and not fresh:
+            raise SettingError(
+                f"{run.folder} has a run of other settings: {conflict}; give another --out, or --fresh to "
+                "replace it"
+            )
+        if not run.done():
             missing.append(run)
     return missing
 
@@ -290,7 +291,7 @@ def _conclude(
     write_whole(written[0], json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if done:
         shown = [Path(one) for row in record["rows"] for one in row["folders"]]
-        written += _draw(shown, folder / "sweep.png", record["target"], found.name)
+        written += _draw(shown, folder / "plot", record["target"], found.name)
     for run, error in failed.items():
         click.echo(f"\nFAILED: {run}: {error}\n  {run.command}\n  its output: {run.folder / 'log.txt'}")
     click.echo(f"\nwritten to {' and '.join(map(str, written))}")

@@ -137,7 +137,7 @@ def table(measured: Measured) -> str:
     rows = measured["rows"]
     many = any(len(row["seeds"]) > 1 for row in rows)
     grid = any(row["lr"] is not None for row in rows)
-    sizes = ["paper bits\nup", "wire bytes\nup", "paper bits\ndown", "wire bytes\ndown"]
+    sizes = ["paper\nbits up", "wire\nbytes up", "paper\nbits down", "wire\nbytes down"]
     gains = ["fewer\nbits up", "published", "fewer\nbytes up", "fewer\nbits down"]
 
     def named(row: Measured) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,8 @@ class Run:
 def execute(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[Run, str]:
     """Run them, so many at a time; one that fails does not keep the others from running.
 
+    A run of other settings in the folder of one of them is removed.
+
     Returns:
         What is wrong with each run that failed.
 
@@ -133,6 +136,8 @@ def accuracy(run: Run) -> float:
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
+    if run.conflict():  # of a run that is to be replaced, nothing may be gone on with
+        shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / LOG).open("wb") as log:
         return subprocess.Popen(
