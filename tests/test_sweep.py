@@ -269,13 +269,13 @@ def test_an_interrupt_leaves_what_is_done(file: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "qsparse", "sweep", *options]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         history = out / "rare" / "seed-0" / "history.jsonl"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (history.exists() and history.stat().st_size):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "interrupted with 1 of 2 runs done: the same command goes on with the others" in said
     assert "Traceback" not in said
@@ -294,7 +294,7 @@ def test_a_killed_sweep_leaves_no_run(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = [str(file), "--steps", "1000000", "--evaluations", "1", "--out", str(out)]
     with subprocess.Popen([sys.executable, "-m", "qsparse", "sweep", "--quiet", *options]) as process:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not (out / "dense" / "seed-0" / "config.toml").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -448,6 +448,15 @@ def test_the_methods_of_figure_1() -> None:
     assert "--no-nesterov" in line
     assert "--momentum=0.0" in line
     assert "topk(ratio=0.01)" in line
+
+
+def test_the_file_in_the_docs(root: Path, tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"^```toml\n(.*?)^```", (root / "docs/sweeps.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "docs.toml").write_text(text)
+    lines = commands(invoke(tmp_path / "docs.toml", "--data", "digits", "--model", "softmax", "--dry-run"))
+    assert ["topk" in line for line in lines] == [False, True]
 
 
 def test_what_wins(tmp_path: Path) -> None:
