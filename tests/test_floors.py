@@ -22,7 +22,7 @@ FLOORS = (
     ("presets", "allreduce", "tuning", "records", "warming", "watching", "resharding"),
     ("run", "checkpoint"),
     ("torch", "testing", "report"),
-    ("reproduce", "bench"),
+    ("reproduce", "bench", "sweep"),
     ("cli",),
     ("__main__",),
 )

@@ -14,6 +14,7 @@ from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.plot import plot
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
+from qsparse.cli.sweep import sweep
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
 from qsparse.cli.warm import warm
@@ -37,5 +38,6 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-for command in (train, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce, plot):
+_COMMANDS = (train, sweep, plot, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce)
+for command in _COMMANDS:
     qsparse.add_command(command)

@@ -29,12 +29,12 @@ def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
     """
     if ranks is not None and ranks < 1:
         raise SettingError(f"--ranks must be at least 1, not {ranks}")
-    launched = _launched()
+    under_launcher = launched()
     if kind == "threads":
-        if launched:
+        if under_launcher:
             raise SettingError("--wire threads makes its own ranks: start it without a launcher")
         return run_threads(ranks or 1, body)[0]
-    if not launched:
+    if not under_launcher:
         if ranks is not None and ranks > 1:
             relaunch(ranks, sys.argv[1:])
         return run_threads(1, body)[0]
@@ -49,7 +49,7 @@ def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
         fail(wire, error)
 
 
-def _launched() -> bool:
+def launched() -> bool:
     """Does a launcher wait for this process to join MPI, with one rank or more?"""
     if announced_size(os.environ) is not None:
         return True

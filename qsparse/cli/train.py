@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,22 +59,22 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
         raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"--config {path} is no TOML: {error}") from None
-    ctx.default_map = {**(ctx.default_map or {}), **_by_name(ctx, values, path)}
+    known = [p for p in ctx.command.params if p.name != "config"]
+    ctx.default_map = {**(ctx.default_map or {}), **by_name(known, values, f"--config {path}")}
     return path
 
 
-def _by_name(ctx: click.Context, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The values of a file by the names of parameters; keys may be written as the flags are."""
-    flags = {opt.lstrip("-"): str(p.name) for p in ctx.command.params for opt in p.opts}
-    del flags["config"]
+    flags = {opt.lstrip("-"): str(p.name) for p in known for opt in p.opts}
     names = flags | {name: name for name in flags.values()}
     found: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
-            raise SettingError(f"--config {path} has {key!r}, which is no option of train: {sorted(flags)}")
+            raise SettingError(f"{where} has {key!r}, which is no option of train: {sorted(flags)}")
         name = names[key]
         if name in found:
-            raise SettingError(f"--config {path} has {key!r} in two spellings: keep one")
+            raise SettingError(f"{where} has {key!r} in two spellings: keep one")
         # One module need not be a list; click would take its letters for modules.
         found[name] = [value] if name == "imports" and isinstance(value, str) else value
     return found
@@ -215,6 +215,13 @@ def train(**options: Any) -> None:  # fmt: skip
     qsparse train --ranks 4
     mpirun -n 4 qsparse train --data mnist --algorithm "qsparse-local-sgd(H=8)"
     """
+    settle(options)
+    load = _shared(lambda: load_data(options))
+    on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
+
+
+def settle(options: dict[str, Any]) -> None:
+    """Complete the options that were read, and import the modules that they name."""
     _choose_length(options)
     if options["threads"] is None:
         options["threads"] = threads_of_a_rank(os.environ)
@@ -227,8 +234,6 @@ def train(**options: Any) -> None:  # fmt: skip
             raise SettingError(
                 f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
             ) from None
-    load = _shared(lambda: _load(options))
-    on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
@@ -262,7 +267,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             watcher = Several(watcher, Board(Path(out, "tb")))
     summary = run(
         functools.partial(make_settings, options), problem, wire,
-        out=Path(out), files={"config.toml": _config(options, wire)}, watcher=watcher,
+        out=Path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
         checkpoints=Checkpoints(
             Path(out, "checkpoints"), options["checkpoint_every"], options["keep"], options["resume"]
         ),
@@ -408,7 +413,8 @@ def _preset_name(options: Mapping[str, Any]) -> str:
     return name
 
 
-def _load(options: Mapping[str, Any]) -> Dataset:
+def load_data(options: Mapping[str, Any]) -> Dataset:
+    """The data set."""
     from qsparse.torch.data import load
 
     data_dir = options["data_dir"]
@@ -429,7 +435,8 @@ def _shared(load: Callable[[], Dataset]) -> Callable[[], Dataset]:
     return once
 
 
-def _config(options: Mapping[str, Any], wire: Wire) -> str:
+def config_text(options: Mapping[str, Any], ranks: int) -> str:
+    """The file that repeats a run."""
     import tomli_w
 
     kept = {
@@ -437,7 +444,7 @@ def _config(options: Mapping[str, Any], wire: Wire) -> str:
         for name, value in sorted(options.items())
         if name not in _ELSEWHERE and value not in (None, ())
     }
-    return tomli_w.dumps({**kept, "ranks": wire.size})
+    return tomli_w.dumps({**kept, "ranks": ranks})
 
 
 class _Progress(Watcher):

@@ -1,0 +1,212 @@
+"""What the runs of a sweep measured, and the table of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from qsparse.errors import SettingError
+from qsparse.sweep.methods import Method
+from qsparse.sweep.running import Run
+
+#: What was measured, by name: numbers, texts, lists and dictionaries.
+Measured = dict[str, Any]
+
+_WAYS = ("up", "down")
+_CURVE = ("step", "epoch", "test_accuracy", "test_loss", "train_loss", "paper_bits", "wire_bytes")
+
+
+def read(run: Run) -> Measured:
+    """What a run that is done left behind: its summary, and its history without the times."""
+    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+    with (run.folder / "history.jsonl").open(encoding="utf-8") as lines:
+        history = [json.loads(line) for line in lines]
+    return {
+        "method": run.method,
+        "lr": run.lr,
+        "seed": run.seed,
+        "folder": str(run.folder),
+        "command": run.command,
+        "summary": summary,
+        "curve": [{name: record[name] for name in _CURVE} for record in history],
+    }
+
+
+def common_target(runs: Sequence[Measured]) -> float:
+    """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001."""
+    best: float = min(max(point["test_accuracy"] for point in run["curve"]) for run in runs)
+    return math.floor(best * 1000 + 1e-9) / 1000
+
+
+def to_target(run: Measured, target: float) -> Measured | None:
+    """The run's first evaluation with an accuracy of at least ``target``."""
+    found: Measured | None = next((p for p in run["curve"] if p["test_accuracy"] >= target), None)
+    return found
+
+
+def best(runs: Sequence[Measured], target: float | None) -> list[Measured]:
+    """Of one method, the runs with the best step size of its grid.
+
+    That is where most seeds ended; of these, if there is a target and all seeds reach it, with the fewest
+    paper bits up to it; else with the highest final accuracy.
+    """
+    by_lr: dict[str | None, list[Measured]] = {}
+    for run in runs:
+        by_lr.setdefault(run["lr"], []).append(run)
+
+    def worth(same: list[Measured]) -> tuple[float, ...]:
+        at = [] if target is None else [to_target(run, target) for run in same]
+        bits = -_mean([p["paper_bits"]["up"] for p in at if p]) if at and all(at) else -math.inf
+        return len(same), bits, _mean([run["summary"]["test_accuracy"] for run in same])
+
+    return max(by_lr.values(), key=worth, default=[])
+
+
+def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float | None) -> Measured:
+    """The rows of the table: each method with its best step size, held against the first method.
+
+    Args:
+        methods: in the order of the rows.
+        runs: of all methods, step sizes and seeds that ended well.
+        target: an accuracy; the highest one that all chosen runs reach unless given.
+    """
+    chosen = {
+        each.name: best([run for run in runs if run["method"] == each.name], target) for each in methods
+    }
+    told = "given"
+    if target is None:
+        target = common_target([run for same in chosen.values() for run in same])
+        told = "the highest that every run below reaches, rounded down to 0.001"
+    rows = [_row(each, chosen[each.name], target) for each in methods if chosen[each.name]]
+    first = rows[0]["to_target"] if rows and rows[0]["method"] == methods[0].name else None
+    for row in rows:
+        mine = row["to_target"]
+        row["gain"] = None
+        if first and mine:
+            row["gain"] = {
+                name: {way: _ratio(first[name][way], mine[name][way]) for way in _WAYS}
+                for name in ("paper_bits", "wire_bytes")
+            }
+    return {"target": target, "target_is": told, "rows": rows}
+
+
+def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
+    at = [to_target(run, target) for run in runs]
+    reached = [point for point in at if point]
+    accuracies = [run["summary"]["test_accuracy"] for run in runs]
+    return {
+        "method": method.name,
+        "published": method.published,
+        "lr": runs[0]["lr"],
+        "seeds": [run["seed"] for run in runs],
+        "folders": [run["folder"] for run in runs],
+        "accuracy": _mean(accuracies),
+        "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "in_all": _means([run["summary"] for run in runs], "steps"),
+        "reached": len(reached),
+        # A mean over those seeds that happen to get there would flatter the method.
+        "to_target": _means(reached, "step") if len(reached) == len(runs) else None,
+    }
+
+
+def _means(points: Sequence[Measured], step: str) -> Measured:
+    return {
+        "steps": _mean([point[step] for point in points]),
+        **{
+            name: {way: _mean([point[name][way] for point in points]) for way in _WAYS}
+            for name in ("paper_bits", "wire_bytes")
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _ratio(first: float, mine: float) -> float | None:
+    return first / mine if mine else None
+
+
+def table(measured: Measured) -> str:
+    """Two tables: what each run came to, and what it took to the target."""
+    rows = measured["rows"]
+    many = any(len(row["seeds"]) > 1 for row in rows)
+    grid = any(row["lr"] is not None for row in rows)
+    sizes = ["paper\nbits up", "wire\nbytes up", "paper\nbits down", "wire\nbytes down"]
+    gains = ["fewer\nbits up", "published", "fewer\nbytes up", "fewer\nbits down"]
+
+    def named(row: Measured) -> list[str]:
+        return [row["method"], *([row["lr"] or ""] if grid else [])]
+
+    def amounts(found: Measured) -> list[str]:
+        return [f"{found['steps']:,.0f}"] + [
+            _short(found[name][way]) for way in _WAYS for name in ("paper_bits", "wire_bytes")
+        ]
+
+    in_all = [
+        [*named(row), _spread(row), *([str(len(row["seeds"]))] if many else []), *amounts(row["in_all"])]
+        for row in rows
+    ]
+    head = ["", *(["lr"] if grid else [])]
+    first = _tabulated(in_all, [*head, "accuracy", *(["seeds"] if many else []), "steps", *sizes])
+    second = _tabulated(
+        [[*named(row), *_towards(row, amounts)] for row in rows],
+        [*head, "steps", *sizes, *gains],
+    )
+    target = measured["target"]
+    above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
+    return "\n\n".join(
+        ["In all, at the end: test accuracy, and what was said each way", first, above, second]
+    )
+
+
+def _towards(row: Measured, amounts: Callable[[Measured], list[str]]) -> list[str]:
+    if row["to_target"] is None:
+        return [f"reached by {row['reached']} of {len(row['seeds'])}", *["–"] * 5, row["published"], "–", "–"]
+    gain = row["gain"]
+    gains = [_times(gain and gain[name][way]) for name, way in _GAINS]
+    return [*amounts(row["to_target"]), gains[0], row["published"], *gains[1:]]
+
+
+_GAINS = (("paper_bits", "up"), ("wire_bytes", "up"), ("paper_bits", "down"))
+
+
+def _tabulated(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    align = ("left", *["right"] * (len(head) - 1))
+    return str(tabulate(rows, head, tablefmt="simple", disable_numparse=True, colalign=align))
+
+
+def _spread(row: Measured) -> str:
+    deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.4f}"
+    return f"{row['accuracy']:.4f}{deviation}"
+
+
+def _short(value: float) -> str:
+    """Whole below a million, else four figures.
+
+    >>> _short(123456), _short(19404000.0)
+    ('123,456', '1.940e+07')
+    """
+    return f"{value:,.0f}" if value < 1e6 else f"{value:.3e}"
+
+
+def _times(ratio: float | None) -> str:
+    """A ratio in three figures.
+
+    >>> _times(2.828), _times(128.6), _times(1991.2), _times(None)
+    ('2.83', '129', '1,991', '–')
+    """
+    if ratio is None:
+        return "–"
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+
+
+def check_target(target: float | None) -> None:
+    """Refuse a target that no accuracy is."""
+    if target is not None and not 0 < target <= 1:
+        raise SettingError(f"--target must be an accuracy above 0 and at most 1, such as 0.9, not {target}")
