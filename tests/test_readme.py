@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mpirun import mpi_run
+from test_decoded import tiny_cifar
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -154,3 +156,46 @@ def test_table_names_every_part() -> None:
 
 def _plural(name: str) -> bool:
     return name == "policy" and "a policy per layer" in README
+
+
+CIFAR_EXAMPLE = "examples/cifar10_resnet.py"
+
+
+def test_the_resnet_example(root: Path, tmp_path: Path) -> None:
+    """On a few random pictures in the published layout: every rank trains and tests, and bits are counted."""
+    tiny_cifar(tmp_path)
+    done = mpi_run(
+        2,
+        [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--epochs", "2", "--batch", "6"],
+        timeout=120, env={"QSPARSE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert re.findall(r"^epoch (\d): accuracy 0\.\d{4}, \d+ s$", done.stdout, re.M) == ["1", "2"], done
+    last = re.search(r"after 16 steps; bits .*: ([\d,]+) up \(([\d,]+) times fewer\)", done.stdout)
+    assert last, done
+    n, k, aside = 269_722, 8092, 1376
+    # Two meetings of two ranks; a position of 19 bits and a sign each, and batch statistics in full.
+    assert int(last[1].replace(",", "")) == 2 * 2 * (k * 20 + 32 + 32 * aside)
+    assert int(last[2]) == round(32 * n * 8 / (k * 20 + 32 + 32 * aside)) >= 300
+
+
+def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
+    """The command that stands in it runs, on a few pictures, with its loop's own settings."""
+    text = (root / CIFAR_EXAMPLE).read_text()
+    tiny_cifar(tmp_path)
+    line = re.search(r"mpirun -n 2 qsparse (train .*?)\n\"\"\"", text, re.S)
+    assert line
+    words = shlex.split(line[1].replace("\\\\\n", " ").replace("\\\n", " "))
+    words[words.index("DIR")] = str(tmp_path)
+    assert f'default="{words[words.index("--algorithm") + 1]}"' in text
+    for option, setting in (("--batch", "batch"), ("--epochs", "epochs"), ("--momentum", "momentum")):
+        assert re.search(rf'"--{setting}", type=\w+, default={words[words.index(option) + 1]}\b', text), (
+            option
+        )
+    shorter = ["--epochs", "0.3", "--batch", "4", "--wire", "threads", "--ranks", "2", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qsparse", *words, *shorter, "--out", str(tmp_path / "out")],
+        cwd=root, env={**os.environ, "QSPARSE_CACHE": str(tmp_path / "cache")}, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "summary.json").is_file()

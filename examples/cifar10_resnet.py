@@ -1,0 +1,100 @@
+"""A ResNet learns CIFAR-10 in an ordinary PyTorch loop, made a distributed one by the two marked lines.
+
+    mpirun -n 2 python examples/cifar10_resnet.py --data-dir DIR --epochs 3
+
+Every rank takes H steps of SGD on its share of the pictures, then says by their signs which of its weights
+have changed most. With --algorithm sgd all ranks average all values after every step: plain SGD with the
+same global batch. The same without a loop of one's own:
+
+    mpirun -n 2 qsparse train --data cifar10 --data-dir DIR --model resnet20 --epochs 3 --batch 64 \
+        --algorithm "qsparse-local-sgd(H=8, compressor=topk(ratio=0.03) >> sign)" --momentum 0.9 \
+        --weight-decay 0.0005 --lr "cosine(0.1, warmup=100)" --augment crop-flip
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+from torch.nn import functional
+
+from qsparse.ledger import combine
+from qsparse.seeds import Seed
+from qsparse.torch import attach  # 1
+from qsparse.torch.data import Batches, load, shard
+from qsparse.torch.data.augment import crop_flip
+from qsparse.torch.models import build_model
+from qsparse.torch.problem import evaluate
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument(
+    "--data-dir", type=Path, help="where CIFAR-10 lies; else QSPARSE_DATA, the cache, a download"
+)
+parser.add_argument("--model", default="resnet20", help="resnet20, resnet32, resnet18, cnn, …")
+parser.add_argument("--algorithm", default="qsparse-local-sgd(H=8, compressor=topk(ratio=0.03) >> sign)")
+parser.add_argument("--epochs", type=int, default=3)
+parser.add_argument("--steps", type=int, help="end after so many steps, whatever the epochs")
+parser.add_argument("--batch", type=int, default=64, help="pictures of a rank's step")
+parser.add_argument("--lr", type=float, default=0.1, help="of SGD, at its largest")
+parser.add_argument("--momentum", type=float, default=0.9)
+parser.add_argument("--weight-decay", type=float, default=5e-4)
+parser.add_argument("--warmup", type=int, default=100, help="steps in which the learning rate grows")
+parser.add_argument("--seed", type=int, default=0)
+args = parser.parse_args()
+
+comm = MPI.COMM_WORLD
+torch.set_num_threads(1)
+seed = Seed(args.seed, comm.rank)
+data = load("cifar10", args.data_dir)
+batches = Batches(shard(data.train_y, comm.size, "random", seed)[comm.rank], args.batch, seed.at(use="batch"))
+steps = args.steps or args.epochs * batches.steps_per_epoch
+
+
+def rate(t: int) -> float:
+    """Linear warm-up, then half a cosine."""
+    return min(1, (t + 1) / args.warmup) * (1 + math.cos(math.pi * t / steps)) / 2
+
+
+def accuracy() -> float:
+    """On the test set, of which every rank takes a part, with its own model."""
+    n = len(data.test_y)
+    part = evaluate(
+        model, data.test_x, data.test_y, n * comm.rank // comm.size, n * (comm.rank + 1) // comm.size
+    )
+    model.train()
+    return comm.allreduce(part.right) / n
+
+
+model = build_model(args.model, data.shape, data.classes, seed)
+optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+link = attach(model, optimizer, args.algorithm, comm)  # 2
+
+begin = time.perf_counter()
+for t in range(steps):
+    chosen = batches.batch(t)
+    x, y = torch.from_numpy(data.train_x[chosen]), torch.from_numpy(data.train_y[chosen])
+    crop_flip(x.numpy(), seed.at(step=t, use="augment"))
+    optimizer.zero_grad()
+    functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    scheduler.step()
+    if (t + 1) % batches.steps_per_epoch == 0:
+        reached = accuracy()
+        if comm.rank == 0:
+            print(
+                f"epoch {(t + 1) // batches.steps_per_epoch}: accuracy {reached:.4f}, "
+                f"{time.perf_counter() - begin:.0f} s",
+                flush=True,
+            )
+
+link.finish()  # the last steps since a meeting, before the model is used
+reached = accuracy()
+ledgers = comm.gather(link.ledger.snapshot())
+if comm.rank == 0:
+    bits = combine(ledgers)["paper_bits"]
+    dense = 32 * sum(p.numel() for p in model.parameters()) * comm.size * steps
+    gains = ", ".join(f"{bits[way]:,} {way} ({dense / bits[way]:,.0f} times fewer)" for way in ("up", "down"))
+    print(f"accuracy {reached:.4f} after {steps} steps; bits of all ranks: {gains} than {dense:,} dense")
