@@ -426,6 +426,7 @@ class _Job:
             "resumed": self._resumed,
             "seconds": time.perf_counter() - self._begun,
             "lines": self.recorder.lines(),
+            "seen": None if self._sight is None else self._sight.state(),
         }
 
     def resume(self, found: Found) -> None:
@@ -462,6 +463,8 @@ class _Job:
             self._stretches.append((found.step, state["epoch"], workers))
         else:
             self._evaluated = state["evaluated"]
+            if self._sight is not None and state["seen"] is not None:
+                self._sight.restore(state["seen"])
         self._resumed = [*state["resumed"], note]
         self.lines = state["lines"]
         self._spent = state["seconds"]

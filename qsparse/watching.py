@@ -99,6 +99,22 @@ class Watch:
         self._contraction: dict[str, Any] | None = None
         self._bytes, self._frames, self._messages = np.zeros(len(layout)), 0.0, 0
 
+    def state(self) -> dict[str, Any]:
+        """What was seen so far, as plain data for a checkpoint."""
+        return {
+            "unsaid": dict(self._unsaid),
+            "contraction": self._contraction,
+            "bytes": self._bytes.copy(),
+            "frames": self._frames,
+            "messages": self._messages,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
+        self._bytes[:] = saved["bytes"]
+        self._frames, self._messages = saved["frames"], saved["messages"]
+
     def look(self, station: Station) -> None:
         """Look at the next message that this rank sends each way."""
         replier = None if station.desk is None else station.desk.replier

@@ -410,7 +410,10 @@ def test_methods_of_named_sweeps_train(name: str, tmp_path: Path) -> None:
     for line in lines:
         result = CliRunner().invoke(qsparse, [*shlex.split(line)[1:], "--quiet"])
         assert result.exit_code == 0, result.output
-        out = Path(line.rpartition("--out=")[2])
+        assert "--resume=auto" in line and "--name=" in line
+        (out,) = (
+            Path(word.removeprefix("--out=")) for word in shlex.split(line) if word.startswith("--out=")
+        )
         summary = json.loads((out / "summary.json").read_text())
         assert summary["steps"] == 16
         assert summary["test_accuracy"] > 0.15  # 0.1 is chance
