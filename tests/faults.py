@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.local import SGD
-from qsparse.run import Score
+from qsparse.job import Score
 from qsparse.torch.problem import Classification
 
 KIND = os.environ.get("FAULT_KIND", "none")

@@ -10,7 +10,7 @@ import pytest
 
 from qsparse.ledger import Ledger, combine
 from qsparse.payload import Kind, Payload, Way
-from qsparse.run import _Job
+from qsparse.job import Job
 
 
 def test_a_block_within_takes_its_seconds_from_the_outer_one() -> None:
@@ -54,6 +54,6 @@ def test_evaluations_come_once(per_epoch: int, evaluations: int) -> None:
     job.settings = SimpleNamespace(evaluations=evaluations)
     job._evaluated = 0
     job._stretches = [(0, 0.0, 1)]
-    due = [t for t in range(1, 3 * per_epoch + 1) if _Job._is_due(job, t)]
+    due = [t for t in range(1, 3 * per_epoch + 1) if Job._is_due(job, t)]
     assert len(due) == 3 * min(evaluations, per_epoch)
     assert {per_epoch, 2 * per_epoch, 3 * per_epoch} <= set(due)

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from qsparse.errors import SettingError
+from qsparse.job import Score
 from qsparse.kernels.vector import squared_norm
-from qsparse.run import Score
 from qsparse.seeds import Seed
 from qsparse.torch.data import Batches, Dataset, Examples, shard
 from qsparse.torch.data.augment import crop_flip

@@ -1,0 +1,412 @@
+"""The training part of a run on one rank: its steps, reports, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+import qsparse
+from qsparse import watching
+from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.checkpoint import Checkpoints, Found, save
+from qsparse.errors import CheckpointError, SettingError
+from qsparse.exchange.base import error_payload, receive_one
+from qsparse.ledger import Snapshot, combine
+from qsparse.local import Oracle
+from qsparse.payload import Payload, Way, raw
+from qsparse.records import Recorder
+from qsparse.registry import spell
+from qsparse.resharding import merged, reshard
+from qsparse.rounds.asynchronous import Answered, Order
+from qsparse.rounds.phases import Walk
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+from qsparse.wire.base import Wire
+
+if TYPE_CHECKING:
+    from qsparse.run import Settings
+
+
+class Score(NamedTuple):
+    """How a model does on some examples: sums, which ranks can add up.
+
+    Attributes:
+        right: examples that are put into their class.
+        loss: the sum of their losses.
+        tested: how many examples there are.
+    """
+
+    right: int
+    loss: float
+    tested: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share of examples that are put into their class."""
+        return self.right / self.tested
+
+    def figures(self) -> dict[str, float]:
+        """``test_accuracy`` and ``test_loss``, the mean."""
+        return {"test_accuracy": self.accuracy, "test_loss": self.loss / self.tested}
+
+
+class Problem(Protocol):
+    """What is trained: one rank's model, its share of the data, and how good it is.
+
+    Attributes:
+        vector: the model's parameters as one vector, (n,); moved in place.
+        gradient_vector: where `gradient` leaves its result, (n,).
+        aside: what is not trained but averaged at meetings (batch statistics); may be empty.
+        layout: the parameters' layers.
+        description: what must be equal on all ranks, e.g. the shapes and checksums of the data.
+        steps_per_epoch: steps in which a worker sees its share once.
+    """
+
+    vector: Vector
+    gradient_vector: Vector
+    aside: Vector
+    layout: Layout
+    description: str
+    steps_per_epoch: int
+
+    def batch(self, t: int) -> Any:
+        """This rank's batch of step t = 1, 2, …"""
+
+    def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
+        """The oracle of `qsparse.local`; without a batch, over this rank's whole share."""
+
+    def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
+        """How the model in ``vector`` does on the rank-th of so many stretches of what it is tested on."""
+
+
+class Job:
+    """The training part of a run on one rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        algorithm: Algorithm,
+        problem: Problem,
+        wire: Wire,
+        steps: int,
+        recorder: Recorder,
+        watched: bool,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.settings, self.algorithm, self.problem = settings, algorithm, problem
+        self.wire, self.steps, self.recorder = wire, steps, recorder
+        self.checkpoints = checkpoints
+        self._begun = self._spent = 0.0
+        self._losses = np.zeros(2)  # sum and number since the last report
+        self._evaluated = self._watched = 0
+        self._record: dict[str, Any] = {}
+        self._reported = 0  # the step of the last report
+        self._saved = 0  # checkpoints that were due so far
+        #: Stretches of the run with the same ranks: the step and the epoch where each began, its workers.
+        self._stretches = [(0, 0.0, len(settings.exchange.workers(wire.size)))]
+        self._resumed: list[dict[str, Any]] = []
+        self.lines: dict[str, int] = {}
+        #: Was what went wrong told to all ranks?
+        self.told = False
+        self.walk = Walk(
+            algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
+            problem.aside, Order(settings.order),
+        )  # fmt: skip
+        # What each layer got is looked at in the messages of one worker.
+        closely = wire.rank == settings.exchange.workers(wire.size)[0]
+        self._sight = watching.Watch(wire.ledger, problem.layout, closely) if watched else None
+        # Reports on the way need everybody; a coordinator that only serves reports by itself.
+        rows = (algorithm, algorithm.prelude)
+        meetings = [row.meeting for row in rows if row is not None]
+        self._together = all(isinstance(meeting, Sync) for meeting in meetings)
+        if checkpoints is not None and checkpoints.every and all(isinstance(m, Async) for m in meetings):
+            raise SettingError(
+                "workers that do not wait for each other never stand at one step together, so there is no "
+                "moment for a checkpoint: use meeting synchronous, or leave checkpoints out"
+            )
+        self.fingerprint = self._fingerprint()
+        # So does evaluating, and all must be told every model.
+        self._shared = self._together and not any(row is not None and row.trigger.asks for row in rows)
+
+    @property
+    def step(self) -> int:
+        """The step that this rank is in."""
+        return self.walk.pace.t
+
+    @property
+    def clock(self) -> int:
+        """The steps that the run has taken."""
+        return self.walk.pace.clock
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal on all ranks before the first message."""
+        problem = self.problem
+        return {
+            "qsparse": qsparse.__version__,
+            **self.algorithm.axes(),
+            "exchange": spell(self.settings.exchange),
+            "ranks": self.wire.size,
+            "steps": self.steps,
+            "evaluations": self.settings.evaluations,
+            "seed": self.settings.seed,
+            "straggler": self.settings.straggler,
+            "layers": [[layer.name, layer.size] for layer in problem.layout],
+            "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.aside)),
+            "data": problem.description,
+        }
+
+    def train(self) -> dict[str, Any]:
+        """All steps; the summary on rank 0."""
+        self._begun = time.perf_counter() - self._spent
+        problem = self.problem
+        oracle = self._oracle()
+        for happened in self.walk.steps(
+            self.steps, oracle, problem.batch, problem.gradient_vector, self._look
+        ):
+            if isinstance(happened, Answered):
+                self._watch()
+                continue
+            t = happened.t
+            if happened.loss is not None:
+                self._losses += (happened.loss, 1)
+            if self._together:
+                self.recorder.watcher.stepped(t, happened.loss)
+                if happened.met and (self._is_due(t) or t == self.steps):
+                    self._record = self._report(t)
+            elif t % problem.steps_per_epoch == 0 and t < self.steps:
+                self._losses[:] = 0  # the loss that is reported is the last epoch's
+            if happened.met and isinstance(happened.phase.meeting, Sync) and self._is_checkpoint_due():
+                self._save()
+        if self._reported != self.steps:
+            self._record = self._report(self.steps)
+        return self._summary(self._record) if self.wire.rank == 0 else {}
+
+    def _oracle(self) -> Oracle:
+        """The problem's gradient, or on a straggler a slow one."""
+        gradient, straggler = self.problem.gradient, self.settings.straggler
+        if straggler is None or straggler[0] != self.wire.rank:
+            return gradient
+
+        def slow(x: Vector, batch: Any, out: Vector) -> float:
+            begin = time.perf_counter()
+            loss = gradient(x, batch, out)
+            time.sleep((straggler[1] - 1) * (time.perf_counter() - begin))
+            return loss
+
+        return slow
+
+    def _look(self, t: int) -> None:
+        """Before a step whose meeting may be evaluated, have its messages looked at."""
+        if self._sight is None:
+            return
+        station = self.walk.station
+        # A worker that does not wait reports at the end only, and counts by its own steps until then.
+        if t == self.steps or self._is_due(t, note=not self._together and station.works):
+            self._sight.look(station)
+
+    def _watch(self) -> None:
+        """The coordinator of workers that do not wait: evaluate now and then."""
+        problem, clock = self.problem, self.walk.pace.clock
+        while self._watched < clock:
+            self._watched += 1
+            self.recorder.watcher.stepped(self._watched, None)
+        if clock < self.steps and self._is_due(clock):
+            for vector, desk in zip((problem.vector, problem.aside), self.walk.desks, strict=False):
+                np.copyto(vector, desk.model)
+            self.recorder.add(
+                {
+                    "step": clock,
+                    "epoch": self._epoch(clock),
+                    "train_loss": None,
+                    **problem.evaluate().figures(),
+                    **self.walk.tallied(),
+                    "staleness": self._stale(),
+                    "seconds": {"total": time.perf_counter() - self._begun},
+                }
+            )
+
+    def _stale(self) -> dict[str, float]:
+        counts = self.wire.ledger.staleness
+        return {"mean": sum(age * n for age, n in counts.items()) / counts.total(), "max": max(counts)}
+
+    def _is_due(self, t: int, note: bool = True) -> bool:
+        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice.
+
+        Unless it is only asked beforehand, it is noted as done.
+        """
+        per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
+        t -= self._stretches[-1][0]
+        if t * evaluations < (self._evaluated + 1) * per_epoch:
+            return False
+        if note:
+            self._evaluated = t * evaluations // per_epoch
+        return True
+
+    def _epoch(self, t: int) -> float:
+        begin, epoch, _ = self._stretches[-1]
+        return epoch + (t - begin) / self.problem.steps_per_epoch
+
+    def _is_checkpoint_due(self) -> bool:
+        if self.checkpoints is None or not self.checkpoints.every:
+            return False
+        due, self._saved = self._saved, self.clock // self.checkpoints.every
+        return self._saved > due or self.clock == self.steps
+
+    def _save(self) -> None:
+        """Leave a checkpoint; all ranks stand at one step."""
+        assert self.checkpoints is not None
+        where = self.checkpoints
+        try:
+            save(self.wire, where.folder, self.clock, self._state, self.fingerprint, where.keep)
+        except Exception:
+            self.told = True
+            raise
+
+    def _state(self) -> dict[str, Any]:
+        """What this rank goes on from; random streams and the data's order are functions of seed and step."""
+        return {
+            "walk": self.walk.state(),
+            "ledger": self.wire.ledger.snapshot(),
+            "losses": self._losses,
+            "evaluated": self._evaluated,
+            "watched": self._watched,
+            "reported": self._reported,
+            "record": self._record,
+            "epoch": self._epoch(self.clock),
+            "stretches": self._stretches,
+            "resumed": self._resumed,
+            "seconds": time.perf_counter() - self._begun,
+            "lines": self.recorder.lines(),
+            "seen": None if self._sight is None else self._sight.state(),
+        }
+
+    def resume(self, found: Found) -> None:
+        """Stand where the checkpoint was made.
+
+        Raises:
+            CheckpointError: it is of another run, or of one that is over.
+        """
+        found.compare(self.fingerprint, free=("ranks", "steps", "straggler"))
+        if found.step > self.steps:
+            raise CheckpointError(
+                f"the checkpoint {found.folder} was made after step {found.step}, and the run has "
+                f"{self.steps}: give it more, or start afresh with resume none"
+            )
+        note: dict[str, Any] = {"checkpoint": found.folder.name, "step": found.step, "ranks": self.wire.size}
+        states = [found.state(rank) for rank in range(found.ranks)] if found.ranks != self.wire.size else []
+        if states:
+            exchange, size = self.settings.exchange, self.wire.size
+            state = merged(states, self.wire.rank)
+            state["walk"], kept = reshard(
+                [each["walk"] for each in states], self.algorithm, exchange, self.wire.rank, size
+            )
+            note |= {"from_ranks": found.ranks, **kept}
+        else:
+            state = found.state(self.wire.rank)
+        self.walk.restore(state["walk"], self.problem.gradient_vector)
+        self.wire.ledger.resume(state["ledger"])
+        self._losses += state["losses"]
+        self._record, self._reported = state["record"], state["reported"]
+        self._watched = state["watched"]
+        self._stretches = [tuple(each) for each in state["stretches"]]
+        if states:
+            workers = len(self.settings.exchange.workers(self.wire.size))
+            self._stretches.append((found.step, state["epoch"], workers))
+        else:
+            self._evaluated = state["evaluated"]
+            if self._sight is not None and state["seen"] is not None:
+                self._sight.restore(state["seen"])
+        self._resumed = [*state["resumed"], note]
+        self.lines = state["lines"]
+        self._spent = state["seconds"]
+        if self.checkpoints is not None and self.checkpoints.every:
+            self._saved = self.clock // self.checkpoints.every
+
+    def _report(self, t: int) -> dict[str, Any]:
+        """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
+        seconds = time.perf_counter() - self._begun
+        self._reported = t
+        mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
+        self._losses[:] = 0
+        if self._sight is not None:
+            mine["seen"] = self._sight.report()
+        if self._shared:
+            try:
+                mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
+            except Exception as error:
+                if self.wire.rank != 0:  # which waits for this report, whoever coordinates
+                    reason = f"{type(error).__name__}: {error}"
+                    self.wire.send([error_payload(self.wire.rank, t, reason)], 0)
+                raise
+        if self.wire.rank != 0:
+            body = json.dumps(mine).encode()
+            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
+            return {}
+        reports = [mine]
+        for rank in range(1, self.wire.size):
+            reports.append(json.loads(receive_one(self.wire, rank)[1].text))
+        total, count = np.sum([report["losses"] for report in reports], axis=0)
+        counted: Snapshot = combine(report["ledger"] for report in reports)
+        counted["seconds"]["total"] = seconds
+        if self.wire.ledger.staleness:
+            counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
+        # In rank order, so that the last bit of the loss does not depend on who was first.
+        scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
+        score = Score(*map(sum, zip(*scores, strict=True)))
+        record = {
+            "step": t,
+            "epoch": self._epoch(t),
+            "train_loss": total / max(count, 1),
+            **score.figures(),
+            **counted,
+            **watching.combine([report["seen"] for report in reports if "seen" in report]),
+        }
+        self.recorder.add(record)
+        return record
+
+    def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
+        """How good the model is that was told last, without what this rank has not said yet."""
+        vector, state = self.problem.vector, self.walk.station.local
+        if state is None or not self.algorithm.trigger.may_skip:
+            return self.problem.evaluate(rank, ranks)
+        own = vector.copy()
+        np.copyto(vector, state["anchor"])
+        try:
+            return self.problem.evaluate(rank, ranks)
+        finally:
+            np.copyto(vector, own)
+
+    def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
+        problem, settings = self.problem, self.settings
+        workers = len(settings.exchange.workers(self.wire.size))
+        ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
+        taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
+        dense = 32 * (problem.vector.size + problem.aside.size) * taken
+        record = dict(record)
+        wire_bytes = record.pop("wire_bytes")
+        return {
+            "algorithm": self.algorithm.axes(),
+            "exchange": spell(settings.exchange),
+            "ranks": self.wire.size,
+            "workers": workers,
+            "parameters": problem.vector.size,
+            "steps": record.pop("step"),
+            "epochs": record.pop("epoch"),
+            "test_accuracy": record.pop("test_accuracy"),
+            "test_loss": record.pop("test_loss"),
+            "train_loss": record.pop("train_loss"),
+            "paper_bits": record.pop("paper_bits"),
+            "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
+            "wire_bytes_beside": wire_bytes["beside"],
+            "dense_bits": {"up": dense, "down": dense},
+            **record,
+            "seed": settings.seed,
+            "straggler": settings.straggler,
+            **({"resumed": self._resumed} if self._resumed else {}),
+            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
+        }
