@@ -320,7 +320,7 @@ class Job:
         else:
             self._evaluated = state["evaluated"]
             if self._sight is not None and state["seen"] is not None:
-                self._sight.restore(state["seen"])
+                self._sight.restore(state["seen"], self.walk.station)
         self._resumed = [*state["resumed"], note]
         self.lines = state["lines"]
         self._spent = state["seconds"]

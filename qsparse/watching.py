@@ -96,6 +96,7 @@ class Watch:
     def __init__(self, ledger: Ledger, layout: Layout, closely: bool) -> None:
         self.ledger, self.layout, self.closely = ledger, layout, closely and bool(layout)
         self._unsaid: dict[str, float] = {}
+        self._awaited: set[str] = set()
         self._contraction: dict[str, Any] | None = None
         self._bytes, self._frames, self._messages = np.zeros(len(layout)), 0.0, 0
 
@@ -107,23 +108,31 @@ class Watch:
             "bytes": self._bytes.copy(),
             "frames": self._frames,
             "messages": self._messages,
+            "awaited": sorted(self._awaited),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: dict[str, Any], station: Station) -> None:
         """Go on from there."""
+        self._look(station, saved["awaited"])
         self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
         self._bytes[:] = saved["bytes"]
         self._frames, self._messages = saved["frames"], saved["messages"]
 
     def look(self, station: Station) -> None:
-        """Look at the next message that this rank sends each way."""
-        replier = None if station.desk is None else station.desk.replier
-        for way, sender in (("up", station.seat.sender), ("down", replier)):
+        """Look at the next message that this rank sends each way, however many it skips before."""
+        self._look(station, ("up", "down"))
+
+    def _look(self, station: Station, ways: Sequence[str]) -> None:
+        senders = {"up": station.seat.sender, "down": None if station.desk is None else station.desk.replier}
+        for way in ways:
+            sender = senders[way]
             if sender is not None:
                 sender.watch = functools.partial(self._see, way, sender)
+                self._awaited.add(way)
 
     def _see(self, way: str, sender: Sender, draft: Draft) -> None:
         sender.watch = None
+        self._awaited.discard(way)
         with self.ledger.apart():
             remembers = draft.total.y is not None
             if self.closely and way == "up":
