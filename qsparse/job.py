@@ -205,8 +205,10 @@ class Job:
         if self._sight is None:
             return
         station = self.walk.station
-        # A worker that does not wait reports at the end only, and counts by its own steps until then.
-        if t == self.steps or self._is_due(t, note=not self._together and station.works):
+        # A worker that does not wait reports at the end only, and counts by its own steps until then. As
+        # nobody knows how many these will be, its first message is looked at as well.
+        alone = not self._together and station.works
+        if t == self.steps or (alone and t == 1) or self._is_due(t, note=alone):
             self._sight.look(station)
 
     def _watch(self) -> None:
