@@ -94,6 +94,8 @@ def run(
     """
     recorder = Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
     watched = out is not None or watcher is not None
+    # Looking for one is done together, so all ranks must be looking for the same.
+    agree(wire, lambda: (None, {"checkpoints": repr(checkpoints)}))
     found = None if checkpoints is None else find(wire, checkpoints)
 
     def prepare() -> tuple[Job, Mapping[str, Any]]:
@@ -115,7 +117,7 @@ def run(
         warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
         if found is not None:
             job.resume(found)
-        return job, job.fingerprint | {"checkpoints": repr(checkpoints)}
+        return job, job.fingerprint
 
     job = agree(wire, prepare)
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from qsparse.algorithm import Algorithm, Sync, natural_exchange
 from qsparse.checkpoint import Checkpoints, Found, find, read, save, write
-from qsparse.errors import CheckpointError, SettingError
+from qsparse.errors import CheckpointError, DisagreementError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.records import Watcher
 from qsparse.registry import build, names
@@ -101,6 +101,18 @@ def train(
         )
 
     return run_threads(ranks, body, timeout=60)[0]
+
+
+def test_ranks_that_look_for_other_checkpoints_are_told(tmp_path: Path) -> None:
+    """Looking is done together; a rank that does not would leave the others waiting."""
+
+    def body(wire: Wire) -> bool:
+        where = None if wire.rank == 1 else Checkpoints(tmp_path, resume="auto")
+        with pytest.raises(DisagreementError, match="disagree about checkpoints"):
+            run(lambda: Settings(preset("sgd"), steps=3), lambda _: Bowl(wire.rank), wire, checkpoints=where)
+        return True
+
+    assert run_threads(3, body, timeout=30) == [True] * 3
 
 
 def named(out: Path) -> list[str]:
