@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qsparse.kernels.jit import kernel, simd
+from qsparse.kernels.jit import inlined, kernel, simd
 
 _ONE = np.uint64(1)
 #: The lower half of every two bytes, four bytes, eight bytes.
@@ -109,6 +109,20 @@ def unpack_bytes(data, bits, out):
     unpack(data[at:], 0, bits, out[i:])
 
 
+@inlined
+def _folded(word, gap1, gap2):
+    """Four codes of two bytes as one number."""
+    word = (word & _LOW2) | ((word & ~_LOW2) >> gap1)
+    return (word & _LOW4) | ((word & ~_LOW4) >> gap2)
+
+
+@inlined
+def _unfolded(word, keep1, keep2, gap1, gap2):
+    """The four codes of a number, whose other bits do not matter."""
+    word = (word & keep2) | ((word << gap2) & (keep2 << np.uint64(32)))
+    return (word & keep1) | ((word << gap1) & (keep1 << np.uint64(16)))
+
+
 @kernel
 def pack_words(codes, bits, out):
     """Write codes of two bytes, each in 9 to 16 ``bits``, into out of ⌈n·bits/8⌉ bytes: eight at a time.
@@ -121,17 +135,13 @@ def pack_words(codes, bits, out):
     at = 0
     i = 0
     while i + 8 <= n and at + 16 <= out.size:
-        word = simd.get_mask(codes, i)
-        word = (word & _LOW2) | ((word & ~_LOW2) >> gap1)
-        first = (word & _LOW4) | ((word & ~_LOW4) >> gap2)
-        word = simd.get_mask(codes, i + 4)
-        word = (word & _LOW2) | ((word & ~_LOW2) >> gap1)
-        word = (word & _LOW4) | ((word & ~_LOW4) >> gap2)
+        first = _folded(simd.get_mask(codes, i), gap1, gap2)
+        second = _folded(simd.get_mask(codes, i + 4), gap1, gap2)
         if bits < 16:
-            first |= word << whole
-            word >>= np.uint64(64) - whole
+            first |= second << whole
+            second >>= np.uint64(64) - whole
         simd.put_mask(out, at, first)
-        simd.put_mask(out, at + 8, word)
+        simd.put_mask(out, at + 8, second)
         i += 8
         at += bits
     pack(codes[i:], 0, bits, out[at:])
@@ -153,10 +163,8 @@ def unpack_words(data, bits, out):
         second = simd.get_mask(data, at + 8)
         if bits < 16:
             second = (second << (np.uint64(64) - whole)) | (first >> whole)
-        first = (first & keep2) | ((first << gap2) & (keep2 << np.uint64(32)))
-        simd.put_mask(out, i, (first & keep1) | ((first << gap1) & (keep1 << np.uint64(16))))
-        second = (second & keep2) | ((second << gap2) & (keep2 << np.uint64(32)))
-        simd.put_mask(out, i + 4, (second & keep1) | ((second << gap1) & (keep1 << np.uint64(16))))
+        simd.put_mask(out, i, _unfolded(first, keep1, keep2, gap1, gap2))
+        simd.put_mask(out, i + 4, _unfolded(second, keep1, keep2, gap1, gap2))
         i += 8
         at += bits
     unpack(data[at:], 0, bits, out[i:])
