@@ -5,13 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import pty
 import re
-import subprocess
 import sys
-import termios
-import threading
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +14,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from mpirun import Finished, clean_environment, finish, mpi_run, start
+from mpirun import Finished, finish, mpi_run, start
+from terminal import on_terminal
 
 from qsparse.algorithm import natural_exchange
 from qsparse.cli.commands import qsparse
@@ -379,39 +375,17 @@ def quiet(finished: Finished) -> bool:
 
 @pytest.mark.parametrize("mute", [False, True], ids=["loud", "quiet"])
 def test_a_bar_on_a_terminal(tmp_path: Path, mute: bool) -> None:
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 100))
     line = command("--wire", "threads", "--ranks", 2, "--steps", 50, "--out", tmp_path, *["--quiet"] * mute)
-    seen = bytearray()
-
-    def watch() -> None:
-        while True:
-            try:
-                seen.extend(os.read(ours, 4096))
-            except OSError:  # the other end is closed
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        done = subprocess.run(
-            line, env=clean_environment({"TERM": "xterm"}), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=theirs, timeout=60, check=True, text=True,
-        )  # fmt: skip
-    finally:
-        os.close(theirs)
-        watcher.join(5)
-        os.close(ours)
+    printed, shown = on_terminal(line, 100)
     if mute:
-        assert (done.stdout, bytes(seen)) == ("", b"")
+        assert (printed, shown) == ("", "")
         return
-    shown = seen.decode()
     assert "\r" in shown
     assert "50/50" in shown
     assert "loss " in shown
     assert "accuracy 0." in shown
-    assert "step " not in done.stdout
-    assert "test accuracy" in done.stdout
+    assert "step " not in printed
+    assert "test accuracy" in printed
 
 
 # --- algorithms and data ------------------------------------------------------------------------

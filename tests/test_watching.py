@@ -5,12 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
-import pty
-import subprocess
 import sys
-import termios
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from mpirun import clean_environment, mpi_run
+from mpirun import mpi_run
+from terminal import on_terminal
 
 from qsparse import watching
 from qsparse.algorithm import Algorithm
@@ -400,30 +396,9 @@ def test_tensorboard_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest
 
 def test_ranks_that_we_start_show_one_bar_on_our_terminal(tmp_path: Path) -> None:
     """Ranks write into the launcher's pipes, so they are told of the terminal behind it."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 133))
     line = [sys.executable, "-m", "qsparse", "train", "--ranks", "2", "--steps", "50", "--out", str(tmp_path)]
-    seen = bytearray()
-
-    def watch() -> None:
-        while True:
-            try:
-                seen.extend(os.read(ours, 4096))
-            except OSError:  # the other end is closed
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        subprocess.run(
-            line, env=clean_environment({"TERM": "xterm"}), stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=theirs, timeout=60, check=True,
-        )  # fmt: skip
-    finally:
-        os.close(theirs)
-        watcher.join(5)
-        os.close(ours)
-    shown = [part for part in seen.decode().replace("\n", "\r").split("\r") if part.strip()]
+    _, seen = on_terminal(line, 133)
+    shown = [part for part in seen.replace("\n", "\r").split("\r") if part.strip()]
     assert all(part.count("step/s") == 1 for part in shown), shown
     last = [part for part in shown if "50/50" in part]
     assert "accuracy 0." in last[-1]
