@@ -61,7 +61,7 @@ class Problem(Protocol):
     Attributes:
         vector: the model's parameters as one vector, (n,); moved in place.
         gradient_vector: where `gradient` leaves its result, (n,).
-        aside: what is not trained but averaged at meetings (batch statistics); may be empty.
+        aside: what is not trained but averaged where the model is evaluated (batch statistics); may be empty.
         layout: the parameters' layers.
         description: what must be equal on all ranks, e.g. the shapes and checksums of the data.
         steps_per_epoch: steps in which a worker sees its share once.
@@ -166,7 +166,7 @@ class Job:
         problem = self.problem
         oracle = self._oracle()
         for happened in self.walk.steps(
-            self.steps, oracle, problem.batch, problem.gradient_vector, self._look
+            self.steps, oracle, problem.batch, problem.gradient_vector, self._look, self._is_used
         ):
             if isinstance(happened, Answered):
                 self._watch()
@@ -248,6 +248,10 @@ class Job:
         if note:
             self._evaluated = t * evaluations // per_epoch
         return True
+
+    def _is_used(self, t: int) -> bool:
+        """Will the model of the meeting at step t be evaluated?"""
+        return not self._together or self._is_due(t, note=False)
 
     def _epoch(self, t: int) -> float:
         begin, epoch, _ = self._stretches[-1]
@@ -388,7 +392,7 @@ class Job:
         workers = len(settings.exchange.workers(self.wire.size))
         ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
         taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
-        dense = 32 * (problem.vector.size + problem.aside.size) * taken
+        dense = 32 * problem.vector.size * taken
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {

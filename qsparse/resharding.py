@@ -96,7 +96,8 @@ def reshard(
     """What rank ``rank`` of ``size`` goes on from, and how well the sums were kept.
 
     Workers keep their numbers. New ones have no error, the model that all were told last, and the mean of
-    the others' momentum, or of whatever vectors the local step has. Where memories hold what both ends know,
+    the others' momentum, or of whatever vectors the local step has. What is aside (batch statistics) is
+    averaged. Where memories hold what both ends know,
     every worker takes what the coordinator knows, the mean. A coordinator that asks begins to ask anew.
 
     Args:
@@ -151,6 +152,9 @@ def reshard(
         walk["x"] = base["x"] if mine is None else x
     elif mine is not None:
         walk["x"] = walk["phases"][now][0]["local"]["anchor"]
+    if mine is not None:
+        asides = [walks[other]["aside"] for other in old]
+        walk["aside"] = np.mean(asides, axis=0, dtype=np.float64).astype(asides[0].dtype)
     return walk, differences
 
 

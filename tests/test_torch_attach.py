@@ -66,6 +66,11 @@ def flat(model: nn.Module) -> np.ndarray:
     return values
 
 
+def statistics_of(model: nn.Module) -> np.ndarray:
+    values: np.ndarray = torch.cat([model[1].running_mean, model[1].running_var]).numpy().copy()  # type: ignore[index]
+    return values
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, examples: Any) -> None:
     x, y = examples
     optimizer.zero_grad()
@@ -292,7 +297,7 @@ def test_qsparse_is_the_papers_loop(scheduled: bool) -> None:
             np.testing.assert_allclose(model, wanted[t], rtol=0, atol=2e-6)
 
 
-def test_batch_statistics_are_averaged_at_meetings() -> None:
+def test_batch_statistics_are_averaged_at_the_end() -> None:
     R, T, H = 3, 6, 2
 
     def by_hand() -> tuple[np.ndarray, np.ndarray]:
@@ -303,33 +308,36 @@ def test_batch_statistics_are_averaged_at_meetings() -> None:
                 step(models[r], optimizers[r], batch(r, t, torch.float32))
             if (t + 1) % H == 0:
                 with torch.no_grad():
-                    for tensors in zip(*(m.state_dict().values() for m in models), strict=True):
-                        if tensors[0].is_floating_point():
-                            mean = torch.stack(tensors).mean(0)
-                            for tensor in tensors:
-                                tensor.copy_(mean)
-        return flat(models[0]), torch.cat([models[0][1].running_mean, models[0][1].running_var]).numpy()
+                    for tensors in zip(*(m.parameters() for m in models), strict=True):
+                        mean = torch.stack(tensors).mean(0)
+                        for tensor in tensors:
+                            tensor.copy_(mean)
+        return flat(models[0]), sum(map(statistics_of, models)) / R
 
-    def body(wire: Wire) -> tuple[np.ndarray, np.ndarray]:
+    def body(wire: Wire) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         model = normed(1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with attach(model, optimizer, f"local-sgd(H={H})", wire):
+        with attach(model, optimizer, f"local-sgd(H={H})", wire) as attached:
             for t in range(T):
                 step(model, optimizer, batch(wire.rank, t, torch.float32))
-        return flat(model), torch.cat([model[1].running_mean, model[1].running_var]).numpy()
+            own = statistics_of(model)
+        # Each meeting about the model, and one about the statistics; rank 0 hears itself.
+        assert attached.ledger.messages["up"] == T / H + 1
+        return flat(model), statistics_of(model), own
 
     weights, statistics = by_hand()
     results = on_threads(R, body)
-    for ours, theirs in results:
+    for ours, theirs, own in results:
         assert np.array_equal(ours, results[0][0])
         assert np.array_equal(theirs, results[0][1])
+        assert np.abs(own - theirs).max() > 0.01
         np.testing.assert_allclose(ours, weights, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(theirs, statistics, rtol=1e-4, atol=1e-5)
     assert np.abs(statistics - np.repeat([0, 1], 5)).max() > 0.1
 
 
 def test_what_workers_skip_is_said_at_the_end() -> None:
-    """Nobody finds it worth while before `finish`; then the models are averaged, statistics all the while."""
+    """Nobody finds it worth while before `finish`; then the models are averaged, and the statistics."""
     R, T = 3, 6
     algorithm = Algorithm(SGD(0.1), Every(2) & Drift(1e9))
 
@@ -340,8 +348,8 @@ def test_what_workers_skip_is_said_at_the_end() -> None:
             for t in range(T):
                 step(model, optimizer, batch(wire.rank, t, torch.float32))
             own = flat(model)
-        # Three meetings and the last, each about the model and the statistics.
-        assert attached.ledger.messages == {"up": 1 + 4, "down": 8}
+        # Three meetings and the last, and one about the statistics.
+        assert attached.ledger.messages == {"up": 1 + 1, "down": 4 + 1}
         return own, flat(model), attached.ledger.skips
 
     results = on_threads(R, body)
@@ -758,7 +766,7 @@ def test_wires_that_attach_has_made_are_closed() -> None:
                     step(model, optimizer, batch(rank, t, torch.float32))
             assert not mpi._open
             attached.finish()
-            assert attached.ledger.messages["up"] == 2 * 2
+            assert attached.ledger.messages["up"] == 2 + 1
             try:
                 attached.wire.flush()
             except WireError as error:

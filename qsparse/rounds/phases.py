@@ -45,7 +45,7 @@ class Walk:
         x: this rank's model at the common starting point, (n,); moved in place.
         seed: of the run.
         layout: the model's layers.
-        aside: what is not trained but averaged exactly at every meeting; may be empty. Moved in place.
+        aside: what is not trained but averaged exactly at meetings; may be empty. Moved in place.
         order: of arrivals, where workers do not wait.
 
     Attributes:
@@ -73,6 +73,7 @@ class Walk:
         self._anchor = self.aside.copy()
         self._places: dict[Algorithm, list[Station]] = {}
         self._behind = 0  # steps that were taken before a checkpoint
+        self._used: Callable[[int], bool] | None = None
         self._here = self._place(next(algorithm.phases(1))[0])
 
     @property
@@ -105,8 +106,17 @@ class Walk:
         batch: Callable[[int], Any],
         gradient: Vector | None = None,
         begin: Callable[[int], None] | None = None,
+        used: Callable[[int], bool] | None = None,
     ) -> Iterator[Stepped | Answered]:
-        """Take T steps: yields what happens on this rank; see `rounds` and `serve`."""
+        """Take T steps: yields what happens on this rank; see `rounds` and `serve`.
+
+        Args:
+            steps, oracle, batch, gradient, begin: as of `rounds`.
+            used: is the model used after the meeting at step t? Where all meet at once, what is aside is
+                averaged only there and at the end of a phase, because no gradient depends on it; at every
+                meeting unless given. The same answers on all ranks.
+        """
+        self._used = used
         entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
         served = [number for number, (phase, _) in enumerate(phases) if isinstance(phase.meeting, Async)]
@@ -197,11 +207,14 @@ class Walk:
             decompress(payload, vector)
         np.copyto(self._anchor, self.aside)
 
-    def _meet_beside(self, t: int) -> bool:
-        """Meet about what is not trained: report anchor − aside, adopt the mean."""
+    def _meet_beside(self, t: int, last: bool) -> bool:
+        """Meet about what is not trained, where it is time: report anchor − aside, adopt the mean."""
         if len(self._here) == 1:
             return False
         station = self._here[1]
+        waits = not isinstance(station.algorithm.meeting, Async)
+        if waits and not last and self._used is not None and not self._used(t):
+            return False
         model = station.meet(self._anchor - self.aside, t)
         if model is not None:
             np.copyto(self.aside, model)

@@ -334,8 +334,8 @@ class Desk:
 def averaging(algorithm: Algorithm) -> Algorithm:
     """The algorithm that averages exactly what the given one does not train (batch statistics).
 
-    It takes part in every meeting of the given one, so it has no trigger of its own: a trigger that
-    skips would skip statistics that nobody remembers. Nor has it the given one's local step, whose
+    It is told when to meet, so it has no trigger of its own: a trigger that skips would skip statistics
+    that nobody remembers. Nor has it the given one's local step, whose
     weight decay must leave statistics alone: what is averaged is reported as any net update is.
     """
     return Algorithm(local=SGD(1.0), meeting=algorithm.meeting)
@@ -349,7 +349,7 @@ def rounds(
     oracle: Oracle,
     batch: Callable[[int], Any],
     gradient: Vector | None = None,
-    beside: Callable[[int], bool] | None = None,
+    beside: Callable[[int, bool], bool] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, float | None, bool]]:
     """Train: yields (step, loss, whether this rank met) after each step.
@@ -364,8 +364,8 @@ def rounds(
         oracle: gradients of the training loss.
         batch: step t = 1, 2, … → this rank's batch.
         gradient: where the oracle leaves gradients, (n,), if it has a place of its own.
-        beside: called with the step at every meeting, for what is exchanged beside the model; returns
-            whether the coordinator has stopped this rank there.
+        beside: called at every meeting, for what is exchanged beside the model, with the step and whether
+            it is the last; returns whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
     """
     local, pace = station.seat.local, station.pace
@@ -399,6 +399,6 @@ def rounds(
                 local.heard(state, model, station.seat.spoke)
             elif (model := station.meet(report, t, None, over)) is not None:
                 np.copyto(x, model)
-            if beside is not None and beside(t):
+            if beside is not None and beside(t, last):
                 station.stopped = True
         yield t, loss, met

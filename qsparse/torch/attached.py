@@ -50,9 +50,9 @@ def attach(
     All ranks start from rank 0's model, with its frozen parameters and buffers. After each
     ``optimizer.step()`` the algorithm's trigger decides whether the ranks meet: the net update since
     the last meeting is compressed and exchanged, and every rank goes on from the new common model.
-    The optimizer takes the local steps, with whatever learning rates and schedulers it has; batch
-    statistics are averaged at meetings. Call `Attached.finish` (or leave the ``with`` block) before you
-    use the trained model.
+    The optimizer takes the local steps, with whatever learning rates and schedulers it has. Batch
+    statistics stay each rank's own until `Attached.finish` averages them; call it (or leave the ``with``
+    block) before you use the trained model.
 
     Args:
         model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more.
@@ -290,6 +290,8 @@ class Attached:
         # A worker may have skipped the last meeting, and then something is still to be said.
         if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
             self._guarded(functools.partial(self._meet, last=True))
+        if self.steps:
+            self._guarded(self._average_aside)
         self._guarded(self._part)
         self._detach()
         if self._owns:
@@ -346,9 +348,12 @@ class Attached:
     def _meet(self, last: bool = False) -> None:
         self._check_rates()
         self._pace.t = self._pace.clock = self.steps
-        for common in self._common:
-            common.meet(self.steps, last)
+        self._common[0].meet(self.steps, last)
         self._met = self.steps
+
+    def _average_aside(self) -> None:
+        for common in self._common[1:]:
+            common.meet(self.steps)
 
     def _learning_rates(self) -> list[float]:
         return [float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group]
