@@ -73,7 +73,6 @@ class Walk:
         self._anchor = self.aside.copy()
         self._places: dict[Algorithm, list[Station]] = {}
         self._behind = 0  # steps that were taken before a checkpoint
-        self._used: Callable[[int], bool] | None = None
         self._here = self._place(next(algorithm.phases(1))[0])
 
     @property
@@ -116,7 +115,12 @@ class Walk:
                 averaged only there and at the end of a phase, because no gradient depends on it; at every
                 meeting unless given. The same answers on all ranks.
         """
-        self._used = used
+
+        def beside(t: int, last: bool) -> bool:
+            waits = not isinstance(self.station.algorithm.meeting, Async)
+            idle = waits and not last and used is not None and not used(t)
+            return False if idle else self._meet_beside(t)
+
         entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
         served = [number for number, (phase, _) in enumerate(phases) if isinstance(phase.meeting, Async)]
@@ -137,7 +141,7 @@ class Walk:
                 yield from self._serve(meeting, length, last=number == served[-1])
                 continue
             for t, loss, met in rounds(
-                phase, self.station, self.x, left, oracle, batch, gradient, self._meet_beside, begin
+                phase, self.station, self.x, left, oracle, batch, gradient, beside, begin
             ):
                 yield Stepped(t, loss, met, phase)
             if isinstance(meeting, Async):
@@ -207,14 +211,11 @@ class Walk:
             decompress(payload, vector)
         np.copyto(self._anchor, self.aside)
 
-    def _meet_beside(self, t: int, last: bool) -> bool:
-        """Meet about what is not trained, where it is time: report anchor − aside, adopt the mean."""
+    def _meet_beside(self, t: int) -> bool:
+        """Meet about what is not trained: report anchor − aside, adopt the mean."""
         if len(self._here) == 1:
             return False
         station = self._here[1]
-        waits = not isinstance(station.algorithm.meeting, Async)
-        if waits and not last and self._used is not None and not self._used(t):
-            return False
         model = station.meet(self._anchor - self.aside, t)
         if model is not None:
             np.copyto(self.aside, model)
