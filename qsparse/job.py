@@ -160,6 +160,10 @@ class Job:
             "data": problem.description,
         }
 
+    def _given(self) -> dict[str, Any]:
+        """The algorithm before the run had a length, which is another one with other ranks."""
+        return {f"{axis} as given": text for axis, text in self.settings.algorithm.axes().items()}
+
     def train(self) -> dict[str, Any]:
         """All steps; the summary on rank 0."""
         self._begun = time.perf_counter() - self._spent
@@ -268,7 +272,9 @@ class Job:
         assert self.checkpoints is not None
         where = self.checkpoints
         try:
-            save(self.wire, where.folder, self.clock, self._state, self.fingerprint, where.keep)
+            save(
+                self.wire, where.folder, self.clock, self._state, self.fingerprint | self._given(), where.keep
+            )
         except Exception:
             self.told = True
             raise
@@ -297,7 +303,11 @@ class Job:
         Raises:
             CheckpointError: it is of another run, or of one that is over.
         """
-        found.compare(self.fingerprint, free=("ranks", "steps", "straggler"))
+        given = self._given()
+        # With other ranks the same epochs are another number of steps, and schedules go by these.
+        stretched = found.ranks != self.wire.size and self.settings.epochs is not None
+        free = ("ranks", "steps", "straggler", *(self.algorithm.axes() if stretched else given))
+        found.compare(self.fingerprint | given, free)
         if found.step > self.steps:
             raise CheckpointError(
                 f"the checkpoint {found.folder} was made after step {found.step}, and the run has "

@@ -225,6 +225,26 @@ def test_other_ranks_go_on_and_converge(tmp_path: Path, name: str, ranks: int, s
     assert far < 1.5 * whole + 0.3
 
 
+@LEFTOVERS
+def test_a_schedule_goes_by_the_epochs_that_are_left(tmp_path: Path) -> None:
+    """Three ranks take more steps for the same epochs than four, and the learning rate ends where they do."""
+    algorithm = preset("local-sgd(lr=cosine(0.1), H=2)")
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(algorithm, tmp_path, 4, epochs=8, per_epoch=15, watcher=Fault(40))
+    other = preset("local-sgd(lr=cosine(0.2), H=2)")
+    with pytest.raises(CheckpointError, match="local as given is .*peak=0.1.* there and .*peak=0.2.* here"):
+        train(other, tmp_path, 3, epochs=8, per_epoch=20)
+    fault = Fault(60)
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(algorithm, tmp_path, 3, epochs=8, per_epoch=20, watcher=fault)
+    summary = train(algorithm, tmp_path, 3, epochs=8, per_epoch=20)
+    begin = summary["resumed"][0]["step"]
+    assert fault.first == begin > 0
+    assert summary["steps"] == begin + round((8 - begin / 15) * 20) > 8 * 15
+    assert f"steps={summary['steps']})" in summary["algorithm"]["local"]
+    assert [note["ranks"] for note in summary["resumed"]] == [3, 3]
+
+
 def final(out: Path) -> Vector:
     newest = max((out / "checkpoints").iterdir())
     assert newest.name.endswith("-step-120")
