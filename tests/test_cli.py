@@ -14,7 +14,8 @@ from mpirun import finish, mpi_run, start
 
 import qsparse as package
 from qsparse.cli.commands import qsparse
-from qsparse.cli.train import make_settings, train
+from qsparse.cli.settings import make_settings
+from qsparse.cli.train import train
 from qsparse.errors import SettingError
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, kinds, names

@@ -13,7 +13,8 @@ from click.core import ParameterSource
 
 from qsparse.algorithm import check
 from qsparse.cli.ranks import launched
-from qsparse.cli.train import by_name, config_text, load_data, make_settings, settle, train
+from qsparse.cli.settings import make_settings
+from qsparse.cli.train import by_name, config_text, load_data, settle, train
 from qsparse.errors import QsparseError, SettingError
 from qsparse.records import write_whole
 from qsparse.seeds import Seed

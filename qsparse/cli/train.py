@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-import math
 import os
 import sys
 import threading
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from tabulate import tabulate
 
-from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.checkpoint import Checkpoints
-from qsparse.cli.launch import TERMINAL, threads_of_a_rank
+from qsparse.cli.launch import threads_of_a_rank
+from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
+from qsparse.cli.settings import make_settings, preset_name
 from qsparse.errors import SettingError
 from qsparse.kernels import threads
-from qsparse.link import Link
-from qsparse.local import Decaying, Local
 from qsparse.records import Several, Watcher
-from qsparse.registry import build, parameters, spell
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -38,14 +32,6 @@ if TYPE_CHECKING:
 
 #: Options that say where a run happens, not what it is: they are not part of its configuration.
 _ELSEWHERE = ("config", "out", "quiet", "tensorboard", "checkpoint_every", "keep", "resume")
-#: Options that go into a preset under another name.
-_PRESET = {
-    "lr": "lr",
-    "momentum": "momentum",
-    "nesterov": "nesterov",
-    "weight_decay": "weight_decay",
-    "sync_every": "H",
-}
 
 
 def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
@@ -257,10 +243,10 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             Recipe(options["augment"], options["label_smoothing"], options["clip"], options["precision"]),
         )  # fmt: skip
 
-    out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{_preset_name(options)}"
+    out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{preset_name(options)}"
     watcher = Watcher()
     if wire.rank == 0:
-        watcher = _Progress(options["quiet"])
+        watcher = Progress(options["quiet"])
         if options["tensorboard"]:
             from qsparse.torch.board import Board
 
@@ -273,7 +259,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         ),
     )  # fmt: skip
     if summary and not options["quiet"]:
-        click.echo(_table(summary, out))
+        click.echo(table(summary, out))
 
 
 def _choose_length(options: dict[str, Any]) -> None:
@@ -282,135 +268,6 @@ def _choose_length(options: dict[str, Any]) -> None:
     typed = [name for name in ("epochs", "steps") if source(name) is ParameterSource.COMMANDLINE]
     if len(typed) == 1:
         options["steps" if typed == ["epochs"] else "epochs"] = None
-
-
-def make_settings(options: Mapping[str, Any]) -> Settings:
-    """The settings of a run from the options of ``qsparse train``."""
-    epochs, steps = options["epochs"], options["steps"]
-    if epochs is not None and steps is not None:
-        raise SettingError("give either --epochs or --steps")
-    algorithm = _algorithm(options)
-    exchange = options["exchange"]
-    return Settings(
-        algorithm=algorithm,
-        exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
-        epochs=60.0 if epochs is None and steps is None else epochs,
-        steps=steps,
-        seed=options["seed"],
-        evaluations=options["evaluations"],
-        order=None if options["repeat"] is None else _order(options["repeat"]),
-        straggler=None if options["straggler"] is None else _straggler(options["straggler"]),
-    )
-
-
-def _straggler(text: str) -> tuple[int, float]:
-    """The rank and the factor of ``RANK:FACTOR``."""
-    rank, _, factor = text.partition(":")
-    try:
-        return int(rank), float(factor)
-    except ValueError:
-        raise SettingError(f"--straggler must be RANK:FACTOR, such as 2:5, not {text}") from None
-
-
-def _order(path: str) -> tuple[int, ...]:
-    """The ranks of a run's ``arrivals.jsonl``, in order."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return tuple(int(json.loads(line)["rank"]) for line in file)
-    except OSError as error:
-        raise SettingError(f"cannot read --repeat {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise SettingError(f"--repeat {path} is no arrivals.jsonl of a run") from None
-
-
-def _algorithm(options: Mapping[str, Any]) -> Algorithm:
-    name, taken = _preset_name(options), parameters(_preset_name(options), "algorithm")
-    given = {}
-    for option, setting in _PRESET.items():
-        value = options[option]
-        if value is None:
-            continue
-        if setting not in taken:
-            raise SettingError(f"{_flag(option)} does not go with {name}, which has {', '.join(taken)}")
-        if option == "lr":
-            _check_rate(value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
-        given[option] = str(value).lower() if isinstance(value, bool) else str(value)
-    # Options are settings of the preset, beside those in its own brackets.
-    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
-    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
-    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *settings]))})", "algorithm")
-    preset = algorithm
-    for axis in ("local", "trigger", "server", "meeting"):
-        if options[axis] is not None:
-            algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
-    if options["weight_decay_on"] != "all":
-        algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
-    up, down = algorithm.up, algorithm.down
-    if options["compressor"] is not None:
-        up = replace(up, compressor=build(options["compressor"], "compressor"))
-    if options["memory"] is not None:
-        if getattr(up.memory, "reset", ()):
-            raise SettingError(
-                "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
-                "reset, as in 'errorfeedback(reset=[100])', or leave it out"
-            )
-        up = replace(up, memory=build(options["memory"], "memory"))
-    if options["down"] is not None:
-        down = Link(
-            build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory")
-        )
-    elif options["down_memory"] is not None:
-        down = replace(down, memory=build(options["down_memory"], "memory"))
-    _check_effects(options, given, preset)
-    return replace(algorithm, up=up, down=down)
-
-
-def _decaying(local: Local, where: str) -> Local:
-    """The local step with a weight decay of these parameters only."""
-    if not (isinstance(local, Decaying) and local.weight_decay):
-        raise SettingError(
-            f"--weight-decay-on {where} has no effect: {spell(local)} has no weight decay; "
-            "give --weight-decay, or leave it out"
-        )
-    return replace(local, decay_on=where)  # type: ignore[type-var]
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
-def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
-    """Refuse an option that is a setting of a part which another option replaces."""
-    # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "server" if preset.local.reports_afresh else "local"
-    for option in given:
-        axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
-        if options[axis] is not None:
-            flag = "--no-nesterov" if options[option] is False else _flag(option)
-            raise SettingError(
-                f"{flag} has no effect: {_flag(axis)} replaces the part that it is a setting of; write it in "
-                f"{_flag(axis)}, or leave it out"
-            )
-
-
-def _check_rate(text: str) -> None:
-    """Refuse a misspelled schedule as a schedule: among a preset's settings it could be any part."""
-    try:
-        rate = float(text)
-    except ValueError:
-        build(text, "schedule")
-        return
-    if not 0 < rate < math.inf:
-        raise SettingError(
-            f"--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not {text}"
-        )
-
-
-def _preset_name(options: Mapping[str, Any]) -> str:
-    name: str = options["algorithm"].partition("(")[0].strip()
-    return name
 
 
 def load_data(options: Mapping[str, Any]) -> Dataset:
@@ -445,79 +302,3 @@ def config_text(options: Mapping[str, Any], ranks: int) -> str:
         if name not in _ELSEWHERE and value not in (None, ())
     }
     return tomli_w.dumps({**kept, "ranks": ranks})
-
-
-class _Progress(Watcher):
-    """A progress bar on a terminal, be it behind a launcher that told of it; nothing elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar: Any = None
-        self._loss = 0.0
-        self._first = 1
-        self._seen = ""
-
-    def started(self, steps: int) -> None:
-        """Show the bar."""
-        columns = os.environ.get(TERMINAL, "")
-        behind = int(columns) if columns.isdecimal() and not sys.stderr.isatty() else None
-        if not self._quiet and (behind or sys.stderr.isatty()):
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=behind is None, ncols=behind)
-
-    def resumed(self, t: int) -> None:
-        """Begin there."""
-        self._first = t + 1
-        if self._bar is not None:
-            self._bar.update(t)
-
-    def stepped(self, t: int, loss: float | None) -> None:
-        """Move it."""
-        if self._bar is None:
-            return
-        if loss is not None:
-            self._loss = loss if t == self._first else 0.98 * self._loss + 0.02 * loss
-        self._say(refresh=False)
-        self._bar.update()
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Show accuracy and bits so far."""
-        up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
-        self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
-        if self._bar is not None:
-            self._say(refresh=True)
-
-    def _say(self, refresh: bool) -> None:
-        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=refresh)
-
-    def stopped(self) -> None:
-        """Leave the bar as it is."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _table(summary: Mapping[str, Any], out: str) -> str:
-    rows = [
-        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-        ("train loss", f"{summary['train_loss']:.4f}"),
-        (
-            "steps",
-            f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
-        ),
-    ]
-    for way in ("up", "down"):
-        paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
-        gain = f", {dense / paper:,.0f} times fewer than dense" if paper else ""
-        rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
-        rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
-    seconds = summary["seconds"]
-    spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
-    rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
-    for note in summary.get("resumed", []):
-        ranks = f", with {note['ranks']} ranks for {note['from_ranks']}" if "from_ranks" in note else ""
-        off = note.get("memory_difference", 0.0)
-        sums = f", error memories off by {off:.2g}" if off else ""
-        rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
-    rows.append(("written to", out))
-    return str(tabulate(rows, tablefmt="plain"))

@@ -1,0 +1,90 @@
+"""What ``qsparse train`` shows: a bar while it runs, a table at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tabulate import tabulate
+
+from qsparse.cli.launch import TERMINAL
+from qsparse.records import Watcher
+
+
+class Progress(Watcher):
+    """A progress bar on a terminal, be it behind a launcher that told of it; nothing elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._loss = 0.0
+        self._first = 1
+        self._seen = ""
+
+    def started(self, steps: int) -> None:
+        """Show the bar."""
+        columns = os.environ.get(TERMINAL, "")
+        behind = int(columns) if columns.isdecimal() and not sys.stderr.isatty() else None
+        if not self._quiet and (behind or sys.stderr.isatty()):
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=behind is None, ncols=behind)
+
+    def resumed(self, t: int) -> None:
+        """Begin there."""
+        self._first = t + 1
+        if self._bar is not None:
+            self._bar.update(t)
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        """Move it."""
+        if self._bar is None:
+            return
+        if loss is not None:
+            self._loss = loss if t == self._first else 0.98 * self._loss + 0.02 * loss
+        self._say(refresh=False)
+        self._bar.update()
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """Show accuracy and bits so far."""
+        up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
+        self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+        if self._bar is not None:
+            self._say(refresh=True)
+
+    def _say(self, refresh: bool) -> None:
+        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=refresh)
+
+    def stopped(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def table(summary: Mapping[str, Any], out: str) -> str:
+    """What a run came to."""
+    rows = [
+        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("train loss", f"{summary['train_loss']:.4f}"),
+        (
+            "steps",
+            f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
+        ),
+    ]
+    for way in ("up", "down"):
+        paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
+        gain = f", {dense / paper:,.0f} times fewer than dense" if paper else ""
+        rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
+        rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
+    seconds = summary["seconds"]
+    spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
+    rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
+    for note in summary.get("resumed", []):
+        ranks = f", with {note['ranks']} ranks for {note['from_ranks']}" if "from_ranks" in note else ""
+        off = note.get("memory_difference", 0.0)
+        sums = f", error memories off by {off:.2g}" if off else ""
+        rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
+    rows.append(("written to", out))
+    return str(tabulate(rows, tablefmt="plain"))

@@ -1,0 +1,155 @@
+"""Settings of a run from the options of ``qsparse train``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from qsparse.algorithm import Algorithm, natural_exchange
+from qsparse.errors import SettingError
+from qsparse.link import Link
+from qsparse.local import Decaying, Local
+from qsparse.registry import build, parameters, spell
+from qsparse.run import Settings
+
+#: Options that go into a preset under another name.
+_PRESET = {
+    "lr": "lr",
+    "momentum": "momentum",
+    "nesterov": "nesterov",
+    "weight_decay": "weight_decay",
+    "sync_every": "H",
+}
+
+
+def make_settings(options: Mapping[str, Any]) -> Settings:
+    """The settings of a run from the options of ``qsparse train``."""
+    epochs, steps = options["epochs"], options["steps"]
+    if epochs is not None and steps is not None:
+        raise SettingError("give either --epochs or --steps")
+    algorithm = _algorithm(options)
+    exchange = options["exchange"]
+    return Settings(
+        algorithm=algorithm,
+        exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
+        epochs=60.0 if epochs is None and steps is None else epochs,
+        steps=steps,
+        seed=options["seed"],
+        evaluations=options["evaluations"],
+        order=None if options["repeat"] is None else _order(options["repeat"]),
+        straggler=None if options["straggler"] is None else _straggler(options["straggler"]),
+    )
+
+
+def _straggler(text: str) -> tuple[int, float]:
+    """The rank and the factor of ``RANK:FACTOR``."""
+    rank, _, factor = text.partition(":")
+    try:
+        return int(rank), float(factor)
+    except ValueError:
+        raise SettingError(f"--straggler must be RANK:FACTOR, such as 2:5, not {text}") from None
+
+
+def _order(path: str) -> tuple[int, ...]:
+    """The ranks of a run's ``arrivals.jsonl``, in order."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return tuple(int(json.loads(line)["rank"]) for line in file)
+    except OSError as error:
+        raise SettingError(f"cannot read --repeat {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise SettingError(f"--repeat {path} is no arrivals.jsonl of a run") from None
+
+
+def _algorithm(options: Mapping[str, Any]) -> Algorithm:
+    name, taken = preset_name(options), parameters(preset_name(options), "algorithm")
+    given = {}
+    for option, setting in _PRESET.items():
+        value = options[option]
+        if value is None:
+            continue
+        if setting not in taken:
+            raise SettingError(f"{_flag(option)} does not go with {name}, which has {', '.join(taken)}")
+        if option == "lr":
+            _check_rate(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
+        given[option] = str(value).lower() if isinstance(value, bool) else str(value)
+    # Options are settings of the preset, beside those in its own brackets.
+    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
+    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
+    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *settings]))})", "algorithm")
+    preset = algorithm
+    for axis in ("local", "trigger", "server", "meeting"):
+        if options[axis] is not None:
+            algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
+    if options["weight_decay_on"] != "all":
+        algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
+    up, down = algorithm.up, algorithm.down
+    if options["compressor"] is not None:
+        up = replace(up, compressor=build(options["compressor"], "compressor"))
+    if options["memory"] is not None:
+        if getattr(up.memory, "reset", ()):
+            raise SettingError(
+                "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
+                "reset, as in 'errorfeedback(reset=[100])', or leave it out"
+            )
+        up = replace(up, memory=build(options["memory"], "memory"))
+    if options["down"] is not None:
+        down = Link(
+            build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory")
+        )
+    elif options["down_memory"] is not None:
+        down = replace(down, memory=build(options["down_memory"], "memory"))
+    _check_effects(options, given, preset)
+    return replace(algorithm, up=up, down=down)
+
+
+def _decaying(local: Local, where: str) -> Local:
+    """The local step with a weight decay of these parameters only."""
+    if not (isinstance(local, Decaying) and local.weight_decay):
+        raise SettingError(
+            f"--weight-decay-on {where} has no effect: {spell(local)} has no weight decay; "
+            "give --weight-decay, or leave it out"
+        )
+    return replace(local, decay_on=where)  # type: ignore[type-var]
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
+    """Refuse an option that is a setting of a part which another option replaces."""
+    # A preset whose workers report gradients has its step size in the server rule.
+    stepper = "server" if preset.local.reports_afresh else "local"
+    for option in given:
+        axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
+        if options[axis] is not None:
+            flag = "--no-nesterov" if options[option] is False else _flag(option)
+            raise SettingError(
+                f"{flag} has no effect: {_flag(axis)} replaces the part that it is a setting of; write it in "
+                f"{_flag(axis)}, or leave it out"
+            )
+
+
+def _check_rate(text: str) -> None:
+    """Refuse a misspelled schedule as a schedule: among a preset's settings it could be any part."""
+    try:
+        rate = float(text)
+    except ValueError:
+        build(text, "schedule")
+        return
+    if not 0 < rate < math.inf:
+        raise SettingError(
+            f"--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not {text}"
+        )
+
+
+def preset_name(options: Mapping[str, Any]) -> str:
+    """The name in ``--algorithm``."""
+    name: str = options["algorithm"].partition("(")[0].strip()
+    return name
