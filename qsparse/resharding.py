@@ -97,8 +97,8 @@ def reshard(
 
     Workers keep their numbers. New ones have no error, the model that all were told last, and the mean of
     the others' momentum, or of whatever vectors the local step has. What is aside (batch statistics) is
-    averaged. Where memories hold what both ends know,
-    every worker takes what the coordinator knows, the mean. A coordinator that asks begins to ask anew.
+    averaged. Where memories hold what both ends know, every worker takes what the coordinator knows, the
+    mean. A coordinator that asks begins to ask anew.
 
     Args:
         walks: of all ranks before: what `qsparse.rounds.phases.Walk.state` returned.

@@ -335,8 +335,8 @@ def averaging(algorithm: Algorithm) -> Algorithm:
     """The algorithm that averages exactly what the given one does not train (batch statistics).
 
     It is told when to meet, so it has no trigger of its own: a trigger that skips would skip statistics
-    that nobody remembers. Nor has it the given one's local step, whose
-    weight decay must leave statistics alone: what is averaged is reported as any net update is.
+    that nobody remembers. Nor has it the given one's local step, whose weight decay must leave statistics
+    alone: what is averaged is reported as any net update is.
     """
     return Algorithm(local=SGD(1.0), meeting=algorithm.meeting)
 
