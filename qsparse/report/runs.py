@@ -42,6 +42,11 @@ class Run:
         """Where it stands."""
         return self.history[-1]
 
+    @property
+    def rate(self) -> float:
+        """Paper bits up in a step, by all workers."""
+        return float(self.last["paper_bits"]["up"] / self.last["step"])
+
     def reached(self, target: float) -> Line | None:
         """The first evaluation with this accuracy."""
         return next((line for line in self.history if line["test_accuracy"] >= target), None)
@@ -92,7 +97,9 @@ def at(*path: str) -> Reading:
 
 
 def methods(paths: Sequence[Path]) -> list[Method]:
-    """The runs in these folders and the folders within them, by method, in the order in which they come.
+    """The runs in these folders and the folders within them, by method.
+
+    They come in the order of the folders; of those within one, who says most in a step comes first.
 
     Raises:
         SettingError: a folder holds no run, or no run has come to an evaluation.
@@ -100,10 +107,9 @@ def methods(paths: Sequence[Path]) -> list[Method]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     started = 0
-    for folder in _folders(paths):
-        started += 1
-        run = read(folder)
-        if run is not None:
+    for folders in _folders(paths):
+        started += len(folders)
+        for run in sorted(filter(None, map(read, folders)), key=lambda run: -run.rate):
             groups.setdefault(same_method(run.options), []).append(run)
     if not groups:
         raise SettingError(
@@ -113,8 +119,8 @@ def methods(paths: Sequence[Path]) -> list[Method]:
     return [Method(*each) for each in zip(told_apart(list(groups)), groups.values(), strict=True)]
 
 
-def _folders(paths: Sequence[Path]) -> Iterator[Path]:
-    seen = set()
+def _folders(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    seen: set[Path] = set()
     for path in paths:
         if not path.is_dir():
             raise SettingError(f"{path} is no folder: name folders that qsparse train wrote (its --out)")
@@ -124,10 +130,8 @@ def _folders(paths: Sequence[Path]) -> Iterator[Path]:
                 f"{path} has no history.jsonl, nor has a folder in it: name a folder that qsparse train "
                 "wrote (its --out), or one that such folders lie in"
             )
-        for folder in found:
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
-                yield folder
+        yield [folder for folder in found if folder.resolve() not in seen]
+        seen.update(folder.resolve() for folder in found)
 
 
 def read(folder: Path) -> Run | None:
