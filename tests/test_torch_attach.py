@@ -336,6 +336,23 @@ def test_batch_statistics_are_averaged_at_the_end() -> None:
     assert np.abs(statistics - np.repeat([0, 1], 5)).max() > 0.1
 
 
+@pytest.mark.parametrize("steps", [(8, 9), (9, 8), (8, 12), (12, 8), (8, 0), (0, 8)])
+def test_ranks_with_statistics_that_end_at_different_steps(steps: tuple[int, int]) -> None:
+    """What one rank says of its statistics is no answer to a report about the model: an error on both."""
+
+    def body(wire: Wire) -> None:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with (
+            pytest.raises((DisagreementError, RankError), match="the ranks meet at different steps"),
+            attach(model, optimizer, "local-sgd(H=4)", wire),
+        ):
+            for t in range(steps[wire.rank]):
+                step(model, optimizer, batch(wire.rank, t, torch.float32))
+
+    run_threads(2, body, timeout=30)
+
+
 def test_what_workers_skip_is_said_at_the_end() -> None:
     """Nobody finds it worth while before `finish`; then the models are averaged, and the statistics."""
     R, T = 3, 6

@@ -45,7 +45,7 @@ class Run:
     @property
     def rate(self) -> float:
         """Paper bits up in a step, by all workers."""
-        return float(self.last["paper_bits"]["up"] / self.last["step"])
+        return (at("paper_bits", "up")(self.last) or 0.0) / max(int(self.last["step"]), 1)
 
     def reached(self, target: float) -> Line | None:
         """The first evaluation with this accuracy."""
