@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,8 @@ from qsparse.errors import SettingError
 class Watcher:
     """Sees a run on rank 0 as it goes; all methods do nothing here."""
 
-    def started(self, steps: int) -> None:
-        """Training begins."""
-
-    def resumed(self, t: int) -> None:
-        """It goes on after step t."""
+    def started(self, steps: int, after: int = 0) -> None:
+        """Training begins, or goes on after a step; lines that the history has already are told next."""
 
     def stepped(self, t: int, loss: float | None) -> None:
         """A step was taken."""
@@ -39,10 +38,10 @@ class Several(Watcher):
     def __init__(self, *watchers: Watcher) -> None:
         self.watchers = watchers
 
-    def started(self, steps: int) -> None:
+    def started(self, steps: int, after: int = 0) -> None:
         """Tell all of them."""
         for watcher in self.watchers:
-            watcher.started(steps)
+            watcher.started(steps, after)
 
     def stepped(self, t: int, loss: float | None) -> None:
         """Tell all of them."""
@@ -84,23 +83,41 @@ class Recorder:
         except OSError as error:
             raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
 
-    def open(self, steps: int, lines: Mapping[str, int] | None = None) -> None:
+    def open(
+        self, steps: int, after: int = 0, lines: Mapping[str, int] | None = None, source: Path | None = None
+    ) -> None:
         """Make the folder; the summary of an older run there is removed.
 
         Args:
             steps: of the run.
-            lines: where a run goes on, what `lines` has returned before: what was written later goes.
+            after: the step after which it goes on.
+            lines: where it goes on, what `lines` has returned before: what was written later goes.
+            source: the folder of the run that it goes on from; this one's own unless given.
         """
-        self.watcher.started(steps)
+        self.watcher.started(steps, after)
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         lines = lines or {}
         for name in self._lines:
-            self._lines[name] = _shortened(self.out / f"{name}.jsonl", lines.get(name, 0))
+            file = f"{name}.jsonl"
+            if source is not None:
+                _copied((source / file), self.out / file)
+            self._lines[name] = _shortened(self.out / file, lines.get(name, 0))
+            if self._lines[name] < lines.get(name, 0):
+                warnings.warn(
+                    f"{self.out / file} had {lines[name]} lines after step {after}, and "
+                    f"{self._lines[name]} of them are left: what was measured before is missing",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         (self.out / "summary.json").unlink(missing_ok=True)
         for name, text in self.files.items():
             write_whole(self.out / name, text)
+        with (self.out / "history.jsonl").open("a+", encoding="utf-8") as history:
+            history.seek(0)
+            for line in history:
+                self.watcher.evaluated(json.loads(line))
         self._history = (self.out / "history.jsonl").open("a", encoding="utf-8")
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -142,6 +159,13 @@ class Recorder:
             if file is not None:
                 file.close()
         self._history = self._arrivals = None
+
+
+def _copied(source: Path, path: Path) -> None:
+    """Put a file in the place of another, where there is one."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(source, path)
 
 
 def _shortened(path: Path, lines: int) -> int:

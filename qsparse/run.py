@@ -121,9 +121,7 @@ def run(
 
     job = agree(wire, prepare)
     try:
-        recorder.open(job.steps, job.lines)
-        if found is not None:
-            recorder.watcher.resumed(job.clock)
+        recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))
         wire.ledger.on_arrival = recorder.arrived
         summary = job.train()
         recorder.write(summary)
@@ -143,6 +141,13 @@ def _total_steps(settings: Settings, problem: Problem, size: int, found: Found |
     state = found.state(0)
     begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
     return int(begin + max(1, round((settings.epochs - epoch) * problem.steps_per_epoch)))
+
+
+def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:
+    """The folder of the run that this one goes on from, where it is another's."""
+    if found is None or checkpoints is None or found.folder.parent.resolve() == checkpoints.folder.resolve():
+        return None
+    return found.folder.parent.parent
 
 
 def _check_ranks(settings: Settings, size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,8 +180,8 @@ class Fault(Watcher):
         self.first = 0
         self.seen: list[int] = []
 
-    def resumed(self, t: int) -> None:
-        self.first = t
+    def started(self, steps: int, after: int = 0) -> None:
+        self.first = after
 
     def stepped(self, t: int, loss: float | None) -> None:
         self.seen.append(t)
@@ -407,6 +407,42 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=20)
     with pytest.raises(CheckpointError, match=r"steps=20\)\)' there and .*steps=30.*go by the length"):
         train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=30)
+
+
+class Teller(Watcher):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def started(self, steps: int, after: int = 0) -> None:
+        self.told.append((steps, after))
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        self.told.append(record["step"])
+
+
+def test_the_history_goes_on_in_another_folder(tmp_path: Path) -> None:
+    """And whoever watches is told of it."""
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path / "old", steps=20)
+    train(algorithm, tmp_path / "new", steps=33, every=None)  # whose history is none of this run's
+    train(algorithm, tmp_path / "whole", steps=40)
+    watcher = Teller()
+    train(algorithm, tmp_path / "new", steps=40, resume=str(tmp_path / "old"), watcher=watcher)
+    assert history(tmp_path / "new") == history(tmp_path / "whole")
+    # Ranks that are threads have one watcher here, and each begins.
+    steps = [line["step"] for line in history(tmp_path / "whole")]
+    assert list(dict.fromkeys(watcher.told)) == [(40, 20), *steps]
+    assert len(history(tmp_path / "old")) == 4
+
+
+def test_a_history_that_is_gone_is_missed(tmp_path: Path) -> None:
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path, steps=22)
+    (tmp_path / "history.jsonl").unlink()
+    with pytest.warns(RuntimeWarning, match="jsonl had 5 lines after step 22, and 0 of them are left"):
+        train(algorithm, tmp_path, steps=30)
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:

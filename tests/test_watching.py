@@ -26,6 +26,7 @@ from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
+from qsparse.records import Several, Watcher
 from qsparse.registry import build
 from qsparse.rounds.synchronous import Station
 from qsparse.run import Settings, run
@@ -372,6 +373,38 @@ def test_tensorboard_has_the_numbers_of_the_history(tmp_path: Path) -> None:
     assert "tensorboard" not in (tmp_path / "config.toml").read_text()
 
 
+def test_a_run_that_goes_on_has_one_bar_and_all_scalars(tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "qsparse",
+        "train",
+        "--wire",
+        "threads",
+        "--ranks",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    line += ["--evaluations", "3", "--checkpoint-every", "40", "--resume", "auto", "--tensorboard"]
+    on_terminal([*line, "--steps", "40"], 133)
+    _, seen = on_terminal([*line, "--steps", "70"], 133)
+    shown = [part for part in seen.replace("\n", "\r").split("\r") if "step/s" in part]
+    assert "40/70" in shown[0]
+    assert "70/70" in shown[-1]
+    assert any("40/70" in part and "accuracy 0." in part for part in shown)
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in history]
+    assert min(steps) < 40 < max(steps)
+    assert [step for step, _ in scalars(tmp_path / "tb")["accuracy/test"]] == steps
+
+
+def test_whoever_watches_together_is_told_everything() -> None:
+    told = [name for name in vars(Watcher) if not name.startswith("_")]
+    assert set(told) <= set(vars(Several))
+    assert len(told) > 3
+
+
 def test_tensorboard_has_the_staleness_of_workers_that_do_not_wait(tmp_path: Path) -> None:
     history, _ = train(tmp_path, "--ranks", 3, "--steps", 200, *RUNS["asynchronous"], "--tensorboard")
     found = scalars(tmp_path / "tb")
@@ -405,6 +438,13 @@ def test_ranks_that_we_start_show_one_bar_on_our_terminal(tmp_path: Path) -> Non
     bits = json.loads((tmp_path / "summary.json").read_text())["paper_bits"]
     assert f"bits {bits['up']:.3g} up {bits['down']:.3g} down" in last[-1]
     assert len(last[-1]) == 133
+
+
+def test_a_bar_says_no_loss_that_nobody_knows(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "qsparse", "train", "--wire", "threads", "--ranks", "3", "--steps", "150"]
+    _, seen = on_terminal([*line, *RUNS["asynchronous"], "--out", str(tmp_path)], 133)
+    assert "accuracy 0." in seen
+    assert "0.000" not in seen
 
 
 def test_a_job_without_a_terminal_shows_no_bar(tmp_path: Path) -> None:

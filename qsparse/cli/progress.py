@@ -19,43 +19,40 @@ class Progress(Watcher):
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
-        self._loss = 0.0
-        self._first = 1
+        self._loss: float | None = None
         self._seen = ""
 
-    def started(self, steps: int) -> None:
-        """Show the bar."""
+    def started(self, steps: int, after: int = 0) -> None:
+        """Show the bar; steps that were taken before do not count in its speed."""
         columns = os.environ.get(TERMINAL, "")
         behind = int(columns) if columns.isdecimal() and not sys.stderr.isatty() else None
         if not self._quiet and (behind or sys.stderr.isatty()):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, unit="step", dynamic_ncols=behind is None, ncols=behind)
-
-    def resumed(self, t: int) -> None:
-        """Begin there."""
-        self._first = t + 1
-        if self._bar is not None:
-            self._bar.update(t)
+            self._bar = tqdm(
+                total=steps, initial=after, unit="step", dynamic_ncols=behind is None, ncols=behind
+            )
 
     def stepped(self, t: int, loss: float | None) -> None:
         """Move it."""
         if self._bar is None:
             return
         if loss is not None:
-            self._loss = loss if t == self._first else 0.98 * self._loss + 0.02 * loss
+            self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
         self._say(refresh=False)
         self._bar.update()
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Show accuracy and bits so far."""
         up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
-        self._seen = f", accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+        self._seen = f"accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
         if self._bar is not None:
             self._say(refresh=True)
 
     def _say(self, refresh: bool) -> None:
-        self._bar.set_postfix_str(f"loss {self._loss:.3f}{self._seen}", refresh=refresh)
+        # Who coordinates workers that do not wait hears of no loss.
+        loss = "" if self._loss is None else f"loss {self._loss:.3f}"
+        self._bar.set_postfix_str(", ".join(filter(None, [loss, self._seen])), refresh=refresh)
 
     def stopped(self) -> None:
         """Leave the bar as it is."""
@@ -75,7 +72,9 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     ]
     for way in ("up", "down"):
         paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
-        gain = f", {dense / paper:,.0f} times fewer than dense" if paper else ""
+        gain = (
+            f", {dense / paper:,.{0 if dense >= 100 * paper else 2}f} times fewer than dense" if paper else ""
+        )
         rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
         rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
     seconds = summary["seconds"]

@@ -11,7 +11,9 @@ from qsparse.records import Watcher
 
 
 class Board(Watcher):
-    """Writes each evaluation of a run as scalars over its steps; those of an older run there are removed.
+    """Writes each evaluation of a run as scalars over its steps.
+
+    What lies there already is removed: a run that goes on tells what it has evaluated before.
 
     Args:
         folder: where; made if missing.
@@ -31,7 +33,7 @@ class Board(Watcher):
         self._make, self._folder = SummaryWriter, folder
         self._writer: Any = None
 
-    def started(self, steps: int) -> None:
+    def started(self, steps: int, after: int = 0) -> None:
         """Begin a file of events."""
         for old in self._folder.glob("events.out.tfevents.*"):
             old.unlink()
