@@ -20,25 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange import AllGather
 from qsparse.payload import Payload, Way
+from qsparse.statefile import read, sync, write
 from qsparse.types import State
 from qsparse.wire.base import Wire
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
 _WHOLE: Final = re.compile(r"(\d{6,})-step-(\d+)")
+#: Of a setting: as it was given, before the run had a length.
+GIVEN: Final = " as given"
 #: A checkpoint that is being written, or removed.
 _UNDER_WAY: Final = re.compile(rf"\.{_WHOLE.pattern}\.(part|gone)")
-
-#: Types of safetensors that NumPy has.
-_TYPES: Final = {
-    "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
-    "I64": "<i8", "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,10 @@ class Found:
             for name in sorted((theirs.keys() | ours.keys()) - set(free))
             if theirs.get(name) != ours.get(name)
         ]
-        if wrong and theirs.get("steps") != ours.get("steps"):
+        axes = {name.removesuffix(GIVEN) for name in theirs if name.endswith(GIVEN)} - set(free)
+        if any(
+            theirs[axis] != ours.get(axis) and theirs[axis + GIVEN] == ours.get(axis + GIVEN) for axis in axes
+        ):
             wrong.append("schedules without a length of their own go by the length of the run")
         if wrong:
             raise CheckpointError(
@@ -115,97 +113,6 @@ class Found:
 def file_of(rank: int) -> str:
     """The name of a rank's file."""
     return f"rank-{rank:04d}.safetensors"
-
-
-# --- one rank's file ----------------------------------------------------------------------------------
-
-
-def write(path: Path, state: State) -> None:
-    """Write what a rank remembers, and wait until it is on the disk.
-
-    Arrays become tensors under the names of the ways to them; everything else is JSON, under ``state`` in the
-    metadata of the file.
-
-    Raises:
-        CheckpointError: something in it is no array, number, text, list or dictionary of such.
-        OSError: it could not be written.
-    """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            'checkpoints need the package safetensors: pip install "qsparse[train]"'
-        ) from None
-    arrays: dict[str, Any] = {}
-    text = json.dumps(_packed(state, "", arrays))
-    try:
-        save_file(arrays, path, {"state": text})
-    except SafetensorError as error:
-        # It has the number of the system's error in its text only.
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-    _sync(path)
-
-
-def read(path: Path) -> State:
-    """What `write` has written; arrays are maps of the file, not to be written to."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        start = file.tell()
-    text = header.pop("__metadata__")["state"]
-    # Nothing can be mapped of a file without arrays.
-    some = path.stat().st_size > start
-    data = np.asarray(np.memmap(path, np.uint8, "r", start)) if some else np.empty(0, np.uint8)
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        arrays[name] = data[begin:end].view(_TYPES[entry["dtype"]]).reshape(entry["shape"])
-    state: State = _unpacked(json.loads(text), arrays)
-    return state
-
-
-def _packed(value: Any, way: str, arrays: dict[str, Any]) -> Any:
-    """JSON with references to arrays, which are collected; what JSON lacks is marked with an @."""
-    if isinstance(value, np.ndarray | np.generic):
-        name = way
-        while name in arrays:
-            name += "'"
-        arrays[name] = np.asarray(value, order="C")
-        return {"@scalar" if isinstance(value, np.generic) else "@array": name}
-    if isinstance(value, dict):
-        if all(isinstance(key, str) and not key.startswith("@") for key in value):
-            return {key: _packed(each, f"{way}/{key}".lstrip("/"), arrays) for key, each in value.items()}
-        return {"@pairs": [[key, _packed(each, f"{way}/{key}", arrays)] for key, each in value.items()]}
-    if isinstance(value, list | tuple):
-        packed = [_packed(each, f"{way}/{i}", arrays) for i, each in enumerate(value)]
-        return packed if isinstance(value, list) else {"@tuple": packed}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise CheckpointError(
-        f"{way} is a {type(value).__name__}, which cannot be saved: a part's state is arrays, numbers, text, "
-        "and lists and dictionaries of them"
-    )
-
-
-def _unpacked(value: Any, arrays: Mapping[str, Any]) -> Any:
-    if isinstance(value, list):
-        return [_unpacked(each, arrays) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        match next(iter(value.items())):
-            case "@array", name:
-                return arrays[name]
-            case "@scalar", name:
-                return arrays[name][()]
-            case "@tuple", items:
-                return tuple(_unpacked(items, arrays))
-            case "@pairs", items:
-                return {key: _unpacked(each, arrays) for key, each in items}
-    return {key: _unpacked(each, arrays) for key, each in value.items()}
 
 
 # --- all ranks together -------------------------------------------------------------------------------
@@ -233,6 +140,30 @@ def save(
         CheckpointError: this rank could not write its share; RankError on the other ranks. The checkpoints
             before it are as they were.
     """
+
+    def write_own(part: Path) -> dict[str, Any]:
+        path = part / file_of(wire.rank)
+        write(path, make())
+        return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+
+    def finish(part: Path, entries: list[Any]) -> None:
+        files = {file_of(rank): entry for rank, entry in enumerate(entries)}
+        manifest = {
+            "format": FORMAT, "step": step, "ranks": wire.size, "settings": settings, "files": files,
+        }  # fmt: skip
+        _finish(part, manifest, keep)
+
+    _together(wire, folder, step, write_own, finish)
+
+
+def _together(
+    wire: Wire,
+    folder: Path,
+    step: int,
+    write: Callable[[Path], Any],
+    finish: Callable[[Path, list[Any]], Any],
+) -> None:
+    """Rank 0 makes a folder, all write in it, and rank 0 does the rest with what they return."""
     part = folder
 
     def told(make: Callable[[], Any]) -> list[Any]:
@@ -242,28 +173,34 @@ def save(
 
         return everybodys(wire, guarded, step)
 
-    def write_own() -> dict[str, Any]:
+    def write_own() -> Any:
         if not part.is_dir():
             raise CheckpointError(
                 f"rank {wire.rank} does not see {part}, which rank 0 has just made: checkpoints need a "
                 "folder that the machines of all ranks share"
             )
-        path = part / file_of(wire.rank)
-        write(path, make())
-        return {"bytes": path.stat().st_size, "blake2b": _digest(path)}
+        return write(part)
 
     try:
         part = folder / told(lambda: _begin(folder, step) if wire.rank == 0 else None)[0]
-        files = {file_of(rank): entry for rank, entry in enumerate(told(write_own))}
-        manifest = {
-            "format": FORMAT, "step": step, "ranks": wire.size, "settings": settings, "files": files,
-        }  # fmt: skip
-        told(lambda: _finish(part, manifest, keep) if wire.rank == 0 else None)
+        entries = told(write_own)
+        told(lambda: finish(part, entries) if wire.rank == 0 else None)
     except BaseException:
         # All have spoken, so nobody writes there any more.
         if wire.rank == 0 and part != folder:
             shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def try_out(wire: Wire, folder: Path) -> None:
+    """See that all ranks can write checkpoints to a folder, before there is anything to lose; collective.
+
+    Raises:
+        CheckpointError: this rank cannot; RankError on the other ranks.
+    """
+    _together(
+        wire, folder, 0, lambda part: (part / file_of(wire.rank)).touch(), lambda part, _: shutil.rmtree(part)
+    )
 
 
 def find(wire: Wire, where: Checkpoints) -> Found | None:
@@ -272,7 +209,8 @@ def find(wire: Wire, where: Checkpoints) -> Found | None:
     A newer one that is damaged is named in a warning.
 
     Raises:
-        CheckpointError: there is none where a path says that there is one; RankError on the other ranks.
+        CheckpointError: there is none where a path says that there is one, or none of those that are there is
+            whole: starting afresh would remove them, one by one. RankError on the other ranks.
     """
     if where.resume == "none":
         return None
@@ -286,11 +224,18 @@ def find(wire: Wire, where: Checkpoints) -> Found | None:
             found = Found(path, _manifest(path))
             break
         passed.append(f"{path} {flaw}")
-    if found is None and passed and where.resume != "auto":
-        raise CheckpointError(f"no checkpoint of {where.resume} is whole: {'; '.join(passed)}")
+    if passed and found is None:
+        looked = where.folder if where.resume == "auto" else where.resume
+        raise CheckpointError(
+            f"no checkpoint of {looked} is whole: {'; '.join(passed)}; make one readable, or move them away "
+            "and start afresh"
+        )
     if passed and wire.rank == 0:
-        instead = f"going on from {found.folder}" if found else "no other is there, so the run starts afresh"
-        warnings.warn(f"damaged checkpoint: {'; '.join(passed)}; {instead}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"damaged checkpoint: {'; '.join(passed)}; going on from {found and found.folder}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return found
 
 
@@ -316,7 +261,9 @@ def _begin(folder: Path, step: int) -> str:
     for path in folder.iterdir():
         if _UNDER_WAY.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-    number = 1 + max((_number(path) for path in _named(folder)), default=0)
+    # What cannot be removed, as a dead machine has it open, keeps its name.
+    taken = [path.name.lstrip(".") for path in folder.iterdir()]
+    number = 1 + max((int(found[1]) for name in taken if (found := _WHOLE.match(name))), default=0)
     part = folder / f".{number:06d}-step-{step}.part"
     part.mkdir()
     return part.name
@@ -329,9 +276,9 @@ def _finish(part: Path, manifest: dict[str, Any], keep: int) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    _sync(part)
+    sync(part)
     part.rename(part.with_name(part.name.removeprefix(".").removesuffix(".part")))
-    _sync(part.parent)
+    sync(part.parent)
     for old in _named(part.parent)[keep:]:
         # Under another name first: a checkpoint that is half removed must not look like a damaged one.
         gone = old.with_name(f".{old.name}.gone")
@@ -345,7 +292,7 @@ def _candidates(where: Checkpoints) -> list[Path]:
     if where.resume == "auto":
         return _named(where.folder)
     path = Path(where.resume)
-    if (path / MANIFEST).exists():
+    if (path / MANIFEST).exists() or (path.is_dir() and _WHOLE.fullmatch(path.name)):
         return [path]
     for folder in (path, path / where.folder.name):
         if named := _named(folder):
@@ -394,7 +341,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest.pop("blake2b") != _digest_of(manifest):
             raise ValueError
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"is damaged: {MANIFEST} does not match its checksum") from None
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"has format {manifest['format']}, and this version reads {FORMAT}")
@@ -409,15 +356,6 @@ def _digest_of(manifest: Mapping[str, Any]) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import qsparse
 from qsparse import watching
 from qsparse.algorithm import Algorithm, Async, Sync
-from qsparse.checkpoint import Checkpoints, Found, save
+from qsparse.checkpoint import GIVEN, Checkpoints, Found, save
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
@@ -162,7 +162,7 @@ class Job:
 
     def _given(self) -> dict[str, Any]:
         """The algorithm before the run had a length, which is another one with other ranks."""
-        return {f"{axis} as given": text for axis, text in self.settings.algorithm.axes().items()}
+        return {f"{axis}{GIVEN}": text for axis, text in self.settings.algorithm.axes().items()}
 
     def train(self) -> dict[str, Any]:
         """All steps; the summary on rank 0."""

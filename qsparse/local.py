@@ -96,6 +96,10 @@ class Local(ABC):
         """How much news the report is, in the square of its units; None: as much as is sent."""
         return None
 
+    def afresh(self, state: State) -> State:
+        """What it goes on from where the coordinator knows another vector than what this worker said last."""
+        return state
+
     def enter(self, state: State, model: Vector) -> None:
         """A phase begins again, at a model that all ranks have."""
         self.adopt(state, model)
@@ -386,6 +390,10 @@ class LASG(Local):
     def news(self, state: State) -> float | None:
         """By the rule."""
         return float(state["news"])
+
+    def afresh(self, state: State) -> State:
+        """Everything is news again."""
+        return {**state, "news": np.inf}
 
     def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
         """After an upload: where, or what, it was."""

@@ -166,6 +166,8 @@ def _worker(part: Algorithm, workers: Sequence[State], desk: State, mine: int) -
         local = base["local"] if mine < len(workers) else _mean([each["local"] for each in workers])
         # Who was not asked is told the model now, as it will be asked.
         told = {"anchor": part.server.model(desk["server"])} if part.trigger.asks else {}
+        if part.up.memory.repeats:  # whose contents are other ones now
+            local = part.local.afresh(local)
         state["local"] = {**local, **told}
     return state
 

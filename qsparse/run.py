@@ -10,7 +10,7 @@ from typing import Any
 
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, Async, check
-from qsparse.checkpoint import Checkpoints, Found, find
+from qsparse.checkpoint import Checkpoints, Found, find, try_out
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.job import Job, Problem, Score
@@ -120,6 +120,8 @@ def run(
         return job, job.fingerprint
 
     job = agree(wire, prepare)
+    if checkpoints is not None and checkpoints.every:
+        try_out(wire, checkpoints.folder)
     try:
         recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))
         wire.ledger.on_arrival = recorder.arrived
@@ -140,7 +142,7 @@ def _total_steps(settings: Settings, problem: Problem, size: int, found: Found |
         return settings.total_steps(problem.steps_per_epoch)
     state = found.state(0)
     begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
-    return int(begin + max(1, round((settings.epochs - epoch) * problem.steps_per_epoch)))
+    return int(begin + round((settings.epochs - epoch) * problem.steps_per_epoch))
 
 
 def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ import numpy as np
 import pytest
 
 from qsparse.algorithm import Algorithm, Sync, natural_exchange
-from qsparse.checkpoint import Checkpoints, Found, find, read, save, write
+from qsparse.checkpoint import Checkpoints, Found, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.records import Watcher
 from qsparse.registry import build, names
 from qsparse.run import Score, Settings, run
+from qsparse.statefile import read, write
 from qsparse.types import Layer, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -165,6 +167,12 @@ RUNS: dict[str, tuple[Algorithm, Exchange | None]] = {
         None,
     ),
     "warm-up": (replace(preset("topk-sgd(lr=0.1)"), prelude=replace(preset("sgd(lr=0.1)"), length=11)), None),
+    "warm-up, then skips": (
+        replace(
+            preset("local-sgd(lr=0.1)", trigger="drift(0.8)"), prelude=replace(preset("sgd"), length=11)
+        ),
+        None,
+    ),
     "in a circle": (
         replace(preset("topk-sgd(lr=0.1)"), prelude=replace(preset("laq(lr=0.1)"), length=5), length=4),
         None,
@@ -330,16 +338,16 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, kind: str) -> None:
     assert found is not None
     assert (found.folder.name, found.step) == ("000002-step-2", 2)
     assert found.state(1)["x"].tolist() == [3] * 9
-    if kind != "no manifest":
-        with pytest.raises(CheckpointError, match=f"no checkpoint of .* is whole: .*{reason}"):
-            seek(tmp_path, 2, str(newest))
+    with pytest.raises(CheckpointError, match=f"no checkpoint of .* is whole: .*{reason}"):
+        seek(tmp_path, 2, str(newest))
     # Another number of ranks needs all files.
     with pytest.warns(RuntimeWarning, match=reason):
         seek(tmp_path, 3)
     for name in ("000001-step-1", "000002-step-2"):
         damage(tmp_path / name)
-    with pytest.warns(RuntimeWarning, match="no other is there, so the run starts afresh"):
-        assert seek(tmp_path, 2) is None
+    # A run that started afresh would remove them, and the disk of one rank may only be away.
+    with pytest.raises(CheckpointError, match=f"no checkpoint of {tmp_path} is whole: .*{reason}.*move them"):
+        seek(tmp_path, 2)
 
 
 def test_where_checkpoints_are_looked_for(tmp_path: Path) -> None:
@@ -366,6 +374,28 @@ def test_only_whole_checkpoints_bear_a_name(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".git", "000004-step-4", "000005-step-5", "notes",
     ]  # fmt: skip
+    # Others than their owner can go on from them.
+    for file in (tmp_path / "000005-step-5").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o644, file
+
+
+def test_what_cannot_be_removed_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that died may have files open, which a file system of the network keeps."""
+    (tmp_path / ".000001-step-5.part").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
+        run_threads(1, lambda wire: leave(wire, tmp_path, 5))
+    assert seek(tmp_path, 1).folder.name == "000002-step-5"  # type: ignore[union-attr]
+
+
+@LEFTOVERS
+def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    watcher = Fault(1)
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 0 to .*checkpoints: "):
+        train(preset("sgd"), tmp_path, resume="none", watcher=watcher)
+    assert not watcher.seen
+    assert not (tmp_path / "history.jsonl").exists()
 
 
 @LEFTOVERS
@@ -403,6 +433,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=20, seed=1)
     with pytest.raises(CheckpointError, match="made after step 20, and the run has 19: give it more"):
         train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=19)
+    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here; go on"):
+        train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=30, seed=1)
     # A schedule that is as long as the run is another schedule in a longer one.
     train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=20)
     with pytest.raises(CheckpointError, match=r"steps=20\)\)' there and .*steps=30.*go by the length"):

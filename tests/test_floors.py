@@ -19,7 +19,7 @@ FLOORS = (
     ("link", "exchange"),
     ("algorithm", "agreement"),
     ("rounds",),
-    ("presets", "allreduce", "tuning", "records", "warming", "watching", "resharding"),
+    ("presets", "allreduce", "tuning", "records", "warming", "watching", "resharding", "statefile"),
     ("run", "job", "checkpoint"),
     ("torch", "testing", "report"),
     ("reproduce", "bench", "sweep"),

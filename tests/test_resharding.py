@@ -15,13 +15,14 @@ from click.testing import CliRunner
 from test_checkpoint import LEFTOVERS, RUNS, Bowl, Fault, N, preset, train
 
 from qsparse.algorithm import Algorithm, natural_exchange
-from qsparse.checkpoint import Found
+from qsparse.checkpoint import Found, file_of
 from qsparse.cli.commands import qsparse
 from qsparse.errors import CheckpointError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback
 from qsparse.resharding import difference, distilled, reshard, shared
+from qsparse.statefile import read
 from qsparse.types import State, Vector
 
 # --- sums without rounding ------------------------------------------------------------------------------
@@ -269,6 +270,28 @@ def test_epochs_are_those_of_the_ranks(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [*range(5, 50, 5), *range(59, 150, 10), 151]
     assert [note["ranks"] for note in summary["resumed"]] == [2, 2]
+
+
+def test_a_run_that_is_over_is_over_for_others_too(tmp_path: Path) -> None:
+    algorithm = preset("topk-sgd(lr=0.1)")
+    over = train(algorithm, tmp_path, 3, epochs=4)
+    again = train(algorithm, tmp_path, 2, epochs=4)
+    assert again["steps"] == over["steps"] == 40
+    assert again["model_sha256"] == over["model_sha256"]
+    with pytest.raises(CheckpointError, match="made after step 40, and the run has 20: give it more"):
+        train(algorithm, tmp_path, 2, epochs=2)
+
+
+def test_everything_is_news_where_the_coordinator_knows_something_else(tmp_path: Path) -> None:
+    algorithm = preset("lasg-wk2(lr=0.05)")
+    train(algorithm, tmp_path, 3, steps=20)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*-step-20")
+    walks = [read(checkpoint / file_of(rank))["walk"] for rank in range(3)]
+    assert all(np.isfinite(walk["phases"]["main"][0]["local"]["news"]) for walk in walks)
+    for rank in range(2):
+        walk, _ = reshard(walks, algorithm, natural_exchange(algorithm), rank, 2)
+        assert walk["phases"]["main"][0]["local"]["news"] == np.inf
+    assert train(algorithm, tmp_path, 2, steps=30)["steps"] == 30
 
 
 @dataclass(frozen=True)

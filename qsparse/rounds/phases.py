@@ -179,6 +179,7 @@ class Walk:
             rows = saved["phases"].get(name, [])
             for number, row in enumerate(rows):
                 restore(self._place(phase)[number], row, self._vectors[number], gradient)
+        self._here = self._place(dict(self._rows())[saved["phase"]])
 
     def _rows(self) -> list[tuple[str, Algorithm]]:
         rows = [("main", self.algorithm), ("prelude", self.algorithm.prelude)]
