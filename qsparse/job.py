@@ -9,6 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 import qsparse
 from qsparse import watching
@@ -102,7 +103,9 @@ class Job:
         self.wire, self.steps, self.recorder = wire, steps, recorder
         self.checkpoints = checkpoints
         self._begun = self._spent = 0.0
-        self._losses = np.zeros(2)  # sum and number since the last report
+        self._losses = np.zeros(2)  # sum and number since the last report, or the last epoch
+        #: Those of the last whole epoch, of a worker that reports at the end only.
+        self._whole: npt.NDArray[np.float64] | None = None
         self._evaluated = self._watched = 0
         self._record: dict[str, Any] = {}
         self._reported = 0  # the step of the last report
@@ -182,8 +185,8 @@ class Job:
                 self.recorder.watcher.stepped(t, happened.loss)
                 if happened.met and (self._is_due(t) or t == self.steps):
                     self._record = self._report(t)
-            elif t % problem.steps_per_epoch == 0 and t < self.steps:
-                self._losses[:] = 0  # the loss that is reported is the last epoch's
+            elif t % problem.steps_per_epoch == 0:
+                self._whole, self._losses = self._losses, np.zeros(2)
             if happened.met and isinstance(happened.phase.meeting, Sync) and self._is_checkpoint_due():
                 self._save()
         if self._reported != self.steps:
@@ -347,7 +350,8 @@ class Job:
         """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
         seconds = time.perf_counter() - self._begun
         self._reported = t
-        mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": self._losses.tolist()}
+        losses = self._losses if self._whole is None else self._whole
+        mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": losses.tolist()}
         self._losses[:] = 0
         if self._sight is not None:
             mine["seen"] = self._sight.report()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mpirun import mpi_run
+from test_checkpoint import Bowl
 
 from qsparse.algorithm import Algorithm, Async, Sync, check
 from qsparse.cli.commands import qsparse
@@ -24,9 +25,11 @@ from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.synchronous import Pace, Station, rounds
+from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.server import Descend
 from qsparse.triggers import Every, RandomGap
+from qsparse.types import Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -321,6 +324,22 @@ def test_the_clock_is_at_the_step_of_who_reports() -> None:
     assert asked[-1] == 20
     assert asked == sorted(asked)
     assert set(asked) == set(range(1, 21))
+
+
+class Counting(Bowl):
+    """Its loss is the step."""
+
+    def gradient(self, x: Vector, batch: int | None, out: Vector) -> float:
+        super().gradient(x, batch, out)
+        return float(batch or 0)
+
+
+@pytest.mark.parametrize(("steps", "loss"), [(20, 15.5), (25, 15.5), (7, 4.0)])
+def test_the_loss_is_that_of_the_last_whole_epoch(steps: int, loss: float) -> None:
+    """Of ten steps; a run without one has the loss of what there is."""
+    settings = Settings(build("qsparse-local-sgd-async(H=1)", "algorithm"), SERVER, steps=steps)
+    summary, _ = run_threads(2, lambda wire: run(lambda: settings, lambda _: Counting(wire.rank), wire))
+    assert summary["train_loss"] == loss
 
 
 def test_refusals() -> None:

@@ -168,9 +168,7 @@ RUNS: dict[str, tuple[Algorithm, Exchange | None]] = {
     ),
     "warm-up": (replace(preset("topk-sgd(lr=0.1)"), prelude=replace(preset("sgd(lr=0.1)"), length=11)), None),
     "warm-up, then skips": (
-        replace(
-            preset("local-sgd(lr=0.1)", trigger="drift(0.8)"), prelude=replace(preset("sgd"), length=11)
-        ),
+        replace(preset("local-sgd(lr=0.1)", trigger="drift(0.8)"), prelude=replace(preset("sgd"), length=11)),
         None,
     ),
     "in a circle": (
