@@ -160,6 +160,7 @@ def same_step(payloads: list[Payload]) -> list[Payload]:
     steps = {payload.origin: payload.step for payload in payloads}
     if len(set(steps.values())) > 1:
         raise DisagreementError(
-            f"the ranks meet at different steps (rank: step) {steps}: give every rank the same trigger"
+            f"the ranks meet at different steps (rank: step) {steps}: give every rank the same trigger, and "
+            "let all take as many steps"
         )
     return payloads
