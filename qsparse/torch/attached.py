@@ -225,6 +225,7 @@ class Attached:
 
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
+        self.flat.check()
         main, beside = self._common[0], self._common[-1]
         aside = beside is not main
         stations = [common.state() for common in self._common]
@@ -319,6 +320,7 @@ class Attached:
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
+            self.flat.check()
             act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)

@@ -75,20 +75,23 @@ class FlatModel:
         self.slopes = torch.zeros(sum(sizes), dtype=dtype, device=device)
         layers, start = [], 0
         self._views = []
+        self._places: dict[str, tuple[int, torch.Size]] = {}
         with torch.no_grad():
             for (name, p), size in zip(named, sizes, strict=True):
                 stretch = slice(start, start + size)
                 self.values[stretch].copy_(p.detach().reshape(-1))
                 p.data = self.values[stretch].view(p.shape)
+                self._places[name] = p.data_ptr(), p.shape
                 self._views.append(self.slopes[stretch].view(p.shape))
                 layers.append(Layer(name, start, start + size, p.dim()))
                 start += size
             self.beside = torch.empty(sum(b.numel() for _, b in buffers), dtype=dtype, device=device)
             start = 0
-            for _, b in buffers:
+            for name, b in buffers:
                 stretch = slice(start, start + b.numel())
                 self.beside[stretch].copy_(b.reshape(-1))
                 b.data = self.beside[stretch].view(b.shape)
+                self._places[name] = b.data_ptr(), b.shape
                 start += b.numel()
         self.layout: Layout = tuple(layers)
         self.zero_grad()
@@ -114,6 +117,37 @@ class FlatModel:
         for p, view in zip(self._parameters, self._views, strict=True):
             if p.grad is not view:
                 p.grad = view
+
+    def check(self) -> None:
+        """Refuse a model that has left the vectors, because whoever moves them would not move it.
+
+        Addresses are compared and no values, which takes a millisecond for a ResNet-50.
+
+        Raises:
+            SettingError: a parameter or a buffer that has left its vector, or a parameter in no vector that
+                needs a gradient; with its name, and what to do.
+        """
+        for name, p in self.model.named_parameters():
+            if name in self._places:
+                self._stay("parameter", name, p)
+            elif p.requires_grad:
+                raise SettingError(
+                    f"parameter {name!r} needs a gradient and is not exchanged, because when the model was "
+                    "attached it was frozen or not there: finish() before you let it need one, and "
+                    "attach the model anew"
+                )
+        for name, b in self.model.named_buffers():
+            if name in self._places:
+                self._stay("buffer", name, b)
+
+    def _stay(self, kind: str, name: str, tensor: torch.Tensor) -> None:
+        if (tensor.data_ptr(), tensor.shape) != self._places[name] or not tensor.is_contiguous():
+            raise SettingError(
+                f"{kind} {name!r} has got other memory than that which is exchanged, as by model.cuda(), "
+                ".to(memory_format=...), load_state_dict(assign=True), flatten_parameters() of an LSTM on a "
+                "GPU, or by setting .data: do this before the model is attached, and change tensors in place "
+                "from then on (copy_)"
+            )
 
     def covers(self, parameters: list[Any]) -> bool:
         """Are these exactly the model's trained parameters?"""
