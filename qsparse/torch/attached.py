@@ -12,28 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-import qsparse
 from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, Async, check, refuse_if_inhomogeneous
+from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, Found, find, save
-from qsparse.errors import CompositionError, DisagreementError, SettingError, WireError
-from qsparse.exchange import Exchange, ParameterServer
-from qsparse.local import SGD
+from qsparse.errors import DisagreementError, SettingError, WireError
+from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
-from qsparse.payload import Payload, Way, raw
-from qsparse.registry import build, spell
+from qsparse.payload import Payload, Way
 from qsparse.resharding import merged, reshard
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.device import Common, on_host
-from qsparse.torch.flat import FlatModel
 from qsparse.torch.saving import mean, plain, tensors
+from qsparse.torch.start import adopt_from_rank_0, prepare
 from qsparse.types import Layout, State
-from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
-
-#: The local step of presets whose step size nobody set.
-_UNSET = SGD(0.1)
 
 
 def attach(
@@ -101,46 +94,9 @@ class Attached:
         self._optimizer = optimizer
         self._seed = Seed(seed)
 
-        def prepare() -> tuple[tuple[Algorithm, Exchange, FlatModel], Mapping[str, Any]]:
-            chosen = build(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm
-            pattern = build(exchange, "exchange") if isinstance(exchange, str) else exchange
-            if chosen.local != _UNSET:
-                raise CompositionError(
-                    f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
-                    "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
-                    "reports net updates"
-                )
-            if chosen.prelude is not None:
-                raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
-            if isinstance(chosen.meeting, Async):
-                raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
-            check(chosen, pattern, self.wire.size)
-            # A schedule without a length would fail in the middle of the loop.
-            trigger = chosen.trigger.bind(getattr(chosen.server, "lr", None))
-            trigger.due(trigger.init(self._seed), 1)
-            if len(pattern.workers(self.wire.size)) < self.wire.size:
-                raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
-            flat = FlatModel(model)
-            if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
-                raise SettingError("the optimizer must have exactly the model's trained parameters")
-            for link in (chosen.up, chosen.down):
-                link.compressor.bind(flat.layout).check(flat.values.numel())
-            start = flat.values.cpu().numpy()
-            warm_algorithm(chosen, start, flat.layout, self.wire.rank)
-            self._settings = {
-                "qsparse": qsparse.__version__,
-                **chosen.axes(),
-                "exchange": spell(pattern),
-                "layers": [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad],
-                "buffers": [[n, list(b.shape)] for n, b in model.named_buffers() if n not in dict(flat.rest)],
-                "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
-                "type": str(start.dtype),
-                "seed": seed,
-            }
-            return (chosen, pattern, flat), self._settings
-
         try:
-            self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
+            made = agree(self.wire, lambda: prepare(model, optimizer, algorithm, exchange, seed, self.wire))
+            self.algorithm, self.exchange, self.flat, self._settings = made
         except DisagreementError:
             # Every rank raises the same here, so all of them come to close. After another error the
             # wire stays open: it lets each rank print its own message before the job is aborted.
@@ -150,7 +106,7 @@ class Attached:
             raise
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
-            self._adopt_from_rank_0(tensor)
+            adopt_from_rank_0(self.wire, tensor)
         self._pace = Pace()
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
         if flat.beside.numel():
@@ -363,19 +319,3 @@ class Attached:
     def _check_rates(self) -> None:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
             refuse_if_inhomogeneous(self.algorithm.up)
-
-    def _adopt_from_rank_0(self, tensor: torch.Tensor) -> None:
-        with torch.no_grad():
-            # numpy has not all types of torch, and the tensor may have gaps: bytes of a dense copy.
-            dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
-            mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
-            if self.wire.rank == 0:
-                mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
-            start = ParameterServer().broadcast(self.wire, mine)
-            if self.wire.rank == 0:
-                return
-            np.copyto(data, np.frombuffer(start.body, data.dtype))
-            if any(stride == 0 for stride in tensor.stride()) and tensor.numel() > 1:
-                tensor.data = dense.to(tensor.device)  # expanded: its elements are one and the same
-            else:
-                tensor.copy_(dense)
