@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qsparse.errors import RankError, SettingError
+from qsparse.errors import NotFinite, RankError, SettingError
 from qsparse.wire.base import Wire
 
 torch = pytest.importorskip("torch")
@@ -110,5 +110,51 @@ def test_tensors_that_stay_are_left_alone() -> None:
                 take(model, optimizer, wire, t)
                 model.zero_grad(set_to_none=True)
                 model[2].weight.requires_grad_(t != 2)
+
+    on_threads(2, body)
+
+
+# --- buffers that have no mean -------------------------------------------------------------------
+
+
+def masked(constant: float = float("-inf"), rank: int = 0) -> Any:
+    model = normed(1)
+    model.register_buffer("mask", torch.full((3, 3), constant).triu(1) + rank)
+    return model
+
+
+@pytest.mark.parametrize("constant", [float("inf"), float("-inf"), float("nan")])
+def test_a_mask_is_not_averaged(tmp_path: Path, constant: float) -> None:
+    """All ranks have that of rank 0, whatever they had; statistics beside it are averaged still."""
+
+    def body(wire: Wire) -> Any:
+        model = masked(constant if wire.rank == 0 else 7.0, wire.rank)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "local-sgd(H=2)", wire) as attached:
+            begin = attached.resume(tmp_path).get("t", 0)
+            for t in range(begin, 5):
+                take(model, optimizer, wire, t)
+                if t == 2:
+                    attached.save(tmp_path, t=t + 1)
+        assert torch.equal(model.mask.nan_to_num(), masked(constant).mask.nan_to_num())
+        return begin, model[1].running_mean.tolist()
+
+    first, again = on_threads(2, body), on_threads(2, body)
+    assert [begin for begin, _ in (*first, *again)] == [0, 0, 3, 3]
+    assert len({tuple(means) for _, means in (*first, *again)}) == 1
+
+
+@LEFTOVERS
+def test_a_statistic_that_is_not_finite_is_named() -> None:
+    def body(wire: Wire) -> None:
+        model = masked()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attached = attach(model, optimizer, "local-sgd(H=2)", wire)
+        for t in range(4):
+            take(model, optimizer, wire, t)
+        if wire.rank == 1:
+            model[1].running_var[2] = float("nan")
+        with pytest.raises((NotFinite, RankError), match=r"rank 1, step 4.*'1\.running_var', element 2"):
+            attached.finish()
 
     on_threads(2, body)

@@ -24,7 +24,7 @@ from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.device import Common, on_host
 from qsparse.torch.saving import mean, plain, tensors
-from qsparse.torch.start import adopt_from_rank_0, prepare
+from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
 
@@ -107,10 +107,13 @@ class Attached:
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
             adopt_from_rank_0(self.wire, tensor)
+        # Only now all ranks have the same buffers, by which this is decided.
+        flat.leave_constants()
+        self._settings |= shapes(flat)
         self._pace = Pace()
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
         if flat.beside.numel():
-            self._common.append(self._meets(averaging(self.algorithm), flat.beside, ()))
+            self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
         self._rates = self._learning_rates()
         self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.

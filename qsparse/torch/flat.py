@@ -27,6 +27,7 @@ class FlatModel:
         slopes: the gradients, alike.
         beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names, places and dimensions of the parameters.
+        statistics: those of the buffers in ``beside``.
         rest: names and tensors of what is in none of the three.
 
     Raises:
@@ -68,33 +69,49 @@ class FlatModel:
                     "memory, which the ranks need to have the same model"
                 )
         self._parameters = [p for _, p in named]
-        sizes = [p.numel() for p in self._parameters]
+        self._places: dict[str, tuple[int, torch.Size]] = {}
         # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
         # parameter, and so the same vector instructions and the same bits.
-        self.values = torch.empty(sum(sizes), dtype=dtype, device=device)
-        self.slopes = torch.zeros(sum(sizes), dtype=dtype, device=device)
-        layers, start = [], 0
-        self._views = []
-        self._places: dict[str, tuple[int, torch.Size]] = {}
-        with torch.no_grad():
-            for (name, p), size in zip(named, sizes, strict=True):
-                stretch = slice(start, start + size)
-                self.values[stretch].copy_(p.detach().reshape(-1))
-                p.data = self.values[stretch].view(p.shape)
-                self._places[name] = p.data_ptr(), p.shape
-                self._views.append(self.slopes[stretch].view(p.shape))
-                layers.append(Layer(name, start, start + size, p.dim()))
-                start += size
-            self.beside = torch.empty(sum(b.numel() for _, b in buffers), dtype=dtype, device=device)
-            start = 0
-            for name, b in buffers:
-                stretch = slice(start, start + b.numel())
-                self.beside[stretch].copy_(b.reshape(-1))
-                b.data = self.beside[stretch].view(b.shape)
-                self._places[name] = b.data_ptr(), b.shape
-                start += b.numel()
-        self.layout: Layout = tuple(layers)
+        self.values = torch.empty(sum(p.numel() for _, p in named), dtype=dtype, device=device)
+        self.layout = self._moved(named, self.values)
+        self.slopes = torch.zeros_like(self.values)
+        self._views = [
+            self.slopes[layer.start : layer.stop].view(p.shape)
+            for p, layer in zip(self._parameters, self.layout, strict=True)
+        ]
+        self._put_aside(buffers)
         self.zero_grad()
+
+    def _moved(self, named: list[tuple[str, Any]], into: torch.Tensor) -> Layout:
+        """Make tensors views of a flat one, one after the other; returns their places."""
+        layers, start = [], 0
+        with torch.no_grad():
+            for name, tensor in named:
+                stop = start + tensor.numel()
+                into[start:stop].copy_(tensor.detach().reshape(-1))
+                tensor.data = into[start:stop].view(tensor.shape)
+                self._places[name] = tensor.data_ptr(), tensor.shape
+                layers.append(Layer(name, start, stop, tensor.dim()))
+                start = stop
+        return tuple(layers)
+
+    def _put_aside(self, buffers: list[tuple[str, torch.Tensor]]) -> None:
+        self._buffers = buffers
+        size = sum(b.numel() for _, b in buffers)
+        self.beside = torch.empty(size, dtype=self.values.dtype, device=self.values.device)
+        self.statistics = self._moved(buffers, self.beside)
+
+    def leave_constants(self) -> None:
+        """Keep buffers that hold NaN or infinity out of ``beside``, in ``rest``: a mask has no mean.
+
+        What they hold decides, so call it where all ranks have the same.
+        """
+        constant = [(name, b) for name, b in self._buffers if not bool(b.isfinite().all())]
+        for name, _ in constant:
+            del self._places[name]
+        if constant:
+            self.rest += constant
+            self._put_aside([(name, b) for name, b in self._buffers if name in self._places])
 
     @property
     def vector(self) -> Vector:

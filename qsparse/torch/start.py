@@ -74,13 +74,21 @@ def prepare(
         "qsparse": qsparse.__version__,
         **chosen.axes(),
         "exchange": spell(pattern),
-        "layers": [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad],
-        "buffers": [[n, list(b.shape)] for n, b in model.named_buffers() if n not in dict(flat.rest)],
-        "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
+        **shapes(flat),
         "type": str(start.dtype),
         "seed": seed,
     }
     return (chosen, pattern, flat, settings), settings
+
+
+def shapes(flat: FlatModel) -> dict[str, Any]:
+    """What is trained, averaged and left alone, with its shapes: the settings of a model."""
+    named = {**dict(flat.model.named_parameters()), **dict(flat.model.named_buffers())}
+    return {
+        "layers": [[layer.name, list(named[layer.name].shape)] for layer in flat.layout],
+        "buffers": [[layer.name, list(named[layer.name].shape)] for layer in flat.statistics],
+        "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
+    }
 
 
 def adopt_from_rank_0(wire: Wire, tensor: torch.Tensor) -> None:
