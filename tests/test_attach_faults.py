@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qsparse.errors import NotFinite, RankError, SettingError
+from qsparse.errors import CheckpointError, NotFinite, RankError, SettingError
 from qsparse.wire.base import Wire
 
 torch = pytest.importorskip("torch")
 
-from test_torch_attach import LEFTOVERS, _one_thread, batch, fill, normed, on_threads, step  # noqa: E402, F401
+from test_torch_attach import LEFTOVERS, _one_thread, batch, fill, flat, normed, on_threads, step  # noqa: E402, F401
 from torch import nn  # noqa: E402
 
 from qsparse.torch import attach  # noqa: E402
@@ -158,3 +159,99 @@ def test_a_statistic_that_is_not_finite_is_named() -> None:
             attached.finish()
 
     on_threads(2, body)
+
+
+# --- errors that are caught ----------------------------------------------------------------------
+
+
+def test_a_loop_outlives_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    """All ranks are told the same, and go on together, to the bits of a loop that saved nothing."""
+    (tmp_path / "file").touch()
+
+    def body(wire: Wire, saving: bool) -> Any:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "local-sgd(H=2)", wire) as attached:
+            for t in range(7):
+                take(model, optimizer, wire, t)
+                if saving and t in (2, 3):
+                    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step"):
+                        attached.save(tmp_path / "file" / "below")
+            if saving:
+                attached.save(tmp_path / "whole")
+        assert attached.steps == 7
+        return flat(model).tobytes()
+
+    models = {*on_threads(3, lambda wire: body(wire, True)), *on_threads(3, lambda wire: body(wire, False))}
+    assert len(models) == 1
+
+
+@LEFTOVERS
+@pytest.mark.parametrize("failing", [0, 1])
+def test_who_catches_the_error_of_a_meeting_does_not_train_on_alone(tmp_path: Path, failing: int) -> None:
+    def body(wire: Wire) -> None:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        own = optimizer.zero_grad
+        attached = attach(model, optimizer, "local-sgd(H=2)", wire)
+        take(model, optimizer, wire, 0)
+        if wire.rank == failing:
+            with torch.no_grad():
+                model[0].weight[0] = float("nan")
+        reason = rf"rank {failing}, step 2.*'0\.weight', element 0"
+        again = [
+            lambda: take(model, optimizer, wire, 1),
+            lambda: take(model, optimizer, wire, 2),
+            lambda: attached.save(tmp_path),
+            lambda: attached.resume(tmp_path),
+            attached.finish,
+            attached.finish,
+        ]
+        for act in again:
+            with pytest.raises((NotFinite, RankError), match=reason):
+                act()
+        assert not list(tmp_path.iterdir())
+        # Only who has called finish() has the optimizer to himself.
+        assert optimizer.zero_grad == own
+        take(model, optimizer, wire, 3)
+
+    on_threads(2, body)
+
+
+@LEFTOVERS
+def test_an_error_that_is_caught_within_is_raised_at_the_end() -> None:
+    def body(wire: Wire) -> None:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "local-sgd", wire):
+            if wire.rank == 1:
+                model[0].weight.data[0] = float("nan")
+            with suppress(NotFinite, RankError):
+                take(model, optimizer, wire, 0)
+
+    def loop(wire: Wire) -> None:
+        with pytest.raises((NotFinite, RankError), match="rank 1, step 1"):
+            body(wire)
+
+    on_threads(2, loop)
+
+
+@LEFTOVERS
+def test_who_leaves_after_a_checkpoint_that_was_not_written_tells_the_others(tmp_path: Path) -> None:
+    """One rank does not catch it, the others do, and meet."""
+    (tmp_path / "file").touch()
+
+    def body(wire: Wire) -> None:
+        model = normed(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "local-sgd(H=2)", wire) as attached:
+            with suppress(CheckpointError if wire.rank != 2 else KeyError):
+                attached.save(tmp_path / "file" / "below")
+            for t in range(4):
+                take(model, optimizer, wire, t)
+
+    def loop(wire: Wire) -> None:
+        with pytest.raises((CheckpointError, RankError), match="cannot write"):
+            body(wire)
+
+    on_threads(3, loop)

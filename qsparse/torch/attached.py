@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, Found, find, save
-from qsparse.errors import DisagreementError, SettingError, WireError
+from qsparse.errors import CheckpointError, DisagreementError, RankError, SettingError, WireError
 from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way
@@ -27,6 +27,9 @@ from qsparse.torch.saving import mean, plain, tensors
 from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
+
+#: How the reason of a RankError begins, where a checkpoint could not be written.
+_UNWRITTEN: Final = f"{CheckpointError.__name__}: "
 
 
 def attach(
@@ -91,6 +94,8 @@ class Attached:
         self.ledger = self.wire.ledger
         self.steps = 0
         self._met = 0
+        #: What ended the exchange before its time.
+        self._failed: BaseException | None = None
         self._optimizer = optimizer
         self._seed = Seed(seed)
 
@@ -132,12 +137,21 @@ class Attached:
             notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
 
         Raises:
-            CheckpointError: it could not be written, RankError on the other ranks; those before it are as
-                they were.
+            CheckpointError: it could not be written; on all ranks, which may go on: the checkpoints before it
+                are as they were, and so is the loop.
         """
+        self._refuse_if_failed()
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
-        with self._told():
+        try:
             save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
+        except CheckpointError:
+            raise  # all have been told, and still stand at one step
+        except BaseException as error:
+            if isinstance(error, RankError) and error.reason.startswith(_UNWRITTEN):
+                why = error.reason.removeprefix(_UNWRITTEN)
+                raise CheckpointError(f"rank {error.rank}: {why}") from None
+            self._failed = error
+            raise
 
     def resume(self, folder: str | Path, *others: Any) -> dict[str, Any]:
         """Go on from the newest whole checkpoint in a folder, if any; collective, before the first step.
@@ -154,6 +168,7 @@ class Attached:
         Raises:
             CheckpointError: it is of another model, algorithm or seed.
         """
+        self._refuse_if_failed()
         if self.steps:
             raise SettingError(f"resume comes before the first step, not after {self.steps}")
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
@@ -163,9 +178,13 @@ class Attached:
             found.compare(settings)
             return self._go_on(self._found_state(found), others), {"steps": self.steps}
 
-        with self._told():
+        try:
             found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
             return {} if found is None else agree(self.wire, prepare)
+        except BaseException as error:
+            # Raised on all ranks, of which some may have gone on already.
+            self._failed = error
+            raise
 
     def _found_state(self, found: Found) -> State:
         """What this rank goes on from; made of all ranks' where they are others than now."""
@@ -243,17 +262,21 @@ class Attached:
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
 
-        A wire that `attach` has made is closed; the ledger stays.
+        A wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
+        is raised again.
         """
-        if self._hook is None:
-            return
-        # A worker may have skipped the last meeting, and then something is still to be said.
-        if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
-            self._guarded(functools.partial(self._meet, last=True))
-        if self.steps:
-            self._guarded(self._average_aside)
-        self._guarded(self._part)
-        self._detach()
+        try:
+            self._refuse_if_failed()
+            if self._hook is None:
+                return
+            # A worker may have skipped the last meeting, and then something is still to be said.
+            if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
+                self._guarded(functools.partial(self._meet, last=True))
+            if self.steps:
+                self._guarded(self._average_aside)
+            self._guarded(self._part)
+        finally:
+            self._detach()
         if self._owns:
             self.wire.close()
         else:
@@ -267,12 +290,14 @@ class Attached:
     ) -> None:
         if error is None:
             self.finish()
-        elif self._hook is not None:
-            # What was raised by a meeting has been told and detached already.
-            self.exchange.tell(self.wire, error, self.steps)
+        else:
+            # What was raised by a meeting has been told already.
+            if self._failed is None and self._hook is not None:
+                self.exchange.tell(self.wire, error, self.steps)
             self._detach()
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._refuse_if_failed()
         self.steps += 1
         if self._common[0].station.due(self.steps):
             self._guarded(self._meet)
@@ -283,22 +308,19 @@ class Attached:
             act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
-            self._detach()
+            self._failed = error
             raise
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong within is raised on all ranks, so there is nobody left to tell."""
-        try:
-            yield
-        except BaseException:
-            self._detach()
-            raise
+    def _refuse_if_failed(self) -> None:
+        """Who catches the error of an exchange must not train on alone: the others have given up."""
+        if self._failed is not None:
+            raise self._failed
 
     def _detach(self) -> None:
-        self._hook.remove()
-        self._hook = None
-        del self._optimizer.zero_grad
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            del self._optimizer.zero_grad
 
     def _part(self) -> None:
         """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
