@@ -170,3 +170,21 @@ def test_resume_comes_first(tmp_path: Path) -> None:
 
     with pytest.raises(SettingError, match="resume comes before the first step, not after 1"):
         run_threads(1, body)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_the_newest_checkpoint_is_kept(tmp_path: Path, keep: int) -> None:
+    """Refused before anything is written or removed; the loop goes on."""
+
+    def body(wire: Wire) -> None:
+        model = fill(nn.Linear(6, 3), 0)
+        opt = torch.optim.SGD(model.parameters(), 0.1)
+        with attach(model, opt, "qsparse-local-sgd", wire) as attached:
+            for _ in range(2):
+                attached.save(tmp_path)
+            with pytest.raises(SettingError, match=f"keep={keep}, .*at least 1"):
+                attached.save(tmp_path, keep=keep)
+            step(model, opt, batch(wire.rank, 1, torch.float32))
+
+    run_threads(2, body)
+    assert len(list(tmp_path.iterdir())) == 2

@@ -133,14 +133,20 @@ class Attached:
         Args:
             folder: of the checkpoints, which all ranks see.
             others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
-            keep: how many checkpoints stay.
+            keep: how many checkpoints stay, at least 1.
             notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
 
         Raises:
             CheckpointError: it could not be written; on all ranks, which may go on: the checkpoints before it
                 are as they were, and so is the loop.
+            SettingError: ``keep`` is less than 1, or a tensor has left what is exchanged.
         """
         self._refuse_if_failed()
+        if keep < 1:
+            raise SettingError(
+                f"save was called with keep={keep}, which would remove the checkpoint that it writes: keep "
+                "must be at least 1"
+            )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
         try:
             save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
