@@ -31,8 +31,8 @@ class FlatModel:
         rest: names and tensors of what is in none of the three.
 
     Raises:
-        SettingError: a parameter elsewhere or of another type, no parameter at all, or a tensor without
-            plain memory.
+        SettingError: a parameter elsewhere or of another type, no parameter at all, a tensor without plain
+            memory, or two that share some.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -68,6 +68,7 @@ class FlatModel:
                     f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: it has no plain "
                     "memory, which the ranks need to have the same model"
                 )
+        _refuse_overlaps([*named, *buffers], self.rest)
         self._parameters = [p for _, p in named]
         self._places: dict[str, tuple[int, torch.Size]] = {}
         # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
@@ -169,6 +170,33 @@ class FlatModel:
     def covers(self, parameters: list[Any]) -> bool:
         """Are these exactly the model's trained parameters?"""
         return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self._parameters}
+
+
+def _refuse_overlaps(moving: list[tuple[str, Any]], staying: list[tuple[str, torch.Tensor]]) -> None:
+    """Tensors that share memory are equal because they do; moving one would part them."""
+    stretches = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), name, moves)
+        for named, moves in ((moving, True), (staying, False))
+        for name, tensor in named
+        if tensor.numel()
+    )
+    before: Any = ("", 0, 0, "", False)
+    for stretch in stretches:
+        (place, _, end, first, moves), (here, start, stop, second, too) = before, stretch
+        if place == here and start < end and (moves or too):
+            raise SettingError(
+                f"{first!r} and {second!r} share memory, which would be parted when they become views of one "
+                "vector: tie them by making them one parameter (b.weight = a.weight), or give each its own "
+                "(clone) before the model is flattened"
+            )
+        if place != here or stop > end:
+            before = stretch
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first to its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
 
 
 def as_batch(x: Examples, y: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
