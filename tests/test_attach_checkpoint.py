@@ -102,6 +102,46 @@ def test_a_loop_goes_on(tmp_path: Path, name: str, optimizer: str) -> None:
         assert ledger["wire_bytes"]["up"] == counted["wire_bytes"]["up"]
 
 
+S = torch.optim.lr_scheduler
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "step": lambda opt: S.StepLR(opt, 3),
+    "several": lambda opt: S.MultiStepLR(opt, [3, 7, 7, 9]),
+    "warm-up": lambda opt: S.SequentialLR(opt, [S.LinearLR(opt, 0.1, 1, 4), S.MultiStepLR(opt, [4, 6])], [4]),
+    "of both": lambda opt: S.SequentialLR(opt, [S.StepLR(opt, 2), S.MultiStepLR(opt, [2])], [5]),
+    "together": lambda opt: S.ChainedScheduler([S.StepLR(opt, 2), S.MultiStepLR(opt, [7])]),
+    "cosine": lambda opt: S.CosineAnnealingLR(opt, 12),
+    "one cycle": lambda opt: S.OneCycleLR(opt, 0.2, total_steps=13),
+    "plateau": lambda opt: S.ReduceLROnPlateau(opt, factor=0.5, patience=1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_go_on(tmp_path: Path, name: str) -> None:
+    """The learning rates are those of a loop that was not ended, before and after a milestone."""
+
+    def body(wire: Wire, ends: int, folder: Path) -> list[float]:
+        model = fill(nn.Linear(6, 3), 0)
+        opt = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        scheduler = SCHEDULERS[name](opt)
+        rates = []
+        with attach(model, opt, "local-sgd(H=2)", wire) as attached:
+            for t in range(attached.resume(folder, scheduler).get("t", 0), ends):
+                step(model, opt, batch(wire.rank, t, torch.float32))
+                scheduler.step(*([1.0] if name == "plateau" else []))
+                rates.append(opt.param_groups[0]["lr"])
+            attached.save(folder, scheduler, t=ends)
+        return rates
+
+    whole = run_threads(2, lambda wire: body(wire, 12, tmp_path / "whole"))
+    parts = [run_threads(2, lambda wire, t=t: body(wire, t, tmp_path / "parts")) for t in (2, 5, 8, 12)]
+    for rank, rates in enumerate(whole):
+        assert [rate for part in parts for rate in part[rank]] == rates
+        assert len(set(rates)) > 2
+
+
 def test_torch_draws_on_where_it_was(tmp_path: Path) -> None:
     def body(wire: Wire, begin: float) -> tuple[float, Any]:
         model = fill(nn.Linear(6, 3), 0)

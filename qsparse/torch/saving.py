@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+#: The name under which the items of a Counter are kept, by which torch counts milestones.
+_COUNTER: Final = "collections.Counter"
 
 
 def plain(value: Any) -> Any:
@@ -19,6 +23,8 @@ def plain(value: Any) -> Any:
             "shape": list(dense.shape),
             "tensor": dense.reshape(-1).view(torch.uint8).numpy().copy(),
         }
+    if isinstance(value, Counter):
+        return {_COUNTER: dict(value)}
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -31,6 +37,8 @@ def tensors(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"dtype", "shape", "tensor"}:
             return _tensor(value).reshape(value["shape"])
+        if value.keys() == {_COUNTER}:
+            return Counter(value[_COUNTER])
         return {key: tensors(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(tensors(each) for each in value)
