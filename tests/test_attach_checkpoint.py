@@ -195,7 +195,10 @@ def test_refusals(tmp_path: Path) -> None:
         run_threads(2, lambda wire: body(wire, seed=1), timeout=60)
     with pytest.raises(CheckpointError, match="trigger is 'every"):
         run_threads(2, lambda wire: body(wire, algorithm="qsparse-local-sgd(H=2)"), timeout=60)
-    # An optimizer of another kind says itself what it misses, on all ranks.
+    # It would load, and miss its moments at the first step.
+    with pytest.raises(CheckpointError, match="optimizer is 'SGD' there and 'AdamW' here"):
+        run_threads(2, lambda wire: body(wire, optimizer="adamw"), timeout=60)
+    # An optimizer of other groups says itself what it misses, on all ranks.
     with pytest.raises(ValueError, match="parameter group"):
         run_threads(2, lambda wire: body(wire, optimizer="groups"), timeout=60)
 

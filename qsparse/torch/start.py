@@ -74,6 +74,7 @@ def prepare(
         "qsparse": qsparse.__version__,
         **chosen.axes(),
         "exchange": spell(pattern),
+        "optimizer": type(optimizer).__name__,
         **shapes(flat),
         "type": str(start.dtype),
         "seed": seed,
