@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,10 @@ def test_other_ranks(tmp_path: Path, ranks: int, size: int) -> None:
         return loop(wire, tmp_path, "qsparse-local-sgd(H=4)", "sgd", steps, every=6)
 
     run_threads(ranks, lambda wire: body(wire, 18), timeout=60)
-    on = run_threads(size, lambda wire: body(wire, 40), timeout=60)
+    # One float cannot hold the sum of three, and that is said.
+    told = pytest.warns(RuntimeWarning, match="goes on with 1, whose error memories.*off by up to")
+    with told if size == 1 else nullcontext():
+        on = run_threads(size, lambda wire: body(wire, 40), timeout=60)
     assert {begin for _, _, begin in on} == {18}
     assert len({model[0].tobytes() for model, _, _ in on}) == 1
     assert all(np.isfinite(model[0]).all() for model, _, _ in on)

@@ -14,16 +14,15 @@ import torch
 
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
-from qsparse.checkpoint import Checkpoints, Found, find, save
+from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, RankError, SettingError, WireError
 from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way
-from qsparse.resharding import merged, reshard
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.device import Common, on_host
-from qsparse.torch.saving import mean, plain, tensors
+from qsparse.torch.saving import found_state, plain, tensors
 from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
@@ -182,7 +181,8 @@ class Attached:
         def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
             assert found is not None
             found.compare(settings)
-            return self._go_on(self._found_state(found), others), {"steps": self.steps}
+            state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
+            return self._go_on(state, others), {"steps": self.steps}
 
         try:
             found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
@@ -191,21 +191,6 @@ class Attached:
             # Raised on all ranks, of which some may have gone on already.
             self._failed = error
             raise
-
-    def _found_state(self, found: Found) -> State:
-        """What this rank goes on from; made of all ranks' where they are others than now."""
-        rank, size = self.wire.rank, self.wire.size
-        if found.ranks == size:
-            return found.state(rank)
-        states = [found.state(other) for other in range(found.ranks)]
-        state = merged(states, rank)
-        walks = [each["walk"] for each in states]
-        state["walk"], _ = reshard(walks, self.algorithm, self.exchange, rank, size)
-        if rank < found.ranks:
-            state["torch"] = states[rank]["torch"]
-        else:
-            state["torch"] = mean([each["torch"] for each in states]) | {"generator": None}
-        return state
 
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
