@@ -14,11 +14,13 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
@@ -27,6 +29,9 @@ from qsparse.torch.data.readers import SUFFIXES
 
 #: Seconds without a byte after which a download has failed.
 TIMEOUT = 20.0
+
+#: Seconds.
+_DAY: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
         with alone(cache() / "download.lock"):
             # Another rank of this node may have fetched them while this one waited.
             if not (found := _find(source, [target])):
+                tidy(target)
                 _download(source, target, progress)
                 found = _find(source, [target])
     except OSError as error:
@@ -269,6 +275,14 @@ def _temporary(folder: Path) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the hidden parts of files that a job left there which was killed more than a day ago."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if part.stat().st_mtime < time.time() - _DAY:
+                part.unlink()
 
 
 @contextlib.contextmanager
