@@ -108,8 +108,7 @@ def _write(path: Path, sources: list[Any], arrays: Mapping[str, npt.NDArray[np.u
                 file.write(np.ascontiguousarray(array).data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        places.publish(Path(part), path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
