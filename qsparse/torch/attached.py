@@ -171,7 +171,8 @@ class Attached:
             The notes that it was saved with; empty where there is none.
 
         Raises:
-            CheckpointError: it is of another model, algorithm or seed.
+            CheckpointError: it is of another model, algorithm, optimizer or seed; to go without it, attach
+                anew.
         """
         self._refuse_if_failed()
         if self.steps:
