@@ -709,6 +709,42 @@ def test_an_archive_is_unpacked_and_only_where_it_should_be(server: Server, cach
     assert files_in(cache.parent) == sorted(f"cache/cifar-10/{name}.bin" for name in BATCHES)
 
 
+def test_a_shared_cache_can_be_read_by_others(server: Server, cache: Path) -> None:
+    server.offer("mnist", packed(tiny_mnist()))
+    server.offer("cifar10", {"cifar-10-binary.tar.gz": archive(cifar_binary(tiny_cifar()))}, "md5")
+    load("mnist")
+    load("cifar10")
+    files = files_in(cache)
+    assert len(files) == 10
+    assert {(cache / file).stat().st_mode & 0o777 for file in files} == {0o644}
+
+
+@pytest.mark.parametrize("refused", ["a", "ar"])
+def test_a_lock_of_another_user_is_no_condition(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Such a lock may be read, and held; where not even that, files are whole because of their names."""
+    server.offer("mnist", packed(tiny_mnist()))
+    opened, asked = Path.open, []
+
+    def theirs(path: Path, mode: str = "r", *args: Any, **given: Any) -> Any:
+        if "lock" in path.name:
+            asked.append(mode)
+            if mode in refused:
+                raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *args, **given)
+
+    cache.mkdir()
+    (cache / "download.lock").touch()
+    (cache / "decoded").mkdir()
+    (cache / "decoded" / "lock").touch()
+    monkeypatch.setattr(Path, "open", theirs)
+    for _ in range(2):
+        assert len(load("mnist").train_y) == 30
+    assert asked == ["a", "r", "a", "r"]
+    assert len(list((cache / "decoded").glob("mnist-*.bin"))) == 1
+
+
 def test_an_archive_without_the_files_is_refused(server: Server) -> None:
     files = cifar_binary(tiny_cifar())
     del files["test_batch.bin"]

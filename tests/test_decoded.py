@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,9 +232,44 @@ def test_changed_sources_are_read_again(source: Source) -> None:
     source.check()
     source.files[0].write_bytes(bytes(100))
     source.check()
-    os.utime(source.files[1], ns=(1, 1))
+    changed = bytearray(source.files[1].read_bytes())
+    changed[50] ^= 1
+    status = source.files[1].stat()
+    source.files[1].write_bytes(changed)
+    os.utime(source.files[1], ns=(status.st_atime_ns, status.st_mtime_ns))
     source.check()
     assert source.made == 3
+
+
+def test_copies_of_a_data_set_share_a_file(source: Source, tmp_path: Path) -> None:
+    """A job that unpacks its data into a folder of its own leaves nothing in the cache each time."""
+    source.check()
+    for job in range(3):
+        copy = Source(tmp_path / f"job-{job}")
+        os.utime(copy.files[0], ns=(job, job))
+        copy.check()
+        assert copy.made == 0
+    assert source.made == 1
+    assert source.kept.exists()
+
+
+def test_parts_that_killed_jobs_left_are_removed(source: Source, cache: Path) -> None:
+    folder = cache / "decoded"
+    folder.mkdir(parents=True)
+    for name, days in ((".old.part", 1.1), (".new.part", 0.9), ("old.part", 9), (".old.bar", 9)):
+        (folder / name).touch()
+        then = time.time() - days * 86400
+        os.utime(folder / name, (then, then))
+    source.load()
+    left = {path.name for path in folder.iterdir()} - {"lock"}
+    assert left == {".new.part", "old.part", ".old.bar", source.kept.name}
+
+
+def test_who_reads_a_missing_file_says_so(source: Source) -> None:
+    source.files[0].unlink()
+    with pytest.raises(FileNotFoundError, match="source/a"):
+        source.load()
+    assert source.made == 1
 
 
 def test_a_cache_that_cannot_be_is_no_condition(source: Source, cache: Path) -> None:
@@ -289,5 +325,5 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, cache: Path) -> None:
 def test_the_header_names_the_sources(source: Source) -> None:
     source.load()
     head = json.loads(source.kept.read_bytes().splitlines()[1])
-    assert [Path(path).name for path, _, _ in head["sources"]] == ["a", "b"]
-    assert [size for _, size, _ in head["sources"]] == [100, 101]
+    assert [[name, size] for name, size, _ in head["sources"]] == [["a", 100], ["b", 101]]
+    assert [len(bytes.fromhex(digest)) for _, _, digest in head["sources"]] == [16, 16]

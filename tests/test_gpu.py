@@ -287,6 +287,24 @@ def test_a_draft_is_committed_once(there: Any) -> None:
     assert same(v.cpu().numpy(), before)
 
 
+def test_what_is_kept_does_not_depend_on_who_looks(there: Any) -> None:
+    """What is not said is formed once, however often a watch asks for it before the memory moves."""
+    kept = []
+    for looks in range(3):
+        _, sender = senders(Link(TopK(k=2), ErrorFeedback()), 9, there)
+
+        def watch(draft: Any, looks: int = looks) -> None:
+            for _ in range(looks):
+                assert (draft.rest == 0).sum() == 2
+
+        sender.watch = watch
+        for step in range(3):
+            v = torch.from_numpy(vector(9, "normal", step)).to(there)
+            sender.commit(sender.draft(v, Seed(0)))
+        kept.append(sender.state["residual"].cpu().numpy().tobytes())
+    assert len(set(kept)) == 1
+
+
 # --- meetings ------------------------------------------------------------------------------------
 
 MEETINGS: dict[str, Algorithm | str] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from qsparse.cli.commands import qsparse
@@ -19,7 +20,7 @@ from qsparse.run import Score, Settings, run
 from qsparse.seeds import Seed
 from qsparse.torch.data import Dataset, Pictures, load
 from qsparse.torch.data.augment import PAD, crop_flip
-from qsparse.torch.problem import Classification
+from qsparse.torch.problem import Classification, evaluate
 from qsparse.torch.recipe import Recipe
 from qsparse.wire.threads import run_threads
 
@@ -151,8 +152,6 @@ def test_labels_are_smoothed(epsilon: float) -> None:
         share = one._share
         examples = one.batch(1) if batch else (one.data.train_x[share], one.data.train_y[share])
         if batch is None:
-            import torch
-
             examples = tuple(map(torch.from_numpy, examples))
         wanted_loss, wanted = smoothed(one, examples, epsilon)
         assert loss == pytest.approx(wanted_loss, rel=1e-5)
@@ -392,3 +391,20 @@ def test_digits_are_evaluated_alike_by_any_number_of_ranks() -> None:
         assert sum(score.right for score in scores) == whole.right
         assert sum(score.loss for score in scores) == pytest.approx(whole.loss, rel=1e-6)
         assert max(score.tested for score in scores) - min(score.tested for score in scores) <= 1
+
+
+def test_an_evaluation_takes_few_examples_at_a_time() -> None:
+    """Its memory is bounded by them, whatever the size of the test set; nobody is left out."""
+    sizes = []
+
+    class Counts(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return torch.eye(10)[x[:, 0].long()]
+
+    y = np.arange(1500) % 10
+    score = evaluate(Counts(), y[:, None].astype(np.float32), y, 100)
+    assert (score.right, score.tested, sum(sizes)) == (1400, 1400, 1400)
+    assert max(sizes) <= 256
+    loss = float(torch.nn.functional.cross_entropy(torch.eye(10), torch.arange(10)))
+    assert score.loss == pytest.approx(1400 * loss, rel=1e-6)

@@ -186,6 +186,45 @@ def test_tied_parameters_are_one() -> None:
     assert np.array_equal(flattened.gradient, twin[0].weight.grad.reshape(-1).numpy())
 
 
+def of_one_memory(kind: str) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    weight = model[0].weight
+    if kind == "whole":
+        model[2].weight.data = weight.data
+    elif kind == "part":
+        model[2].bias.data = weight.data.t()[1]
+    elif kind == "frozen":
+        model[2].weight = nn.Parameter(weight.data, requires_grad=False)
+    elif kind == "buffer":
+        model.register_buffer("bias", model[2].bias.data[2:])
+    elif kind == "neighbours":
+        model[0].bias.data, model[2].bias.data = torch.zeros(8).split(4)
+    elif kind == "staying":
+        model.register_buffer("a", torch.arange(4))
+        model.register_buffer("b", model.a[1:])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "pair"),
+    [
+        ("whole", "'0.weight' and '2.weight'"),
+        ("part", "'0.weight' and '2.bias'"),
+        ("frozen", "'0.weight' and '2.weight'"),
+        ("buffer", "'2.bias' and 'bias'"),
+        ("neighbours", None),
+        ("staying", None),
+    ],
+)
+def test_tensors_of_one_memory_are_not_parted(kind: str, pair: str | None) -> None:
+    model = of_one_memory(kind)
+    if pair is None:
+        assert FlatModel(model).values.numel() == 40
+    else:
+        with pytest.raises(SettingError, match=f"{pair} share memory"):
+            FlatModel(model)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-import qsparse
 from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, Async, check, refuse_if_inhomogeneous
-from qsparse.checkpoint import Checkpoints, Found, find, save
-from qsparse.errors import CompositionError, DisagreementError, SettingError, WireError
-from qsparse.exchange import Exchange, ParameterServer
-from qsparse.local import SGD
+from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
+from qsparse.checkpoint import Checkpoints, find, save
+from qsparse.errors import CheckpointError, DisagreementError, RankError, SettingError, WireError
+from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
-from qsparse.payload import Payload, Way, raw
-from qsparse.registry import build, spell
-from qsparse.resharding import merged, reshard
+from qsparse.payload import Payload, Way
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.device import Common, on_host
-from qsparse.torch.flat import FlatModel
-from qsparse.torch.saving import mean, plain, tensors
+from qsparse.torch.saving import found_state, plain, tensors
+from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
-from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
-#: The local step of presets whose step size nobody set.
-_UNSET = SGD(0.1)
+#: How the reason of a RankError begins, where a checkpoint could not be written.
+_UNWRITTEN: Final = f"{CheckpointError.__name__}: "
 
 
 def attach(
@@ -98,49 +93,14 @@ class Attached:
         self.ledger = self.wire.ledger
         self.steps = 0
         self._met = 0
+        #: What ended the exchange before its time.
+        self._failed: BaseException | None = None
         self._optimizer = optimizer
         self._seed = Seed(seed)
 
-        def prepare() -> tuple[tuple[Algorithm, Exchange, FlatModel], Mapping[str, Any]]:
-            chosen = build(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm
-            pattern = build(exchange, "exchange") if isinstance(exchange, str) else exchange
-            if chosen.local != _UNSET:
-                raise CompositionError(
-                    f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
-                    "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
-                    "reports net updates"
-                )
-            if chosen.prelude is not None:
-                raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
-            if isinstance(chosen.meeting, Async):
-                raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
-            check(chosen, pattern, self.wire.size)
-            # A schedule without a length would fail in the middle of the loop.
-            trigger = chosen.trigger.bind(getattr(chosen.server, "lr", None))
-            trigger.due(trigger.init(self._seed), 1)
-            if len(pattern.workers(self.wire.size)) < self.wire.size:
-                raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
-            flat = FlatModel(model)
-            if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
-                raise SettingError("the optimizer must have exactly the model's trained parameters")
-            for link in (chosen.up, chosen.down):
-                link.compressor.bind(flat.layout).check(flat.values.numel())
-            start = flat.values.cpu().numpy()
-            warm_algorithm(chosen, start, flat.layout, self.wire.rank)
-            self._settings = {
-                "qsparse": qsparse.__version__,
-                **chosen.axes(),
-                "exchange": spell(pattern),
-                "layers": [[name, list(p.shape)] for name, p in model.named_parameters() if p.requires_grad],
-                "buffers": [[n, list(b.shape)] for n, b in model.named_buffers() if n not in dict(flat.rest)],
-                "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
-                "type": str(start.dtype),
-                "seed": seed,
-            }
-            return (chosen, pattern, flat), self._settings
-
         try:
-            self.algorithm, self.exchange, self.flat = agree(self.wire, prepare)
+            made = agree(self.wire, lambda: prepare(model, optimizer, algorithm, exchange, seed, self.wire))
+            self.algorithm, self.exchange, self.flat, self._settings = made
         except DisagreementError:
             # Every rank raises the same here, so all of them come to close. After another error the
             # wire stays open: it lets each rank print its own message before the job is aborted.
@@ -150,11 +110,14 @@ class Attached:
             raise
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
-            self._adopt_from_rank_0(tensor)
+            adopt_from_rank_0(self.wire, tensor)
+        # Only now all ranks have the same buffers, by which this is decided.
+        flat.leave_constants()
+        self._settings |= shapes(flat)
         self._pace = Pace()
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
         if flat.beside.numel():
-            self._common.append(self._meets(averaging(self.algorithm), flat.beside, ()))
+            self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
         self._rates = self._learning_rates()
         self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
@@ -169,16 +132,31 @@ class Attached:
         Args:
             folder: of the checkpoints, which all ranks see.
             others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
-            keep: how many checkpoints stay.
+            keep: how many checkpoints stay, at least 1.
             notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
 
         Raises:
-            CheckpointError: it could not be written, RankError on the other ranks; those before it are as
-                they were.
+            CheckpointError: it could not be written; on all ranks, which may go on: the checkpoints before it
+                are as they were, and so is the loop.
+            SettingError: ``keep`` is less than 1, or a tensor has left what is exchanged.
         """
+        self._refuse_if_failed()
+        if keep < 1:
+            raise SettingError(
+                f"save was called with keep={keep}, which would remove the checkpoint that it writes: keep "
+                "must be at least 1"
+            )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
-        with self._told():
+        try:
             save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
+        except CheckpointError:
+            raise  # all have been told, and still stand at one step
+        except BaseException as error:
+            if isinstance(error, RankError) and error.reason.startswith(_UNWRITTEN):
+                why = error.reason.removeprefix(_UNWRITTEN)
+                raise CheckpointError(f"rank {error.rank}: {why}") from None
+            self._failed = error
+            raise
 
     def resume(self, folder: str | Path, *others: Any) -> dict[str, Any]:
         """Go on from the newest whole checkpoint in a folder, if any; collective, before the first step.
@@ -193,8 +171,10 @@ class Attached:
             The notes that it was saved with; empty where there is none.
 
         Raises:
-            CheckpointError: it is of another model, algorithm or seed.
+            CheckpointError: it is of another model, algorithm, optimizer or seed; to go without it, attach
+                anew.
         """
+        self._refuse_if_failed()
         if self.steps:
             raise SettingError(f"resume comes before the first step, not after {self.steps}")
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
@@ -202,29 +182,20 @@ class Attached:
         def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
             assert found is not None
             found.compare(settings)
-            return self._go_on(self._found_state(found), others), {"steps": self.steps}
+            state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
+            return self._go_on(state, others), {"steps": self.steps}
 
-        with self._told():
+        try:
             found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
             return {} if found is None else agree(self.wire, prepare)
-
-    def _found_state(self, found: Found) -> State:
-        """What this rank goes on from; made of all ranks' where they are others than now."""
-        rank, size = self.wire.rank, self.wire.size
-        if found.ranks == size:
-            return found.state(rank)
-        states = [found.state(other) for other in range(found.ranks)]
-        state = merged(states, rank)
-        walks = [each["walk"] for each in states]
-        state["walk"], _ = reshard(walks, self.algorithm, self.exchange, rank, size)
-        if rank < found.ranks:
-            state["torch"] = states[rank]["torch"]
-        else:
-            state["torch"] = mean([each["torch"] for each in states]) | {"generator": None}
-        return state
+        except BaseException as error:
+            # Raised on all ranks, of which some may have gone on already.
+            self._failed = error
+            raise
 
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
+        self.flat.check()
         main, beside = self._common[0], self._common[-1]
         aside = beside is not main
         stations = [common.state() for common in self._common]
@@ -283,17 +254,21 @@ class Attached:
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
 
-        A wire that `attach` has made is closed; the ledger stays.
+        A wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
+        is raised again.
         """
-        if self._hook is None:
-            return
-        # A worker may have skipped the last meeting, and then something is still to be said.
-        if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
-            self._guarded(functools.partial(self._meet, last=True))
-        if self.steps:
-            self._guarded(self._average_aside)
-        self._guarded(self._part)
-        self._detach()
+        try:
+            self._refuse_if_failed()
+            if self._hook is None:
+                return
+            # A worker may have skipped the last meeting, and then something is still to be said.
+            if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
+                self._guarded(functools.partial(self._meet, last=True))
+            if self.steps:
+                self._guarded(self._average_aside)
+            self._guarded(self._part)
+        finally:
+            self._detach()
         if self._owns:
             self.wire.close()
         else:
@@ -307,37 +282,37 @@ class Attached:
     ) -> None:
         if error is None:
             self.finish()
-        elif self._hook is not None:
-            # What was raised by a meeting has been told and detached already.
-            self.exchange.tell(self.wire, error, self.steps)
+        else:
+            # What was raised by a meeting has been told already.
+            if self._failed is None and self._hook is not None:
+                self.exchange.tell(self.wire, error, self.steps)
             self._detach()
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._refuse_if_failed()
         self.steps += 1
         if self._common[0].station.due(self.steps):
             self._guarded(self._meet)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
+            self.flat.check()
             act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
-            self._detach()
+            self._failed = error
             raise
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong within is raised on all ranks, so there is nobody left to tell."""
-        try:
-            yield
-        except BaseException:
-            self._detach()
-            raise
+    def _refuse_if_failed(self) -> None:
+        """Who catches the error of an exchange must not train on alone: the others have given up."""
+        if self._failed is not None:
+            raise self._failed
 
     def _detach(self) -> None:
-        self._hook.remove()
-        self._hook = None
-        del self._optimizer.zero_grad
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+            del self._optimizer.zero_grad
 
     def _part(self) -> None:
         """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
@@ -361,19 +336,3 @@ class Attached:
     def _check_rates(self) -> None:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
             refuse_if_inhomogeneous(self.algorithm.up)
-
-    def _adopt_from_rank_0(self, tensor: torch.Tensor) -> None:
-        with torch.no_grad():
-            # numpy has not all types of torch, and the tensor may have gaps: bytes of a dense copy.
-            dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
-            mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
-            if self.wire.rank == 0:
-                mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
-            start = ParameterServer().broadcast(self.wire, mine)
-            if self.wire.rank == 0:
-                return
-            np.copyto(data, np.frombuffer(start.body, data.dtype))
-            if any(stride == 0 for stride in tensor.stride()) and tensor.numel() > 1:
-                tensor.data = dense.to(tensor.device)  # expanded: its elements are one and the same
-            else:
-                tensor.copy_(dense)

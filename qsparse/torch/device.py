@@ -7,6 +7,7 @@ the bytes are the same. Who needs the whole vector gets a copy of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
@@ -151,9 +152,9 @@ def _chooses(part: Compressor, n: int) -> bool:
 class _Draft(Draft):
     """A draft whose target is a tensor."""
 
-    @property
+    @functools.cached_property
     def rest(self) -> Any:
-        """target − sent, (n,), in place of the target."""
+        """target − sent, (n,), in place of the target; made when it is first asked for."""
         left: Any = self.total.x
         for piece in unpack(self.payload, _numpy_type(left)):
             stretch = left[piece.start : piece.stop]

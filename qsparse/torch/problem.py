@@ -28,8 +28,12 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-#: Examples at a time, where many are gone through.
+#: Examples at a time in a gradient of a whole share; batch statistics, and the order of sums, go by it.
 _CHUNK = 1000
+
+#: Examples at a time in an evaluation, where resnet50 takes 4.5 MB for one, on each rank. So few stay in the
+#: caches: resnet20 on pictures of CIFAR-10 takes a third less time than with 1000.
+_TESTED = 256
 
 
 class Classification:
@@ -180,8 +184,8 @@ def evaluate(
     model.eval()
     right, loss, last = 0, 0.0, len(y) if last is None else last
     with torch.no_grad():
-        for start in range(first, last, _CHUNK):
-            examples, labels = as_batch(x, y, np.arange(start, min(start + _CHUNK, last)))
+        for start in range(first, last, _TESTED):
+            examples, labels = as_batch(x, y, np.arange(start, min(start + _TESTED, last)))
             logits = model(examples)
             right += int((logits.argmax(1) == labels).sum())
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))

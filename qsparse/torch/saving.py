@@ -1,12 +1,23 @@
-"""What torch remembers, as plain data: optimizers, schedulers and tensors."""
+"""What torch remembers, as plain data: optimizers, schedulers and tensors; for other ranks as well."""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+from qsparse.algorithm import Algorithm
+from qsparse.checkpoint import Found
+from qsparse.exchange import Exchange
+from qsparse.resharding import merged, reshard
+from qsparse.types import State
+
+#: The name under which the items of a Counter are kept, by which torch counts milestones.
+_COUNTER: Final = "collections.Counter"
 
 
 def plain(value: Any) -> Any:
@@ -19,6 +30,8 @@ def plain(value: Any) -> Any:
             "shape": list(dense.shape),
             "tensor": dense.reshape(-1).view(torch.uint8).numpy().copy(),
         }
+    if isinstance(value, Counter):
+        return {_COUNTER: dict(value)}
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -31,6 +44,8 @@ def tensors(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"dtype", "shape", "tensor"}:
             return _tensor(value).reshape(value["shape"])
+        if value.keys() == {_COUNTER}:
+            return Counter(value[_COUNTER])
         return {key: tensors(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(tensors(each) for each in value)
@@ -49,6 +64,32 @@ def mean(states: Sequence[Any]) -> Any:
             return plain(total.to(each[0].dtype).reshape(first["shape"]))
         return {key: mean([state[key] for state in states]) for key in first}
     return first
+
+
+def found_state(found: Found, algorithm: Algorithm, exchange: Exchange, rank: int, size: int) -> State:
+    """What rank ``rank`` of ``size`` goes on from; made of all ranks' states where they were others.
+
+    Rank 0 warns where that rounds the sum of the error memories.
+    """
+    if found.ranks == size:
+        return found.state(rank)
+    states = [found.state(other) for other in range(found.ranks)]
+    state = merged(states, rank)
+    walks = [each["walk"] for each in states]
+    state["walk"], differences = reshard(walks, algorithm, exchange, rank, size)
+    off = differences["memory_difference"]
+    if off and rank == 0:
+        warnings.warn(
+            f"{found.folder} is of {found.ranks} ranks and goes on with {size}, whose error memories cannot "
+            f"hold the same sums: these are off by up to {off:.2g}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if rank < found.ranks:
+        state["torch"] = states[rank]["torch"]
+    else:
+        state["torch"] = mean([each["torch"] for each in states]) | {"generator": None}
+    return state
 
 
 def _tensor(value: dict[str, Any]) -> torch.Tensor:

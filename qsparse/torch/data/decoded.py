@@ -33,9 +33,10 @@ _LINE: Final = 64
 def decoded(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays:
     """Arrays of bytes that are made of files: mapped from the cache, or made, and kept there.
 
-    The file in the cache names its sources with their sizes and times of change, and has a checksum: what
-    is damaged, or was made of other files, is made anew. One process of a machine makes it while
-    the others wait. Where nothing can be written, every process has the arrays in its own memory.
+    The file in the cache names its sources by what is in them, and has a checksum: what is damaged, or was
+    made of other bytes, is made anew, and copies of a data set share a file wherever they lie. One process
+    of a machine makes it while the others wait. Where nothing can be written, every process has the arrays
+    in its own memory.
 
     Args:
         name: of the data set.
@@ -45,7 +46,10 @@ def decoded(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> A
     Returns:
         The arrays, read-only.
     """
-    sources = [[str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns] for file in files]
+    try:
+        sources = [_source(file) for file in files]
+    except OSError:
+        return _locked(decode())  # who reads it says what is wrong
     # Of its sources' name: a file that another run has mapped is not replaced by one of other contents.
     digest = hashlib.blake2b(json.dumps(sources).encode(), digest_size=8).hexdigest()
     path = places.cache() / "decoded" / f"{name}-{digest}.bin"
@@ -59,16 +63,33 @@ def decoded(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> A
             # Another process may have made it while this one waited.
             found = _mapped(path, sources)
             if found is None:
+                places.tidy(path.parent)
                 made = decode()
                 _write(path, sources, made)
                 found = _mapped(path, sources)
     except OSError:
         pass  # no folder, no room, no right to write: a cache is no condition
     if found is None:
-        found = decode() if made is None else made
-        for array in found.values():
-            array.flags.writeable = False
+        found = _locked(decode() if made is None else made)
     return found
+
+
+def _source(file: Path) -> list[Any]:
+    """Name, size and digest of a file.
+
+    Of all its bytes, because somebody may change a few labels within a file; the 170 MB of CIFAR-10 take a
+    quarter of a second. Neither folder nor time of change: a job that unpacks its data into a folder of its
+    own would leave a file in the cache each time.
+    """
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return [file.name, opened.tell(), digest]
+
+
+def _locked(arrays: Arrays) -> Arrays:
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
 def _write(path: Path, sources: list[Any], arrays: Mapping[str, npt.NDArray[np.uint8]]) -> None:
@@ -87,8 +108,7 @@ def _write(path: Path, sources: list[Any], arrays: Mapping[str, npt.NDArray[np.u
                 file.write(np.ascontiguousarray(array).data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
+        places.publish(Path(part), path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)

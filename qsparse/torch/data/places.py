@@ -2,7 +2,8 @@
 
 In order: the folder the caller names, the folder that ``QSPARSE_DATA`` names, the user's cache. What
 is in none of them is downloaded into the cache, checked before it gets its name. The cache is where the
-operating system has caches of programs, or the folder that ``QSPARSE_CACHE`` names.
+operating system has caches of programs, or the folder that ``QSPARSE_CACHE`` names, which several users
+may share: whoever reads the folder reads what is in it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
@@ -27,6 +30,9 @@ from qsparse.torch.data.readers import SUFFIXES
 
 #: Seconds without a byte after which a download has failed.
 TIMEOUT = 20.0
+
+#: Seconds.
+_DAY: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
         with alone(cache() / "download.lock"):
             # Another rank of this node may have fetched them while this one waited.
             if not (found := _find(source, [target])):
+                tidy(target)
                 _download(source, target, progress)
                 found = _find(source, [target])
     except OSError as error:
@@ -212,7 +219,7 @@ def _download(source: Source, target: Path, progress: bool) -> None:
             if source.archive:
                 _unpack(part, source.layouts[0], target)
             else:
-                os.replace(part, target / file)
+                publish(part, target / file)
 
 
 def _fetch(url: str, checksum: str, part: Path, progress: bool) -> None:
@@ -258,7 +265,13 @@ def _unpack(archive: Path, wanted: tuple[str, ...], target: Path) -> None:
                 with _temporary(target) as part:
                     with content, part.open("wb") as out:
                         shutil.copyfileobj(content, out)
-                    os.replace(part, target / file)
+                    publish(part, target / file)
+
+
+def publish(part: Path, file: Path) -> None:
+    """Give a file that is whole its name, and let all read it: temporary ones are their owner's alone."""
+    part.chmod(0o644)
+    part.replace(file)
 
 
 @contextlib.contextmanager
@@ -271,6 +284,14 @@ def _temporary(folder: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def tidy(folder: Path) -> None:
+    """Remove the hidden parts of files that a job left there which was killed more than a day ago."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if part.stat().st_mtime < time.time() - _DAY:
+                part.unlink()
+
+
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """Let one rank of a node at a time download or unpack; the others wait for it."""
@@ -279,8 +300,13 @@ def alone(lock: Path) -> Iterator[None]:
     except ImportError:  # no such locks on Windows: every rank then makes its own copy
         yield
         return
-    with lock.open("a") as file:
-        # File systems without locks exist; temporary names keep a second copy harmless.
+    with contextlib.ExitStack() as stack:
+        # Temporary names keep a second copy harmless where file systems have no locks, or where the lock is
+        # another user's: of such a one reading it is enough, if that is allowed.
         with contextlib.suppress(OSError):
+            try:
+                file = stack.enter_context(lock.open("a"))
+            except PermissionError:
+                file = stack.enter_context(lock.open())
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

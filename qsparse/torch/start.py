@@ -1,0 +1,110 @@
+"""How a loop is attached: what is refused, on what the ranks agree, and from what they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+import qsparse
+from qsparse.algorithm import Algorithm, Async, check
+from qsparse.errors import CompositionError, SettingError
+from qsparse.exchange import Exchange, ParameterServer
+from qsparse.local import SGD
+from qsparse.payload import Payload, Way, raw
+from qsparse.registry import build, spell
+from qsparse.seeds import Seed
+from qsparse.torch.flat import FlatModel
+from qsparse.warming import warm_algorithm
+from qsparse.wire.base import Wire
+
+#: The local step of presets whose step size nobody set.
+_UNSET = SGD(0.1)
+
+#: What a loop is made of, and the settings by which ranks and checkpoints are compared.
+Parts = tuple[Algorithm, Exchange, FlatModel, dict[str, Any]]
+
+
+def prepare(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    algorithm: Algorithm | str,
+    exchange: Exchange | str,
+    seed: int,
+    wire: Wire,
+) -> tuple[Parts, Mapping[str, Any]]:
+    """Make a loop's parts on this rank, and say on what the ranks must agree.
+
+    Args:
+        model, optimizer, algorithm, exchange, seed: as for `qsparse.torch.attach`.
+        wire: says which rank this is, of how many.
+
+    Raises:
+        CompositionError: an algorithm whose local step is not the optimizer's, or that has phases.
+        SettingError: an optimizer of other parameters, or a model that does not fit.
+    """
+    chosen = build(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm
+    pattern = build(exchange, "exchange") if isinstance(exchange, str) else exchange
+    if chosen.local != _UNSET:
+        raise CompositionError(
+            f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
+            "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
+            "reports net updates"
+        )
+    if chosen.prelude is not None:
+        raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
+    if isinstance(chosen.meeting, Async):
+        raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
+    check(chosen, pattern, wire.size)
+    # A schedule without a length would fail in the middle of the loop.
+    trigger = chosen.trigger.bind(getattr(chosen.server, "lr", None))
+    trigger.due(trigger.init(Seed(seed)), 1)
+    if len(pattern.workers(wire.size)) < wire.size:
+        raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
+    flat = FlatModel(model)
+    if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
+        raise SettingError("the optimizer must have exactly the model's trained parameters")
+    for link in (chosen.up, chosen.down):
+        link.compressor.bind(flat.layout).check(flat.values.numel())
+    start = flat.values.cpu().numpy()
+    warm_algorithm(chosen, start, flat.layout, wire.rank)
+    settings = {
+        "qsparse": qsparse.__version__,
+        **chosen.axes(),
+        "exchange": spell(pattern),
+        "optimizer": type(optimizer).__name__,
+        **shapes(flat),
+        "type": str(start.dtype),
+        "seed": seed,
+    }
+    return (chosen, pattern, flat, settings), settings
+
+
+def shapes(flat: FlatModel) -> dict[str, Any]:
+    """What is trained, averaged and left alone, with its shapes: the settings of a model."""
+    named = {**dict(flat.model.named_parameters()), **dict(flat.model.named_buffers())}
+    return {
+        "layers": [[layer.name, list(named[layer.name].shape)] for layer in flat.layout],
+        "buffers": [[layer.name, list(named[layer.name].shape)] for layer in flat.statistics],
+        "rest": [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in flat.rest],
+    }
+
+
+def adopt_from_rank_0(wire: Wire, tensor: torch.Tensor) -> None:
+    """Give a tensor of this rank the values that it has on rank 0; collective."""
+    with torch.no_grad():
+        # numpy has not all types of torch, and the tensor may have gaps: bytes of a dense copy.
+        dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
+        mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
+        if wire.rank == 0:
+            mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
+        start = ParameterServer().broadcast(wire, mine)
+        if wire.rank == 0:
+            return
+        np.copyto(data, np.frombuffer(start.body, data.dtype))
+        if any(stride == 0 for stride in tensor.stride()) and tensor.numel() > 1:
+            tensor.data = dense.to(tensor.device)  # expanded: its elements are one and the same
+        else:
+            tensor.copy_(dense)
