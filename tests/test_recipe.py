@@ -335,6 +335,12 @@ def invoke(*args: object) -> Any:
     ("args", "reason"),
     [
         (["--augment", "crop"], "augment is 'crop'"),
+        (["--augment", "crop-flip", "--algorithm", "qsvrg"], "--augment does not go with svrg"),
+        (["--clip", "1", "--algorithm", "asylpg"], "--clip does not go with svrg"),
+        (
+            ["--augment", "crop-flip", "--algorithm", "gd", "--local", "gradient(whole=true)"],
+            "--augment has no effect: gradient(whole=true) takes",
+        ),
         (["--label-smoothing", 2], "label smoothing must lie"),
         (["--clip", -1], "not to -1.0"),
         (["--precision", "fp8"], "precision is 'fp8'"),

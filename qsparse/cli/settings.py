@@ -11,7 +11,7 @@ from typing import Any
 from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.errors import SettingError
 from qsparse.link import Link
-from qsparse.local import Decaying, Local
+from qsparse.local import SVRG, Decaying, Gradient, Local
 from qsparse.registry import build, parameters, spell
 from qsparse.run import Settings
 
@@ -31,6 +31,7 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
     if epochs is not None and steps is not None:
         raise SettingError("give either --epochs or --steps")
     algorithm = _algorithm(options)
+    _check_recipe(options, algorithm)
     exchange = options["exchange"]
     return Settings(
         algorithm=algorithm,
@@ -133,6 +134,23 @@ def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset:
             raise SettingError(
                 f"{flag} has no effect: {_flag(axis)} replaces the part that it is a setting of; write it in "
                 f"{_flag(axis)}, or leave it out"
+            )
+
+
+def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
+    """Refuse what is done to batches where gradients over the whole share are taken as they are."""
+    augment = options["augment"] != "none"
+    for phase in filter(None, (algorithm, algorithm.prelude)):
+        if isinstance(phase.local, SVRG) and (augment or options["clip"] is not None):
+            raise SettingError(
+                f"{'--augment' if augment else '--clip'} does not go with {spell(phase.local)}, which corrects "
+                "gradients of batches by one over the whole share: that is of the pictures as they are, and "
+                "its difference to them is clipped in two; leave it out"
+            )
+        if augment and isinstance(phase.local, Gradient) and phase.local.whole:
+            raise SettingError(
+                f"--augment has no effect: {spell(phase.local)} takes the pictures of the whole share as they "
+                "are; leave it out"
             )
 
 
