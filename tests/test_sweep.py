@@ -356,9 +356,15 @@ def test_when_all_fail_there_is_no_table(file: Path, tmp_path: Path) -> None:
         (["figure-1", "--lr", "cosin(0.1)"], ["method SGD: ", "did you mean 'cosine'?"]),
         (["figure-1", "--lrs", "0.1,,0.2"], ["--lrs must be learning rates with commas"]),
         (["figure-1", "--lrs", "0.1", "--lr", "0.2"], ["--lr has no effect: --lrs says"]),
-        (["figure-1", "--algorithm", "sgd"], ["--algorithm has no effect: every method"]),
+        (["figure-1", "--algorithm", "sgd"], ["--algorithm says what a method is"]),
+        (["figure-1", "--compressor", "sign"], ["--compressor says what a method is", "write a FILE.toml"]),
+        (["figure-1", "--method", "TopK", "--compressor", "sign"], ["--compressor says what a method is"]),
+        (["figure-1", "--trigger", "every(2)"], ["--trigger says what a method is"]),
+        (["laq", "--memory", "stateless"], ["--memory says what a method is", "sweep laq is of published"]),
+        (["dist-ef", "--server", "majority"], ["--server says what a method is"]),
+        (["figure-1", "--meeting", "asynchronous"], ["--meeting says what a method is"]),
         (["figure-1", "--target", "80"], ["--target must be an accuracy"]),
-        (["figure-1", "--sync-every", "4"], ["method SGD: --sync-every does not go with sgd"]),
+        (["figure-1", "--sync-every", "4"], ["--sync-every says what a method is"]),
         (["figure-1", "--exchange", "server(root=3)", "--ranks", "2"], ["method SGD: "]),
         (["figure-1", "--steps", "3", "--epochs", "2"], ["give either --epochs or --steps"]),
         (["figure-1", "--model", "mpl"], ["did you mean 'mlp'?"]),
@@ -394,6 +400,25 @@ def test_nothing_runs_where_something_is_wrong(
 def test_bad_files(text: str, texts: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(text)
     refused(invoke(tmp_path / "own.toml", "--out", tmp_path / "out"), *texts)
+
+
+def test_what_a_published_method_is_does_not_come_from_a_run(file: Path, tmp_path: Path) -> None:
+    """A run's config.toml always has an algorithm, which all methods set; a compressor would change some."""
+    config = tmp_path / "config.toml"
+    config.write_text("algorithm = 'local-sgd'\nbatch = 8\ndown = 'sign'\n")
+    lines = commands(invoke("figure-1", "--config", config, "--lr", "0.2", "--dry-run"))
+    assert len(lines) == 8
+    assert all("--batch=8" in line and "--down=sign" in line for line in lines)
+    config.write_text("algorithm = 'local-sgd'\nsync_every = 8\n")
+    refused(
+        invoke("figure-1", "--config", config), f"'sync_every' of --config {config} says what a method is"
+    )
+    # Whose methods they are may say so.
+    file.write_text(FILE.replace("rare]\n", "rare]\nmemory = 'stateless'\n"))
+    assert "--compressor=sign" in commands(invoke(file, "--compressor", "sign", "--dry-run"))[0]
+    refused(
+        invoke(file, "--algorithm", "sgd"), "--algorithm has no effect: every method of this sweep sets it"
+    )
 
 
 def test_not_under_a_launcher(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,9 @@ _OURS: Final = ("out", "quiet", "name", "resume")
 #: Of these, one excludes the other; of two places that say it, the nearer one wins.
 _LENGTHS: Final = ("epochs", "steps")
 
+#: Options that say what a method is: with one of them a published method would be another one under its name.
+_PUBLISHED: Final = ("algorithm", "compressor", "memory", "trigger", "server", "meeting", "sync_every")
+
 #: The options of train that all runs of a sweep may share.
 SHARED: Final = [p for p in train.params if p.name not in (*_OURS, "config")]
 
@@ -91,7 +94,7 @@ def sweep(
     found = methods.find(sweep, topk)
     chosen = found.only(only)
     folder = Path(out or f"runs/{found.name}")
-    runs = list(_runs(found, chosen, _given(ctx, chosen, lrs), _rates(lrs), seeds, folder))
+    runs = list(_runs(found, chosen, _given(ctx, found, chosen, lrs), _rates(lrs), seeds, folder))
     missing = _missing(runs, fresh)
     _check_problems(missing)
     if dry_run:
@@ -114,7 +117,7 @@ def sweep(
         ctx.exit(1)
 
 
-def _given(ctx: click.Context, chosen: Sequence[Method], lrs: str | None) -> dict[str, Any]:
+def _given(ctx: click.Context, found: Sweep, chosen: Sequence[Method], lrs: str | None) -> dict[str, Any]:
     """The options of every run that were given, not left at their defaults."""
     given = {}
     for parameter in SHARED:
@@ -123,14 +126,27 @@ def _given(ctx: click.Context, chosen: Sequence[Method], lrs: str | None) -> dic
         value = ctx.params[name]
         if source in (ParameterSource.DEFAULT, None) or value in (None, ()):
             continue
-        if source is ParameterSource.COMMANDLINE:
-            where = f"{parameter.opts[0]} has no effect: "
-            if all(name in _named(each.options, each.name) for each in chosen):
-                raise SettingError(f"{where}every method of this sweep sets it; leave it out")
-            if name == "lr" and lrs is not None:
-                raise SettingError(f"{where}--lrs says which learning rates are tried; leave one of them out")
+        typed = source is ParameterSource.COMMANDLINE
+        flag = parameter.opts[0]
+        # What a file says and every method sets has no effect: the config.toml of any run has an algorithm.
+        if found.source and name in _PUBLISHED and (typed or not _all_set(name, found.methods)):
+            where = flag if typed else f"{name!r} of --config {ctx.params['config']}"
+            raise SettingError(
+                f"{where} says what a method is, and sweep {found.name} is of published methods: leave it "
+                "out, or write a FILE.toml of methods of your own"
+            )
+        if typed and _all_set(name, chosen):
+            raise SettingError(f"{flag} has no effect: every method of this sweep sets it; leave it out")
+        if typed and name == "lr" and lrs is not None:
+            raise SettingError(
+                f"{flag} has no effect: --lrs says which learning rates are tried; leave one of them out"
+            )
         given[name] = list(value) if isinstance(value, tuple) else value
     return given
+
+
+def _all_set(name: str, methods: Sequence[Method]) -> bool:
+    return all(name in _named(each.options, f"method {each.name}") for each in methods)
 
 
 def _rates(lrs: str | None) -> list[str | None]:
