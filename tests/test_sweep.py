@@ -239,6 +239,35 @@ def test_only_what_is_missing_is_run(file: Path, tmp_path: Path) -> None:
     assert len(commands(invoke(*quick, "--seeds", 3, "--dry-run"))) == 4
 
 
+def test_methods_that_are_not_run_now_stay_in_the_table(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE + "[methods.whole]\nalgorithm = 'gd'\n")
+    out = tmp_path / "out"
+    quick = (file, "--epochs", 0.2, "--out", out)
+    rare = swept(*quick, "--method", "rare")
+    (row,) = record(out)["rows"]
+    assert row["gain"] is None
+    assert "How many times fewer is against dense, of which no run with these settings is done" in rare.stdout
+    both = swept(*quick, "--method", "dense")
+    assert "against dense" not in both.stdout
+    again = swept(*quick, "--method", "rare")
+    assert begun(again) == []
+    assert again.stdout == both.stdout
+    found = record(out)
+    assert [row["method"] for row in found["rows"]] == ["dense", "rare"]
+    assert [run["method"] for run in found["runs"]] == ["dense", "rare"]
+    assert found["rows"][1]["gain"]["paper_bits"]["up"] > 100
+    assert list(found["methods"]) == ["dense", "rare", "whole"]
+    page = (out / "plot" / "index.html").read_text()
+    assert page.count("<li>") == 2
+    # Who does not take an option, or was run with others, is not shown, and no error.
+    swept(*quick, "--method", "whole")
+    assert [row["method"] for row in record(out)["rows"]] == ["dense", "rare", "whole"]
+    with_momentum = swept(*quick, "--method", "rare", "--momentum", 0.5, "--fresh")
+    assert begun(with_momentum) == ["rare, seed 0"]
+    assert [row["method"] for row in record(out)["rows"]] == ["rare"]
+    refused(invoke(*quick, "--method", "whole", "--momentum", 0.5), "method whole: --momentum does not go")
+
+
 def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = (file, "--method", "dense", "--out", out)

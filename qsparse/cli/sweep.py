@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +49,11 @@ class _Command(click.Command):
 @click.argument("sweep", metavar="SWEEP")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="From --seed on.")
 @click.option(
-    "--method", "only", multiple=True, metavar="NAME", help="Only this method; may be given several times."
+    "--method",
+    "only",
+    multiple=True,
+    metavar="NAME",
+    help="Run only this method; may be given several times.",
 )
 @click.option(
     "--lrs",
@@ -82,7 +86,8 @@ def sweep(
     dist-EF-SGDM, dist-EF-BlockSGDM, Signum with a majority vote), or a file FILE.toml with a table
     [methods.NAME] of train's options for each method, and before them options that all share.
 
-    What a method sets itself goes before the options of every run. Runs that are done are not run again.
+    What a method sets itself goes before the options of every run. Runs that are done are not run again,
+    and the table is of all methods that are done.
 
     \b
     qsparse sweep figure-1 --data mnist --model cnn --ranks 4 --epochs 3 --lr 0.05
@@ -94,7 +99,8 @@ def sweep(
     found = methods.find(sweep, topk)
     chosen = found.only(only)
     folder = Path(out or f"runs/{found.name}")
-    runs = list(_runs(found, chosen, _given(ctx, found, chosen, lrs), _rates(lrs), seeds, folder))
+    runs_of = functools.partial(_runs, found, _given(ctx, found, chosen, lrs), _rates(lrs), seeds, folder)
+    runs = [run for method in chosen for run in runs_of(method)]
     missing = _missing(runs, fresh)
     _check_problems(missing)
     if dry_run:
@@ -112,7 +118,9 @@ def sweep(
             err=True,
         )
         ctx.exit(130)
-    _conclude(found, chosen, runs, failed, target, folder)
+    others = [method for method in found.methods if method not in chosen and (folder / method.name).is_dir()]
+    runs += [run for method in others for run in _done_before(method, runs_of)]
+    _conclude(found, runs, failed, target, folder)
     if failed:
         ctx.exit(1)
 
@@ -170,27 +178,36 @@ def _rates(lrs: str | None) -> list[str | None]:
 
 
 def _runs(
-    found: Sweep, chosen: Sequence[Method], given: Mapping[str, Any], rates: Sequence[str | None],
-    seeds: int, folder: Path,
+    found: Sweep, given: Mapping[str, Any], rates: Sequence[str | None], seeds: int, folder: Path,
+    method: Method,
 ) -> Iterator[Run]:  # fmt: skip
-    """All runs in order, every one of them checked."""
-    where = f"sweep {found.name}"
-    common = _over(_named(found.common, where), given)
+    """All runs of a method in order, every one of them checked."""
+    common = _over(_named(found.common, f"sweep {found.name}"), given)
     first = int(common.pop("seed", 0))
-    for method in chosen:
-        own = _named(method.options, f"method {method.name}")
-        if "seed" in own:
-            raise SettingError(f"method {method.name} has a seed: give --seed and --seeds to the sweep")
-        for lr in [None] if "lr" in own else rates:
-            tried = {} if lr is None else {"lr": lr}
-            options = _over(_over(common, tried), own)
-            for seed in range(first, first + seeds):
-                parts = [method.name, *([] if lr is None else [f"lr-{lr.replace(' ', '')}"]), f"seed-{seed}"]
-                argv = _argv({**options, "seed": seed}, f"method {method.name}")
-                argv += _taken("name", f"--name={method.name}")  # what the plot calls it
-                config = _config(argv, f"method {method.name}")
-                more = _taken("resume", "--resume=auto")
-                yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, more)
+    own = _named(method.options, f"method {method.name}")
+    if "seed" in own:
+        raise SettingError(f"method {method.name} has a seed: give --seed and --seeds to the sweep")
+    for lr in [None] if "lr" in own else rates:
+        tried = {} if lr is None else {"lr": lr}
+        options = _over(_over(common, tried), own)
+        for seed in range(first, first + seeds):
+            parts = [method.name, *([] if lr is None else [f"lr-{lr.replace(' ', '')}"]), f"seed-{seed}"]
+            argv = _argv({**options, "seed": seed}, f"method {method.name}")
+            argv += _taken("name", f"--name={method.name}")  # what the plot calls it
+            config = _config(argv, f"method {method.name}")
+            more = _taken("resume", "--resume=auto")
+            yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, more)
+
+
+def _done_before(method: Method, runs_of: Callable[[Method], Iterator[Run]]) -> list[Run]:
+    """The runs of a method that was not chosen, as far as they are done with these settings.
+
+    Nobody asked for it now, so it is no error if it does not take these options, or was run with others.
+    """
+    try:
+        return [run for run in runs_of(method) if run.done()]
+    except QsparseError:
+        return []
 
 
 def _named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -284,22 +301,23 @@ def _check_problems(runs: Sequence[Run]) -> None:
 
 
 def _conclude(
-    found: Sweep, chosen: Sequence[Method], runs: Sequence[Run], failed: Mapping[Run, str],
-    target: float | None, folder: Path,
-) -> None:  # fmt: skip
+    found: Sweep, runs: Sequence[Run], failed: Mapping[Run, str], target: float | None, folder: Path
+) -> None:
     """Table, sweep.json and plot of the runs that are done, and what became of the others."""
-    done = [measured.read(run) for run in runs if run not in failed]
+    order = [method.name for method in found.methods]
+    in_order = sorted(runs, key=lambda run: order.index(run.method))
+    done = [measured.read(run) for run in in_order if run not in failed]
     record: dict[str, Any] = {
         "sweep": found.name,
         "source": found.source,
         "common": dict(found.common),
-        "methods": {each.name: dict(each.options) for each in chosen},
+        "methods": {each.name: dict(each.options) for each in found.methods},
         "runs": done,
         "failed": [{"run": str(run), "folder": str(run.folder), "error": failed[run]} for run in failed],
     }
     written = [folder / "sweep.json"]
     if done:
-        record |= measured.measure(chosen, done, target)
+        record |= measured.measure(found.methods, done, target)
         click.echo(measured.table(record))
         if found.source:
             click.echo(f"\nPublished: {found.source}.")

@@ -71,7 +71,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
     """The rows of the table: each method with its best step size, held against the first method.
 
     Args:
-        methods: in the order of the rows.
+        methods: in the order of the rows; one without runs has none.
         runs: of all methods, step sizes and seeds that ended well.
         target: an accuracy; the highest one that all chosen runs reach unless given.
     """
@@ -92,7 +92,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
                 name: {way: _ratio(first[name][way], mine[name][way]) for way in _WAYS}
                 for name in ("paper_bits", "wire_bytes")
             }
-    return {"target": target, "target_is": told, "rows": rows}
+    return {"target": target, "target_is": told, "gain_is_over": methods[0].name, "rows": rows}
 
 
 def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
@@ -160,9 +160,11 @@ def table(measured: Measured) -> str:
     )
     target = measured["target"]
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
-    return "\n\n".join(
-        ["In all, at the end: test accuracy, and what was said each way", first, above, second]
-    )
+    parts = ["In all, at the end: test accuracy, and what was said each way", first, above, second]
+    dense = measured["gain_is_over"]
+    if not any(row["method"] == dense for row in rows):
+        parts.append(f"How many times fewer is against {dense}, of which no run with these settings is done.")
+    return "\n\n".join(parts)
 
 
 def _towards(row: Measured, amounts: Callable[[Measured], list[str]]) -> list[str]:
