@@ -155,7 +155,10 @@ def test_the_table_is_of_what_the_runs_left(done: tuple[Path, Path, Result]) -> 
     assert rare["published"] == "> 100"
     worst = min(max(point["test_accuracy"] for point in run["curve"]) for run in found["runs"])
     assert worst - 0.001 < found["target"] <= worst
-    assert "the highest that every run below reaches" in result.stdout
+    (by,) = (run["method"] for run in found["runs"] if worst in [p["test_accuracy"] for p in run["curve"]])
+    told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
+    assert found["target_is"] == told
+    assert f"({told})" in result.stdout
     shown = re.search(r"^rare .*\s([\d,.]+) +> 100 ", result.stdout, re.MULTILINE)
     assert shown, result.stdout
     assert float(shown[1].replace(",", "")) == pytest.approx(rare["gain"]["paper_bits"]["up"], rel=0.01)
@@ -191,8 +194,10 @@ def test_best_of_a_grid_and_targets() -> None:
     assert best(runs, 0.75) == good
     assert best(runs, 0.99) == good
     assert best(lost, 0.6) == lost
-    assert common_target(fast + good) == 0.7
-    assert common_target([run("", 0, 0.4, 0.64999)]) == 0.649
+    assert common_target(fast + good) == (0.7, "m")
+    assert common_target([run("", 0, 0.4, 0.64999)]) == (0.649, "m")
+    slow = {**run("", 0, 0.4, 0.5), "method": "slow"}
+    assert common_target([*fast, slow, *good]) == (0.5, "slow")
     rows = measure([Method("m", {})], runs, 0.6)["rows"]
     assert rows[0]["to_target"]["paper_bits"] == {"up": 200, "down": 14}
     assert rows[0]["in_all"]["paper_bits"] == {"up": 300, "down": 21}
@@ -361,6 +366,34 @@ def test_a_method_that_fails_is_reported(file: Path, tmp_path: Path) -> None:
     assert [row["method"] for row in record(out)["rows"]] == ["dense", "rare"]
     # It is tried again, and only it.
     assert begun(invoke(file, "--epochs", 0.5, "--out", out)) == ["wild, seed 0"]
+
+
+def test_a_run_that_never_learned_ends_no_sweep(file: Path, tmp_path: Path) -> None:
+    """Nobody learns in a single step that is very short: here one was never right."""
+    out = tmp_path / "out"
+    quick = (file, "--steps", 4, "--out", out)
+    swept(*quick)
+    lines = out / "rare" / "seed-0" / "history.jsonl"
+    lines.write_text(re.sub(r'"test_accuracy": [\d.]+', '"test_accuracy": 0.0004', lines.read_text()))
+    result = swept(*quick)
+    assert record(out)["target"] == 0
+    assert (
+        "an accuracy of 0 (the highest that every run below reaches, rounded down to 0.001; rare sets it)"
+        in (result.stdout)
+    )
+    assert "written to " in result.stdout
+    assert (out / "plot" / "index.html").exists()
+
+
+def test_what_failed_is_said_also_where_nothing_can_be_drawn(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    file.write_text(FILE.replace("[methods.rare]", "[methods.rare]\nlr = 1e38"))
+    result = invoke(file, "--steps", 4, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "FAILED: rare, seed 0: " in result.stdout
+    assert "lacks a library" in result.stderr
 
 
 def test_when_all_fail_there_is_no_table(file: Path, tmp_path: Path) -> None:

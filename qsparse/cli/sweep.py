@@ -323,13 +323,15 @@ def _conclude(
             click.echo(f"\nPublished: {found.source}.")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(written[0], json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    # Before what draws, which may lack its library.
+    for run, error in failed.items():
+        click.echo(f"\nFAILED: {run}: {error}\n  {run.command}\n  its output: {run.folder / 'log.txt'}")
     if done:
         from qsparse.report import draw
 
         shown = [Path(one) for row in record["rows"] for one in row["folders"]]
-        written.append(draw(shown, folder / "plot", target=record["target"], title=found.name))
-    for run, error in failed.items():
-        click.echo(f"\nFAILED: {run}: {error}\n  {run.command}\n  its output: {run.folder / 'log.txt'}")
+        # An accuracy that all runs reach may be 0, which is nothing to draw a line at.
+        written.append(draw(shown, folder / "plot", target=record["target"] or None, title=found.name))
     click.echo(f"\nwritten to {' and '.join(map(str, written))}")
 
 

@@ -37,10 +37,19 @@ def read(run: Run) -> Measured:
     }
 
 
-def common_target(runs: Sequence[Measured]) -> float:
-    """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001."""
-    best: float = min(max(point["test_accuracy"] for point in run["curve"]) for run in runs)
-    return math.floor(best * 1000 + 1e-9) / 1000
+def common_target(runs: Sequence[Measured]) -> tuple[float, str]:
+    """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001.
+
+    Returns:
+        The accuracy, and the method of the run that reaches no higher one: a run that does not learn sets it
+        for all.
+    """
+
+    def most(run: Measured) -> float:
+        return max(float(point["test_accuracy"]) for point in run["curve"])
+
+    least = min(runs, key=most)
+    return math.floor(most(least) * 1000 + 1e-9) / 1000, least["method"]
 
 
 def to_target(run: Measured, target: float) -> Measured | None:
@@ -80,8 +89,8 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
     }
     told = "given"
     if target is None:
-        target = common_target([run for same in chosen.values() for run in same])
-        told = "the highest that every run below reaches, rounded down to 0.001"
+        target, by = common_target([run for same in chosen.values() for run in same])
+        told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
     rows = [_row(each, chosen[each.name], target) for each in methods if chosen[each.name]]
     first = rows[0]["to_target"] if rows and rows[0]["method"] == methods[0].name else None
     for row in rows:
