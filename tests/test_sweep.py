@@ -542,6 +542,13 @@ def test_the_methods_of_figure_1() -> None:
     assert "topk(ratio=0.01)" in line
 
 
+def test_rates_that_differ_in_spaces_are_one_run(file: Path, tmp_path: Path) -> None:
+    grid = ("--lrs", "cosine(0.1), cosine( 0.1),cosine(0.1 ,warmup=3)", "--out", tmp_path, "--dry-run")
+    lines = commands(invoke(file, "--method", "dense", *grid))
+    assert ["'--lr=cosine(0.1)'" in line for line in lines] == [True, False]
+    assert f"{tmp_path}/dense/lr-cosine(0.1,warmup=3)/seed-0" in lines[1]
+
+
 def test_the_file_in_the_docs(root: Path, tmp_path: Path) -> None:
     (text,) = re.findall(
         r"^```toml\n(.*?)^```", (root / "docs/sweeps.md").read_text(), re.DOTALL | re.MULTILINE

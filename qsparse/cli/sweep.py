@@ -160,7 +160,9 @@ def _all_set(name: str, methods: Sequence[Method]) -> bool:
 def _rates(lrs: str | None) -> list[str | None]:
     """The learning rates of a grid, cut at commas outside of brackets; [None] without one.
 
-    >>> _rates("0.1, steps(0.1, after=[2, 3])")
+    Those that differ in spaces only are one rate, as they have one folder.
+
+    >>> _rates("0.1, steps(0.1, after=[2, 3]), 0.1, steps( 0.1, after=[2,3])")
     ['0.1', 'steps(0.1, after=[2, 3])']
     """
     if lrs is None:
@@ -174,7 +176,15 @@ def _rates(lrs: str | None) -> list[str | None]:
             rates[-1] += letter
     if not all(rate.strip() for rate in rates):
         raise SettingError(f"--lrs must be learning rates with commas between them, not {lrs!r}")
-    return list(dict.fromkeys(rate.strip() for rate in rates))
+    found: dict[str, str | None] = {}
+    for rate in rates:
+        found.setdefault(_close(rate), rate.strip())
+    return list(found.values())
+
+
+def _close(rate: str) -> str:
+    """A learning rate without spaces."""
+    return "".join(rate.split())
 
 
 def _runs(
@@ -191,7 +201,7 @@ def _runs(
         tried = {} if lr is None else {"lr": lr}
         options = _over(_over(common, tried), own)
         for seed in range(first, first + seeds):
-            parts = [method.name, *([] if lr is None else [f"lr-{lr.replace(' ', '')}"]), f"seed-{seed}"]
+            parts = [method.name, *([] if lr is None else [f"lr-{_close(lr)}"]), f"seed-{seed}"]
             argv = _argv({**options, "seed": seed}, f"method {method.name}")
             argv += _taken("name", f"--name={method.name}")  # what the plot calls it
             config = _config(argv, f"method {method.name}")
