@@ -295,6 +295,34 @@ def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
     assert begun(swept(*quick, "--steps", 10, "--fresh")) == []
 
 
+def test_a_run_of_an_older_version_had_the_defaults(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quick = (file, "--method", "dense", "--steps", 4, "--out", out)
+    swept(*quick)
+    config = out / "dense" / "seed-0" / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace('precision = "float32"\n', "").replace("label_smoothing = 0.0\n", ""))
+    assert len(config.read_text().splitlines()) == len(text.splitlines()) - 2
+    assert begun(swept(*quick)) == []
+    other = ("--precision", "bf16")
+    refused(invoke(*quick, *other), "of other settings: precision was float32 and is bf16;")
+    config.write_text(text + "later = 3\n")
+    refused(invoke(*quick), "of other settings: later was 3 and is not set;")
+
+
+def test_the_configuration_of_a_run_is_one_for_a_sweep(file: Path, tmp_path: Path) -> None:
+    """All but its name, which is that of its method."""
+    first = tmp_path / "first"
+    swept(file, "--method", "dense", "--steps", 4, "--batch", 8, "--out", first)
+    config = first / "dense" / "seed-0" / "config.toml"
+    assert tomllib.loads(config.read_text())["name"] == "dense"
+    lines = commands(invoke("figure-1", "--config", config, "--out", tmp_path / "second", "--dry-run"))
+    assert ["--name=SGD" in shlex.split(line) for line in lines] == [True] + 7 * [False]
+    assert all("--batch=8" in line and "--name=dense" not in line for line in lines)
+    config.write_text("nam = 'dense'\n")
+    refused(invoke(file, "--config", config), "has 'nam', which is no option of train")
+
+
 def test_an_interrupt_leaves_what_is_done(file: Path, tmp_path: Path) -> None:
     """Over processes: the interrupt is for the sweep alone, which must end the ranks of its run."""
     out = tmp_path / "out"

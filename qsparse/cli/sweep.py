@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -192,6 +193,7 @@ def _runs(
     method: Method,
 ) -> Iterator[Run]:  # fmt: skip
     """All runs of a method in order, every one of them checked."""
+    unsaid = tomllib.loads(_config([], f"sweep {found.name}"))
     common = _over(_named(found.common, f"sweep {found.name}"), given)
     first = int(common.pop("seed", 0))
     own = _named(method.options, f"method {method.name}")
@@ -206,7 +208,7 @@ def _runs(
             argv += _taken("name", f"--name={method.name}")  # what the plot calls it
             config = _config(argv, f"method {method.name}")
             more = _taken("resume", "--resume=auto")
-            yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, more)
+            yield Run(method.name, lr, seed, folder.joinpath(*parts), tuple(argv), config, unsaid, more)
 
 
 def _done_before(method: Method, runs_of: Callable[[Method], Iterator[Run]]) -> list[Run]:
