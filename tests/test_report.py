@@ -21,7 +21,7 @@ from qsparse.cli.commands import qsparse
 from qsparse.errors import DataError, QsparseError, SettingError
 from qsparse.registry import names as registered
 from qsparse.report import draw
-from qsparse.report.base import look
+from qsparse.report.base import look, mean
 from qsparse.report.names import method, same_method, told_apart
 from qsparse.report.pictures import PICTURES
 from qsparse.report.runs import at, methods, read
@@ -163,11 +163,11 @@ def test_seeds_are_one_method_with_mean_and_range(runs: Path) -> None:
     names = {"SGD": "sgd", "dist-EF-BlockSGDM": "blocks", "SignTopK_8L": "signtopk8"}
     for label, name in names.items():
         lines = [history(runs / name / f"seed-{seed}") for seed in (0, 1)]
-        curve = found[label].curve(at("wire_bytes", "up+down"), at("test_accuracy"))
+        curve = found[label].curve(at("wire_bytes", "down"), at("test_accuracy"))
         assert len(curve) == len(lines[0]) == 8
         for point, *both in zip(curve, *lines, strict=True):
             accuracies = [line["test_accuracy"] for line in both]
-            totals = [line["wire_bytes"]["up"] + line["wire_bytes"]["down"] for line in both]
+            totals = [line["wire_bytes"]["down"] for line in both]
             assert point == (sum(totals) / 2, sum(accuracies) / 2, min(accuracies), max(accuracies))
 
 
@@ -321,7 +321,30 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
     ]
     first = [line["paper_bits"]["up"] for line in reached]
     assert found["paper bits up to 0.3"].startswith(f"{sum(first) / 2:,.0f}")
+    for way in ("up", "down"):
+        size = sum(line["wire_bytes"][way] for line in reached) / 2
+        assert found[f"wire bytes {way} to 0.3"].startswith(f"{size:,.0f}")
     assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
+
+
+def test_bytes_up_and_down_are_never_added(runs: Path) -> None:
+    """The front has a panel for each way, which share the accuracies and one legend."""
+    found = methods([runs])
+    figure = PICTURES["pareto"](found, 0.5)
+    assert figure is not None
+    up, down = figure.axes
+    assert up.get_shared_y_axes().joined(up, down)
+    for axes, way in ((up, "up"), (down, "down")):
+        assert axes.get_xlabel() == f"wire bytes of the whole run, {way}"
+        for bar, each in zip(axes.containers, found, strict=True):
+            x, y = bar[0].get_data()
+            assert x == mean([run.last["wire_bytes"][way] for run in each.runs])
+            assert y == mean([run.last["test_accuracy"] for run in each.runs])
+        (front,) = (line for line in axes.lines if line.get_label() == "front")
+        assert max(front.get_xdata()) == max(bar[0].get_xdata()[0] for bar in axes.containers)
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert len(texts) == len(set(texts)) == 2 + len(found)
 
 
 def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:

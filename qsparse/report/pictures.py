@@ -22,7 +22,6 @@ _ACROSS: Final = 4
 _WIDTH: Final = 34
 
 ACCURACY: Final = at("test_accuracy")
-EVERYTHING: Final = at("wire_bytes", "up+down")
 
 
 @dataclass(frozen=True)
@@ -134,15 +133,33 @@ def _curves() -> list[Curves]:
 
 
 def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
-    """Final accuracy over all wire bytes, and the front: the methods of which none is better in both."""
+    """Final accuracy over the wire bytes of the run, in a panel for each way, with its front."""
+    panels = [(way, at("wire_bytes", way)) for way in ("up", "down")]
+    if not any(any(method.ends(size)) for method in methods for _, size in panels):
+        return None
+    figure = new_figure("plot", 12.5, _height(methods))
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, (way, size) in zip(both, panels, strict=True):
+        _front(axes, methods, size)
+        if target is not None:
+            _target(axes, target, "")
+        axes.set(title=f"Accuracy and traffic {way}", xlabel=f"wire bytes of the whole run, {way}")
+        axes.grid(alpha=0.3)
+        _logarithmic(axes, "x")
+    both[0].set_ylabel("final test accuracy")
+    _legend(figure, *both)
+    return figure
+
+
+def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
+    """A point for each method that sent anything, and the front: those of which none is better in both."""
     ends = [
-        (place, mean(method.ends(EVERYTHING)), method.ends(ACCURACY))
+        (place, mean(method.ends(size)), method.ends(ACCURACY))
         for place, method in enumerate(methods)
-        if any(method.ends(EVERYTHING))
+        if any(method.ends(size))
     ]
     if not ends:
-        return None
-    figure, axes = _axes(methods)
+        return
     front: list[tuple[float, float]] = []
     for _, total, accuracies in sorted(ends, key=lambda end: (end[1], -mean(end[2]))):
         if not front or mean(accuracies) > front[-1][1]:
@@ -157,15 +174,6 @@ def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
             marker=style["marker"], markersize=9, linestyle="none", capsize=3, zorder=3,
             label=textwrap.fill(f"{methods[place].label}: {middle:.4f}", _WIDTH),
         )  # fmt: skip
-    if target is not None:
-        _target(axes, target, "")
-    axes.set(
-        title="Accuracy and traffic", xlabel="wire bytes of the whole run, up and down",
-        ylabel="final test accuracy",
-    )  # fmt: skip
-    _logarithmic(axes, "x")
-    _legend(figure, axes)
-    return figure
 
 
 def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | None:
@@ -221,11 +229,16 @@ PICTURES: Final[dict[str, Callable[[Sequence[Method], float | None], Figure | No
 
 
 def _axes(methods: Sequence[Method]) -> tuple[Figure, Any]:
-    lines = sum(1 + len(method.label) // _WIDTH for method in methods)
-    figure = new_figure("plot", 9.0, max(4.6, 1.2 + 0.24 * lines))
+    figure = new_figure("plot", 9.0, _height(methods))
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _height(methods: Sequence[Method]) -> float:
+    """In inches, with room for the legend."""
+    lines = sum(1 + len(method.label) // _WIDTH for method in methods)
+    return max(4.6, 1.2 + 0.24 * lines)
 
 
 def _target(axes: Axes, target: float, what: str) -> None:
@@ -252,9 +265,13 @@ def _power_of_ten(value: float, _: object) -> str:
     return rf"${digit}\times10^{{{int(exponent)}}}$" if value >= 1000 or value < 0.01 else f"{value:g}"
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Beside the picture, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """Beside the picture, where it hides nothing; what is in several panels is named once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
     figure.legend(
-        handles, labels, loc="outside right upper", fontsize="small", frameon=False, handlelength=3.2
-    )
+        found.values(), found.keys(), loc="outside right upper", fontsize="small", frameon=False,
+        handlelength=3.2,
+    )  # fmt: skip

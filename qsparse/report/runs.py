@@ -83,15 +83,13 @@ class Method:
 
 
 def at(*path: str) -> Reading:
-    """Reads one number of a line; several ways are added where the last name is a sum, as in "up+down"."""
+    """Reads one number of a line, by the names that lead to it."""
 
     def reading(line: Line) -> float | None:
         value: Any = line
-        for key in path[:-1]:
+        for key in path:
             value = (value or {}).get(key)
-        names = path[-1].split("+")
-        found = [(value or {}).get(name) for name in names]
-        return None if None in found else float(sum(filter(None, found)))
+        return None if value is None else float(value)
 
     return reading
 
