@@ -327,6 +327,18 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
     assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
 
 
+@pytest.mark.parametrize("name", ["accuracy-steps", "loss-steps", "contraction", "error-memory"])
+def test_what_is_no_price_is_drawn_over_steps(runs: Path, name: str) -> None:
+    found = methods([runs])
+    figure = PICTURES[name](found, None)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "steps of each worker"
+    lines = {line.get_label(): line for line in axes.lines}
+    for each in found if name.endswith("steps") else found[1:]:
+        assert list(lines[each.label].get_xdata()) == [line["step"] for line in each.runs[0].history]
+
+
 def test_bytes_up_and_down_are_never_added(runs: Path) -> None:
     """The front has a panel for each way, which share the accuracies and one legend."""
     found = methods([runs])

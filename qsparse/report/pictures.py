@@ -107,7 +107,7 @@ def _curves() -> list[Curves]:
     across: list[tuple[str, str, Reading, str, bool]] = [
         ("paper-bits", "paper bits up", at("paper_bits", "up"), "paper bits of all workers, up", True),
         ("wire-bytes", "wire bytes up", at("wire_bytes", "up"), "wire bytes of all workers, up", True),
-        ("epochs", "epochs", at("epoch"), "passes over each worker's share (epochs)", False),
+        ("steps", "steps", at("step"), "steps of each worker", False),
         ("time", "time", at("seconds", "total"), "seconds since training began", False),
     ]
     up: list[tuple[str, str, Reading, str, bool]] = [
@@ -121,11 +121,11 @@ def _curves() -> list[Curves]:
     ]
     found += [
         Curves(
-            "contraction", "How much a message says", at("epoch"), at("contraction", "all"), across[2][3],
+            "contraction", "How much a message says", at("step"), at("contraction", "all"), across[2][3],
             "γ = 1 − ‖u − C(u)‖²/‖u‖²", floor=-1.0,
         ),
         Curves(
-            "error-memory", "What messages up leave unsaid", at("epoch"), at("error_memory", "up"),
+            "error-memory", "What messages up leave unsaid", at("step"), at("error_memory", "up"),
             across[2][3], "‖error memory‖, mean over the workers", ylog=True,
         ),
     ]  # fmt: skip
