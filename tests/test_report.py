@@ -24,7 +24,7 @@ from qsparse.report import draw
 from qsparse.report.base import look, mean
 from qsparse.report.names import method, same_method, told_apart
 from qsparse.report.pictures import PICTURES
-from qsparse.report.runs import at, methods, read
+from qsparse.report.runs import Method, Run, at, methods, read
 
 METHODS = {
     "sgd": ["--algorithm", "sgd"],
@@ -169,6 +169,22 @@ def test_seeds_are_one_method_with_mean_and_range(runs: Path) -> None:
             accuracies = [line["test_accuracy"] for line in both]
             totals = [line["wire_bytes"]["down"] for line in both]
             assert point == (sum(totals) / 2, sum(accuracies) / 2, min(accuracies), max(accuracies))
+
+
+def test_seeds_are_paired_by_the_evaluation_that_was_due() -> None:
+    """With random gaps one seed may come too late for an evaluation that the other has."""
+
+    def run(*epochs: float) -> Run:
+        lines = [{"step": 100 * epoch, "epoch": epoch, "test_accuracy": epoch / 9} for epoch in epochs]
+        return Run(Path(), {"evaluations": 2}, lines, None)
+
+    steady = run(0.5, 1.04, 1.5, 2.0, 2.5, 2.5)
+    late = run(0.54, 1.56, 2 - 1e-9, 2.53, 2.6)
+    curve = Method("", [steady, late]).curve(at("step"), at("test_accuracy"))
+    pairs = [(0.5, 0.54), (1.5, 1.56), (2.0, 2 - 1e-9), (2.5, 2.53), (2.5, 2.6)]
+    assert curve == [
+        pytest.approx((50 * (one + two), (one + two) / 18, one / 9, two / 9)) for one, two in pairs
+    ]
 
 
 def test_a_target_is_reached_at_the_first_evaluation_beyond_it(runs: Path) -> None:
