@@ -367,6 +367,23 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
     assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
 
 
+def test_only_what_all_seeds_reach_is_marked(runs: Path, tmp_path: Path) -> None:
+    (sgd,) = methods([runs / "sgd"])
+    best = sorted(max(line["test_accuracy"] for line in run.history) for run in sgd.runs)
+    assert best[0] < best[1]
+    for target, told, marked in ((best[0], "", 1), (best[1], " (1 of 2 runs)", 0), (1.0, "", 0)):
+        figure = PICTURES["accuracy-steps"]([sgd], target)
+        assert figure is not None
+        (axes,) = figure.axes
+        assert sum(len(line.get_xdata()) == 1 for line in axes.lines) == marked
+        reached = sgd.until(target, at("step"))
+        number = f"{mean(reached):g}" if reached else "not reached"
+        assert f"SGD: {number}{told}" in [text.get_text() for text in figure.legends[0].get_texts()]
+        cells = Page(draw([runs / "sgd"], tmp_path, target=target)).rows[1]
+        assert told in cells[-4]
+        assert ("not reached" in cells[-4]) == (not reached)
+
+
 @pytest.mark.parametrize("name", ["accuracy-steps", "loss-steps", "contraction", "error-memory"])
 def test_what_is_no_price_is_drawn_over_steps(runs: Path, name: str) -> None:
     found = methods([runs])

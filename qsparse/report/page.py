@@ -106,8 +106,7 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         row.append(cell(method.ends(at("seconds", "total"))))
         for reading in aims.values() if target is not None else ():
             values = method.until(target or 0, reading)
-            short = "" if len(values) == len(method.runs) else f" ({len(values)} of {len(method.runs)} runs)"
-            row.append(cell(values) + short if values else "not reached")
+            row.append(cell(values) + method.some(values) if values else "not reached")
         rows.append(row)
     note = (
         "Means over the runs. Bits and bytes are those of all workers: paper bits by the papers' formulas, "

@@ -87,8 +87,9 @@ class Curves:
         label = method.label
         if aimed is not None:
             reached = method.until(aimed, self.x)
-            label += f": {number(mean(reached))}" if len(reached) == len(method.runs) else ": not reached"
-            if reached:
+            label += f": {number(mean(reached))}{method.some(reached)}" if reached else ": not reached"
+            # A mean over those seeds that happen to get there is no point of the method.
+            if len(reached) == len(method.runs):
                 axes.plot(
                     [mean(reached)], [aimed], marker=style["marker"], color=style["color"], markersize=11,
                     markeredgecolor="white", linestyle="none", zorder=5, clip_on=False,

@@ -98,6 +98,10 @@ class Method:
         lines = filter(None, (run.reached(target) for run in self.runs))
         return [value for value in map(reading, lines) if value is not None]
 
+    def some(self, values: Sequence[float]) -> str:
+        """Of how many runs these values are, where that is not all of them."""
+        return "" if len(values) == len(self.runs) else f" ({len(values)} of {len(self.runs)} runs)"
+
 
 def at(*path: str) -> Reading:
     """Reads one number of a line, by the names that lead to it."""
