@@ -430,6 +430,31 @@ def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Pa
     assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == set(PICTURES) - missing
 
 
+def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> None:
+    """Its loss is said; lines have what is finite of it."""
+    for loss in (float("inf"), float("nan")):
+        lines = history(run_folder)
+        for line in lines[-2:]:
+            line["train_loss"] = loss
+        (run_folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        page = Page(draw([run_folder], tmp_path / "plots"))
+        assert page.rows[1][3] == str(loss)
+        assert "loss-steps" in page.images
+        figure = PICTURES["loss-steps"](methods([run_folder]), None)
+        assert figure is not None
+        assert len(figure.axes[0].lines[0].get_xdata()) == len(lines) - 2
+
+
+@pytest.mark.parametrize("name", ["$", "US$ and $", r"$\bad$", r"\$", "_mine", "_$_"])
+def test_names_are_shown_as_they_stand(run_folder: Path, tmp_path: Path, name: str) -> None:
+    config = run_folder / "config.toml"
+    config.write_text(config.read_text() + f"name = '{name}'\n")
+    draw([run_folder], tmp_path / "plots", target=0.5)
+    figure = PICTURES["loss-steps"](methods([run_folder]), None)
+    assert figure is not None
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [name.replace("$", r"\$")]
+
+
 def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:
     train(tmp_path / "runs" / "async", "--ranks", 3, "--algorithm", "qsparse-local-sgd-async")
     train(tmp_path / "runs" / "one", "--ranks", 1, "--name", "Alone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -129,7 +130,7 @@ def _mean(values: Sequence[float]) -> str:
     if not values:
         return "–"
     middle = mean(values)
-    return number(round(middle) if middle >= 1000 else middle)
+    return number(round(middle) if 1000 <= middle < math.inf else middle)
 
 
 def _range(values: Sequence[float]) -> str:

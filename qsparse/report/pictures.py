@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from qsparse.report.base import look, mean, new_figure, number
+from qsparse.report.base import legible, look, mean, new_figure, number
 from qsparse.report.runs import Method, Reading, at
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class Curves:
         # A marker here and there, at other places than the others' markers.
         every = max(1, len(xs) // 8)
         axes.plot(
-            xs, ys, label=textwrap.fill(label, _WIDTH), linewidth=1.6, markersize=5,
+            xs, ys, label=legible(label, _WIDTH), linewidth=1.6, markersize=5,
             markevery=(place % every, every), zorder=3, **style,
         )  # fmt: skip
         if len(method.runs) > 1:
@@ -173,7 +172,7 @@ def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
         axes.errorbar(
             [total], [middle], [[middle - min(accuracies)], [max(accuracies) - middle]], color=style["color"],
             marker=style["marker"], markersize=9, linestyle="none", capsize=3, zorder=3,
-            label=textwrap.fill(f"{methods[place].label}: {middle:.4f}", _WIDTH),
+            label=legible(f"{methods[place].label}: {middle:.4f}", _WIDTH),
         )  # fmt: skip
 
 
@@ -206,8 +205,8 @@ def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | Non
         others = [sum(size for name, size in found.items() if name not in kept)] if rest else []
         values = [*(found.get(name, 0.0) for name in names), *others, frame]
         axes.barh(range(len(rows)), values, color=look(place)["color"], height=0.7)
-        axes.set_yticks(range(len(rows)), rows, fontsize="small")
-        axes.set_title(textwrap.fill(label, 26), fontsize="medium")
+        axes.set_yticks(range(len(rows)), [legible(row, _WIDTH) for row in rows], fontsize="small")
+        axes.set_title(legible(label, 26), fontsize="medium")
         axes.set_xlabel("wire bytes", fontsize="small")
         axes.tick_params(axis="x", labelsize="small")
         axes.locator_params(axis="x", nbins=4)
