@@ -50,7 +50,9 @@ torch.set_num_threads(1)
 seed = Seed(args.seed, comm.rank)
 data = load("cifar10", args.data_dir)
 batches = Batches(shard(data.train_y, comm.size, "random", seed)[comm.rank], args.batch, seed.at(use="batch"))
-steps = args.steps or args.epochs * batches.steps_per_epoch
+# Shares may differ by a picture, and all ranks must take as many steps and test after the same ones.
+per_epoch = comm.allreduce(batches.steps_per_epoch, MPI.MIN)
+steps = args.steps or args.epochs * per_epoch
 
 
 def rate(t: int) -> float:
@@ -82,12 +84,11 @@ for t in range(steps):
     functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     scheduler.step()
-    if (t + 1) % batches.steps_per_epoch == 0:
+    if (t + 1) % per_epoch == 0:
         reached = accuracy()
         if comm.rank == 0:
             print(
-                f"epoch {(t + 1) // batches.steps_per_epoch}: accuracy {reached:.4f}, "
-                f"{time.perf_counter() - begin:.0f} s",
+                f"epoch {(t + 1) // per_epoch}: accuracy {reached:.4f}, {time.perf_counter() - begin:.0f} s",
                 flush=True,
             )
 

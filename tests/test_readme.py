@@ -177,11 +177,20 @@ def test_the_resnet_example(root: Path, tmp_path: Path) -> None:
     assert last, done
     bits, gain, size = (int(number.replace(",", "")) for number in last.groups())
     n, layers, aside = 269_722, 59, 1376
-    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics in full.
+    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics.
     assert bits == 2 * (4 * (n + 32 * layers) + 32 * aside)
     assert gain == round(32 * n * 2 * 40 / bits) >= 300
     # Rank 0 coordinates, so only what rank 1 says goes up a wire.
     assert bits / 2 / 8 <= size <= bits / 2 / 8 * 1.02
+
+
+def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) -> None:
+    """Of 100 pictures one rank has 34, which are two batches of 17, and two have 33, which are one."""
+    tiny_cifar(tmp_path)
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--epochs", "2", "--batch", "17"]
+    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], env={"QSPARSE_CACHE": str(tmp_path / "cache")})
+    assert re.findall(r"^epoch (\d): accuracy", done.stdout, re.M) == ["1", "2"], done
+    assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
 
 
 def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
