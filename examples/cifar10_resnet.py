@@ -44,6 +44,10 @@ parser.add_argument("--weight-decay", type=float, default=5e-4)
 parser.add_argument("--warmup", type=int, default=100, help="steps in which the learning rate grows")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
+for name, least in (("epochs", 1), ("steps", 1), ("warmup", 0)):
+    value = getattr(args, name)
+    if value is not None and value < least:
+        parser.error(f"--{name} must be at least {least}, not {value}")
 
 comm = MPI.COMM_WORLD
 torch.set_num_threads(1)
@@ -57,7 +61,7 @@ steps = args.steps or args.epochs * per_epoch
 
 def rate(t: int) -> float:
     """Linear warm-up, then half a cosine."""
-    return min(1, (t + 1) / args.warmup) * (1 + math.cos(math.pi * t / steps)) / 2
+    return min(1, (t + 1) / max(1, args.warmup)) * (1 + math.cos(math.pi * t / steps)) / 2
 
 
 def accuracy() -> float:

@@ -193,6 +193,19 @@ def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) 
     assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
 
 
+def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
+    """No epochs and no steps are refused as options are; no warm-up is one."""
+    tiny_cifar(tmp_path)
+    words = [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
+    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}}
+    for option, value, least in (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0)):
+        refused = mpi_run(1, [*words, f"--{option}", str(value)], check=False, **settings)
+        assert refused.returncode == 2, refused
+        assert f"error: --{option} must be at least {least}, not {value}" in refused.stderr
+    done = mpi_run(1, [*words, "--warmup", "0", "--steps", "3"], **settings)
+    assert "after 3 steps" in done.stdout
+
+
 def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
     """The command that stands in it runs, on a few pictures, with its loop's own settings."""
     text = (root / CIFAR_EXAMPLE).read_text()
