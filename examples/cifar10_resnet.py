@@ -60,8 +60,10 @@ steps = args.steps or args.epochs * per_epoch
 
 
 def rate(t: int) -> float:
-    """Linear warm-up, then half a cosine."""
-    return min(1, (t + 1) / max(1, args.warmup)) * (1 + math.cos(math.pi * t / steps)) / 2
+    """Linear warm-up, then half a cosine over the other steps: cosine(…, warmup=…) of qsparse train."""
+    if t < args.warmup:
+        return (t + 1) / args.warmup
+    return (1 + math.cos(math.pi * (t - args.warmup) / max(1, steps - args.warmup))) / 2
 
 
 def accuracy() -> float:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mpirun import mpi_run
 from test_decoded import tiny_cifar
+
+from qsparse.registry import build
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -204,6 +211,27 @@ def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: 
         assert f"error: --{option} must be at least {least}, not {value}" in refused.stderr
     done = mpi_run(1, [*words, "--warmup", "0", "--steps", "3"], **settings)
     assert "after 3 steps" in done.stdout
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(100, 400), (0, 50), (3, 4), (5, 5), (7, 2)])
+def test_the_resnet_example_has_the_learning_rates_of_its_command(
+    root: Path, warmup: int, steps: int
+) -> None:
+    text = (root / CIFAR_EXAMPLE).read_text()
+    (rate,) = (
+        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "rate"
+    )
+    program: dict[str, Any] = {"math": math, "steps": steps, "args": SimpleNamespace(warmup=warmup)}
+    exec(compile(ast.Module([rate], []), CIFAR_EXAMPLE, "exec"), program)
+    (spelled,) = re.findall(r'--lr "(.*?)"', text)
+    twin = build(spelled, "schedule")
+    assert f'"--warmup", type=int, default={twin.warmup},' in text
+    schedule = replace(twin, warmup=warmup).over(steps)
+    peak = re.search(r'"--lr", type=float, default=([\d.]+)', text)
+    assert peak
+    rates = [float(peak[1]) * program["rate"](t) for t in range(steps)]
+    assert rates == pytest.approx([schedule.at(t) for t in range(1, steps + 1)], rel=1e-12)
+    program["rate"](steps)  # torch's scheduler asks for the step after the last
 
 
 def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
