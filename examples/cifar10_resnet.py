@@ -1,11 +1,14 @@
-"""A ResNet learns CIFAR-10 in an ordinary PyTorch loop, made a distributed one by the two marked lines.
+"""A ResNet learns CIFAR-10 in an ordinary PyTorch loop, made a distributed one by three marked lines.
 
     mpirun -n 2 python examples/cifar10_resnet.py --data-dir DIR --epochs 3
 
-Every rank takes ten steps of SGD on its share of the pictures, then says of each weight which way it has
-gone, and of each layer how far on average: one bit a weight for ten steps, over 300 times fewer bits than
-with --algorithm sgd, where all ranks average all values after every step, which is plain SGD with the same
-global batch. The same without a loop of one's own:
+Two lines attach the loop, the third says at the end what the last steps have not. Beside these, as in any
+distributed loop, every rank takes its share of the pictures, and they count what all got right.
+
+Every rank takes ten steps of SGD on its share, then says of each weight which way it has gone, and of each
+layer how far on average: one bit a weight for ten steps, over 300 times fewer bits up than with --algorithm
+sgd, where all ranks average all values after every step, which is plain SGD with the same global batch. Down
+comes the model in full, every ten steps. The same without a loop of one's own:
 
     mpirun -n 2 qsparse train --data cifar10 --data-dir DIR --model resnet20 --epochs 3 --batch 64 \
         --algorithm "qsparse-local-sgd(H=10, compressor=blockwise(sign, layers=true))" --momentum 0.9 \
@@ -98,7 +101,7 @@ for t in range(steps):
                 flush=True,
             )
 
-link.finish()  # the last steps since a meeting, before the model is used
+link.finish()  # 3: the last steps since a meeting, before the model is used
 reached = accuracy()
 ledgers = comm.gather(link.ledger.snapshot())
 if comm.rank == 0:

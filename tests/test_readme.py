@@ -124,8 +124,17 @@ def test_diff_is_the_example(root: Path) -> None:
     for line in filter(None, lines):
         position = example.index(line + "\n", position)
     added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
-    assert len(added) == 2
+    assert len(added) == 3
     assert all(line in example for line in added)
+
+
+@pytest.mark.parametrize("name", ["training_loop", "cifar10_resnet"])
+def test_all_lines_that_speak_of_qsparse_are_marked(root: Path, name: str) -> None:
+    """Attaching and ending: what else the loops take from here are data, models and counts."""
+    text = (root / f"examples/{name}.py").read_text()
+    assert "three marked lines" in text.split("\n", 1)[0]
+    calls = [line for line in text.splitlines() if re.search(r"import attach|attach\(|link\.finish", line)]
+    assert [re.search(r"  # (\d)", line)[1] for line in calls] == ["1", "2", "3"]  # type: ignore[index]
 
 
 def test_training_loop_runs(root: Path) -> None:
