@@ -156,6 +156,12 @@ def test_allreduce_example_converges(root: Path) -> None:
     assert all(int(sent.replace(",", "")) < 400_000 / 80 for _, _, sent in rows)
 
 
+def test_allreduce_example_alone(root: Path) -> None:
+    """One rank has nobody to send to."""
+    done = mpi_run(1, [str(root / "examples/allreduce_in_your_code.py")])
+    assert done.stdout.count(", 0 bytes a message") == 8
+
+
 def test_table_names_every_part() -> None:
     """The tables of the design space name every registered part and preset."""
     from qsparse.registry import kinds, names
