@@ -416,6 +416,17 @@ def test_bytes_up_and_down_are_never_added(runs: Path) -> None:
     assert len(texts) == len(set(texts)) == 2 + len(found)
 
 
+def test_a_way_that_nobody_went_has_no_panel() -> None:
+    """Over allgather nothing goes down; a rank alone sends nothing at all."""
+
+    def panels(up: int, down: int) -> int:
+        line = {"test_accuracy": 0.5, "wire_bytes": {"up": up, "down": down}}
+        figure = PICTURES["pareto"]([Method("m", [Run(Path(), {}, [line], None)])], 0.5)
+        return 0 if figure is None else len(figure.axes)
+
+    assert [panels(*sent) for sent in ((5, 5), (5, 0), (0, 5), (0, 0))] == [2, 1, 1, 0]
+
+
 def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:
     draw([run_folder], tmp_path / "plots")
     lines = history(run_folder)

@@ -134,32 +134,32 @@ def _curves() -> list[Curves]:
 
 def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
     """Final accuracy over the wire bytes of the run, in a panel for each way, with its front."""
-    panels = [(way, at("wire_bytes", way)) for way in ("up", "down")]
-    if not any(any(method.ends(size)) for method in methods for _, size in panels):
+    sizes = {way: at("wire_bytes", way) for way in ("up", "down")}
+    # Where all tell each other, nothing goes down.
+    ways = [way for way, size in sizes.items() if any(any(method.ends(size)) for method in methods)]
+    if not ways:
         return None
-    figure = new_figure("plot", 12.5, _height(methods))
-    both = figure.subplots(1, 2, sharey=True)
-    for axes, (way, size) in zip(both, panels, strict=True):
-        _front(axes, methods, size)
+    figure = new_figure("plot", 5.5 + 3.5 * len(ways), _height(methods))
+    panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+    for axes, way in zip(panels, ways, strict=True):
+        _front(axes, methods, sizes[way])
         if target is not None:
             _target(axes, target, "")
         axes.set(title=f"Accuracy and traffic {way}", xlabel=f"wire bytes of the whole run, {way}")
         axes.grid(alpha=0.3)
         _logarithmic(axes, "x")
-    both[0].set_ylabel("final test accuracy")
-    _legend(figure, *both)
+    panels[0].set_ylabel("final test accuracy")
+    _legend(figure, *panels)
     return figure
 
 
 def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
-    """A point for each method that sent anything, and the front: those of which none is better in both."""
+    """A point for each method that sent anything, and the front: those that none beats in both."""
     ends = [
         (place, mean(method.ends(size)), method.ends(ACCURACY))
         for place, method in enumerate(methods)
         if any(method.ends(size))
     ]
-    if not ends:
-        return
     front: list[tuple[float, float]] = []
     for _, total, accuracies in sorted(ends, key=lambda end: (end[1], -mean(end[2]))):
         if not front or mean(accuracies) > front[-1][1]:
