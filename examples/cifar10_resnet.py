@@ -1,11 +1,14 @@
-"""A ResNet learns CIFAR-10 in an ordinary PyTorch loop, made a distributed one by the two marked lines.
+"""A ResNet learns CIFAR-10 in an ordinary PyTorch loop, made a distributed one by three marked lines.
 
     mpirun -n 2 python examples/cifar10_resnet.py --data-dir DIR --epochs 3
 
-Every rank takes ten steps of SGD on its share of the pictures, then says of each weight which way it has
-gone, and of each layer how far on average: one bit a weight for ten steps, over 300 times fewer bits than
-with --algorithm sgd, where all ranks average all values after every step, which is plain SGD with the same
-global batch. The same without a loop of one's own:
+Two lines attach the loop, the third says at the end what the last steps have not. Beside these, as in any
+distributed loop, every rank takes its share of the pictures, and they count what all got right.
+
+Every rank takes ten steps of SGD on its share, then says of each weight which way it has gone, and of each
+layer how far on average: one bit a weight for ten steps, over 300 times fewer bits up than with --algorithm
+sgd, where all ranks average all values after every step, which is plain SGD with the same global batch. Down
+comes the model in full, every ten steps. The same without a loop of one's own:
 
     mpirun -n 2 qsparse train --data cifar10 --data-dir DIR --model resnet20 --epochs 3 --batch 64 \
         --algorithm "qsparse-local-sgd(H=10, compressor=blockwise(sign, layers=true))" --momentum 0.9 \
@@ -44,18 +47,26 @@ parser.add_argument("--weight-decay", type=float, default=5e-4)
 parser.add_argument("--warmup", type=int, default=100, help="steps in which the learning rate grows")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
+for name, least in (("epochs", 1), ("steps", 1), ("warmup", 0)):
+    value = getattr(args, name)
+    if value is not None and value < least:
+        parser.error(f"--{name} must be at least {least}, not {value}")
 
 comm = MPI.COMM_WORLD
 torch.set_num_threads(1)
 seed = Seed(args.seed, comm.rank)
 data = load("cifar10", args.data_dir)
 batches = Batches(shard(data.train_y, comm.size, "random", seed)[comm.rank], args.batch, seed.at(use="batch"))
-steps = args.steps or args.epochs * batches.steps_per_epoch
+# Shares may differ by a picture, and all ranks must take as many steps and test after the same ones.
+per_epoch = comm.allreduce(batches.steps_per_epoch, MPI.MIN)
+steps = args.steps or args.epochs * per_epoch
 
 
 def rate(t: int) -> float:
-    """Linear warm-up, then half a cosine."""
-    return min(1, (t + 1) / args.warmup) * (1 + math.cos(math.pi * t / steps)) / 2
+    """Linear warm-up, then half a cosine over the other steps: cosine(…, warmup=…) of qsparse train."""
+    if t < args.warmup:
+        return (t + 1) / args.warmup
+    return (1 + math.cos(math.pi * (t - args.warmup) / max(1, steps - args.warmup))) / 2
 
 
 def accuracy() -> float:
@@ -82,16 +93,15 @@ for t in range(steps):
     functional.cross_entropy(model(x), y).backward()
     optimizer.step()
     scheduler.step()
-    if (t + 1) % batches.steps_per_epoch == 0:
+    if (t + 1) % per_epoch == 0:
         reached = accuracy()
         if comm.rank == 0:
             print(
-                f"epoch {(t + 1) // batches.steps_per_epoch}: accuracy {reached:.4f}, "
-                f"{time.perf_counter() - begin:.0f} s",
+                f"epoch {(t + 1) // per_epoch}: accuracy {reached:.4f}, {time.perf_counter() - begin:.0f} s",
                 flush=True,
             )
 
-link.finish()  # the last steps since a meeting, before the model is used
+link.finish()  # 3: the last steps since a meeting, before the model is used
 reached = accuracy()
 ledgers = comm.gather(link.ledger.snapshot())
 if comm.rank == 0:

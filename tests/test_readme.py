@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mpirun import mpi_run
 from test_decoded import tiny_cifar
+
+from qsparse.registry import build
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -117,8 +124,17 @@ def test_diff_is_the_example(root: Path) -> None:
     for line in filter(None, lines):
         position = example.index(line + "\n", position)
     added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
-    assert len(added) == 2
+    assert len(added) == 3
     assert all(line in example for line in added)
+
+
+@pytest.mark.parametrize("name", ["training_loop", "cifar10_resnet"])
+def test_all_lines_that_speak_of_qsparse_are_marked(root: Path, name: str) -> None:
+    """Attaching and ending: what else the loops take from here are data, models and counts."""
+    text = (root / f"examples/{name}.py").read_text()
+    assert "three marked lines" in text.split("\n", 1)[0]
+    calls = [line for line in text.splitlines() if re.search(r"import attach|attach\(|link\.finish", line)]
+    assert [re.search(r"  # (\d)", line)[1] for line in calls] == ["1", "2", "3"]  # type: ignore[index]
 
 
 def test_training_loop_runs(root: Path) -> None:
@@ -138,6 +154,12 @@ def test_allreduce_example_converges(root: Path) -> None:
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1
     assert all(int(sent.replace(",", "")) < 400_000 / 80 for _, _, sent in rows)
+
+
+def test_allreduce_example_alone(root: Path) -> None:
+    """One rank has nobody to send to."""
+    done = mpi_run(1, [str(root / "examples/allreduce_in_your_code.py")])
+    assert done.stdout.count(", 0 bytes a message") == 8
 
 
 def test_table_names_every_part() -> None:
@@ -177,11 +199,54 @@ def test_the_resnet_example(root: Path, tmp_path: Path) -> None:
     assert last, done
     bits, gain, size = (int(number.replace(",", "")) for number in last.groups())
     n, layers, aside = 269_722, 59, 1376
-    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics in full.
+    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics.
     assert bits == 2 * (4 * (n + 32 * layers) + 32 * aside)
     assert gain == round(32 * n * 2 * 40 / bits) >= 300
     # Rank 0 coordinates, so only what rank 1 says goes up a wire.
     assert bits / 2 / 8 <= size <= bits / 2 / 8 * 1.02
+
+
+def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) -> None:
+    """Of 100 pictures one rank has 34, which are two batches of 17, and two have 33, which are one."""
+    tiny_cifar(tmp_path)
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--epochs", "2", "--batch", "17"]
+    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], env={"QSPARSE_CACHE": str(tmp_path / "cache")})
+    assert re.findall(r"^epoch (\d): accuracy", done.stdout, re.M) == ["1", "2"], done
+    assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
+
+
+def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
+    """No epochs and no steps are refused as options are; no warm-up is one."""
+    tiny_cifar(tmp_path)
+    words = [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
+    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}}
+    for option, value, least in (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0)):
+        refused = mpi_run(1, [*words, f"--{option}", str(value)], check=False, **settings)
+        assert refused.returncode == 2, refused
+        assert f"error: --{option} must be at least {least}, not {value}" in refused.stderr
+    done = mpi_run(1, [*words, "--warmup", "0", "--steps", "3"], **settings)
+    assert "after 3 steps" in done.stdout
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(100, 400), (0, 50), (3, 4), (5, 5), (7, 2)])
+def test_the_resnet_example_has_the_learning_rates_of_its_command(
+    root: Path, warmup: int, steps: int
+) -> None:
+    text = (root / CIFAR_EXAMPLE).read_text()
+    (rate,) = (
+        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "rate"
+    )
+    program: dict[str, Any] = {"math": math, "steps": steps, "args": SimpleNamespace(warmup=warmup)}
+    exec(compile(ast.Module([rate], []), CIFAR_EXAMPLE, "exec"), program)
+    (spelled,) = re.findall(r'--lr "(.*?)"', text)
+    twin = build(spelled, "schedule")
+    assert f'"--warmup", type=int, default={twin.warmup},' in text
+    schedule = replace(twin, warmup=warmup).over(steps)
+    peak = re.search(r'"--lr", type=float, default=([\d.]+)', text)
+    assert peak
+    rates = [float(peak[1]) * program["rate"](t) for t in range(steps)]
+    assert rates == pytest.approx([schedule.at(t) for t in range(1, steps + 1)], rel=1e-12)
+    program["rate"](steps)  # torch's scheduler asks for the step after the last
 
 
 def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from qsparse.cli.commands import qsparse
 from qsparse.errors import DataError, QsparseError, SettingError
 from qsparse.registry import names as registered
 from qsparse.report import draw
-from qsparse.report.base import look
+from qsparse.report.base import look, mean
 from qsparse.report.names import method, same_method, told_apart
 from qsparse.report.pictures import PICTURES
-from qsparse.report.runs import at, methods, read
+from qsparse.report.runs import Method, Run, at, methods, read
 
 METHODS = {
     "sgd": ["--algorithm", "sgd"],
@@ -116,6 +116,30 @@ class Page(HTMLParser):
         ({"algorithm": "laq"}, "LAQ"),
         ({"algorithm": "dist-ef-blocksgdm(size=4096)"}, "dist-EF-BlockSGDM"),
         ({"algorithm": "dist-ef-sgd", "compressor": "topk(k=5)"}, "dist-EF-SGD with topk(k=5)"),
+        ({"algorithm": "sgd", "local": "adamw(lr=0.001)"}, "SGD with adamw(lr=0.001)"),
+        ({"algorithm": "sgd", "local": "sgd(lr=0.1, momentum=0.9)"}, "SGD"),
+        ({"algorithm": "sgd", "server": "majority(lr=0.1)"}, "SGD with majority(lr=0.1)"),
+        ({"algorithm": "sgd", "down": "blockwise(sign, size=1024)"},
+         "SGD with blockwise(sign, size=1024) down"),
+        ({"algorithm": "dist-ef-sgd", "down": "sign", "down_memory": "stateless"},
+         "dist-EF-SGD with sign down and stateless down"),
+        ({"algorithm": "local-sgd", "trigger": "every(4) & drift(0.01)"}, "SGD with every(4) & drift(0.01)"),
+        ({"algorithm": "local-sgd", "trigger": "every(2)"}, "SGD_2L"),
+        ({"algorithm": "sgd", "trigger": "randomgap(H=4)", "meeting": "asynchronous"},
+         "SGD async with randomgap(H=4)"),
+        ({"algorithm": "qsparse-local-sgd-async", "trigger": "randomgap(H=4)"}, "SignTopK_4L async"),
+        ({"algorithm": "laq", "trigger": "every"}, "LAQ with every"),
+        ({"algorithm": "laq", "local": "gradient(whole=true)"}, "LAQ"),
+        ({"algorithm": "laq", "memory": "stateless", "meeting": "asynchronous(ahead=2)"},
+         "LAQ with stateless and asynchronous(ahead=2)"),
+        ({"algorithm": "topk-sgd", "memory": "innovation"}, "TopK with innovation"),
+        ({"algorithm": "topk-sgd", "memory": "stateless"}, "TopK, no memory"),
+        ({"algorithm": "qsparse-local-sgd(memory=innovation, H=1)", "compressor": "sign"},
+         "signSGD with innovation"),
+        ({"algorithm": "sgd", "memory": "innovation"}, "SGD with innovation"),
+        ({"algorithm": "sgd", "compressor": "float16", "memory": "errorfeedback"},
+         "float16 with errorfeedback"),
+        ({"algorithm": "laq", "local": "mine", "server": "majority"}, "LAQ with mine and majority"),
         ({"algorithm": "mine(a=3)"}, "mine(a=3)"),
         ({"algorithm": "sgd", "compressor": "mine"}, "sgd with mine"),
         ({"algorithm": "laq", "name": "What I call it"}, "What I call it"),
@@ -163,12 +187,28 @@ def test_seeds_are_one_method_with_mean_and_range(runs: Path) -> None:
     names = {"SGD": "sgd", "dist-EF-BlockSGDM": "blocks", "SignTopK_8L": "signtopk8"}
     for label, name in names.items():
         lines = [history(runs / name / f"seed-{seed}") for seed in (0, 1)]
-        curve = found[label].curve(at("wire_bytes", "up+down"), at("test_accuracy"))
+        curve = found[label].curve(at("wire_bytes", "down"), at("test_accuracy"))
         assert len(curve) == len(lines[0]) == 8
         for point, *both in zip(curve, *lines, strict=True):
             accuracies = [line["test_accuracy"] for line in both]
-            totals = [line["wire_bytes"]["up"] + line["wire_bytes"]["down"] for line in both]
+            totals = [line["wire_bytes"]["down"] for line in both]
             assert point == (sum(totals) / 2, sum(accuracies) / 2, min(accuracies), max(accuracies))
+
+
+def test_seeds_are_paired_by_the_evaluation_that_was_due() -> None:
+    """With random gaps one seed may come too late for an evaluation that the other has."""
+
+    def run(*epochs: float) -> Run:
+        lines = [{"step": 100 * epoch, "epoch": epoch, "test_accuracy": epoch / 9} for epoch in epochs]
+        return Run(Path(), {"evaluations": 2}, lines, None)
+
+    steady = run(0.5, 1.04, 1.5, 2.0, 2.5, 2.5)
+    late = run(0.54, 1.56, 2 - 1e-9, 2.53, 2.6)
+    curve = Method("", [steady, late]).curve(at("step"), at("test_accuracy"))
+    pairs = [(0.5, 0.54), (1.5, 1.56), (2.0, 2 - 1e-9), (2.5, 2.53), (2.5, 2.6)]
+    assert curve == [
+        pytest.approx((50 * (one + two), (one + two) / 18, one / 9, two / 9)) for one, two in pairs
+    ]
 
 
 def test_a_target_is_reached_at_the_first_evaluation_beyond_it(runs: Path) -> None:
@@ -321,7 +361,70 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
     ]
     first = [line["paper_bits"]["up"] for line in reached]
     assert found["paper bits up to 0.3"].startswith(f"{sum(first) / 2:,.0f}")
+    for way in ("up", "down"):
+        size = sum(line["wire_bytes"][way] for line in reached) / 2
+        assert found[f"wire bytes {way} to 0.3"].startswith(f"{size:,.0f}")
     assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
+
+
+def test_only_what_all_seeds_reach_is_marked(runs: Path, tmp_path: Path) -> None:
+    (sgd,) = methods([runs / "sgd"])
+    best = sorted(max(line["test_accuracy"] for line in run.history) for run in sgd.runs)
+    assert best[0] < best[1]
+    for target, told, marked in ((best[0], "", 1), (best[1], " (1 of 2 runs)", 0), (1.0, "", 0)):
+        figure = PICTURES["accuracy-steps"]([sgd], target)
+        assert figure is not None
+        (axes,) = figure.axes
+        assert sum(len(line.get_xdata()) == 1 for line in axes.lines) == marked
+        reached = sgd.until(target, at("step"))
+        number = f"{mean(reached):g}" if reached else "not reached"
+        assert f"SGD: {number}{told}" in [text.get_text() for text in figure.legends[0].get_texts()]
+        cells = Page(draw([runs / "sgd"], tmp_path, target=target)).rows[1]
+        assert told in cells[-4]
+        assert ("not reached" in cells[-4]) == (not reached)
+
+
+@pytest.mark.parametrize("name", ["accuracy-steps", "loss-steps", "contraction", "error-memory"])
+def test_what_is_no_price_is_drawn_over_steps(runs: Path, name: str) -> None:
+    found = methods([runs])
+    figure = PICTURES[name](found, None)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "steps of each worker"
+    lines = {line.get_label(): line for line in axes.lines}
+    for each in found if name.endswith("steps") else found[1:]:
+        assert list(lines[each.label].get_xdata()) == [line["step"] for line in each.runs[0].history]
+
+
+def test_bytes_up_and_down_are_never_added(runs: Path) -> None:
+    """The front has a panel for each way, which share the accuracies and one legend."""
+    found = methods([runs])
+    figure = PICTURES["pareto"](found, 0.5)
+    assert figure is not None
+    up, down = figure.axes
+    assert up.get_shared_y_axes().joined(up, down)
+    for axes, way in ((up, "up"), (down, "down")):
+        assert axes.get_xlabel() == f"wire bytes of the whole run, {way}"
+        for bar, each in zip(axes.containers, found, strict=True):
+            x, y = bar[0].get_data()
+            assert x == mean([run.last["wire_bytes"][way] for run in each.runs])
+            assert y == mean([run.last["test_accuracy"] for run in each.runs])
+        (front,) = (line for line in axes.lines if line.get_label() == "front")
+        assert max(front.get_xdata()) == max(bar[0].get_xdata()[0] for bar in axes.containers)
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert len(texts) == len(set(texts)) == 2 + len(found)
+
+
+def test_a_way_that_nobody_went_has_no_panel() -> None:
+    """Over allgather nothing goes down; a rank alone sends nothing at all."""
+
+    def panels(up: int, down: int) -> int:
+        line = {"test_accuracy": 0.5, "wire_bytes": {"up": up, "down": down}}
+        figure = PICTURES["pareto"]([Method("m", [Run(Path(), {}, [line], None)])], 0.5)
+        return 0 if figure is None else len(figure.axes)
+
+    assert [panels(*sent) for sent in ((5, 5), (5, 0), (0, 5), (0, 0))] == [2, 1, 1, 0]
 
 
 def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:
@@ -336,6 +439,31 @@ def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Pa
     assert set(page.images) == set(PICTURES) - missing
     # Those of an earlier call are gone as well.
     assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == set(PICTURES) - missing
+
+
+def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> None:
+    """Its loss is said; lines have what is finite of it."""
+    for loss in (float("inf"), float("nan")):
+        lines = history(run_folder)
+        for line in lines[-2:]:
+            line["train_loss"] = loss
+        (run_folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        page = Page(draw([run_folder], tmp_path / "plots"))
+        assert page.rows[1][3] == str(loss)
+        assert "loss-steps" in page.images
+        figure = PICTURES["loss-steps"](methods([run_folder]), None)
+        assert figure is not None
+        assert len(figure.axes[0].lines[0].get_xdata()) == len(lines) - 2
+
+
+@pytest.mark.parametrize("name", ["$", "US$ and $", r"$\bad$", r"\$", "_mine", "_$_"])
+def test_names_are_shown_as_they_stand(run_folder: Path, tmp_path: Path, name: str) -> None:
+    config = run_folder / "config.toml"
+    config.write_text(config.read_text() + f"name = '{name}'\n")
+    draw([run_folder], tmp_path / "plots", target=0.5)
+    figure = PICTURES["loss-steps"](methods([run_folder]), None)
+    assert figure is not None
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [name.replace("$", r"\$")]
 
 
 def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:

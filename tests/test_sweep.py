@@ -155,7 +155,10 @@ def test_the_table_is_of_what_the_runs_left(done: tuple[Path, Path, Result]) -> 
     assert rare["published"] == "> 100"
     worst = min(max(point["test_accuracy"] for point in run["curve"]) for run in found["runs"])
     assert worst - 0.001 < found["target"] <= worst
-    assert "the highest that every run below reaches" in result.stdout
+    (by,) = (run["method"] for run in found["runs"] if worst in [p["test_accuracy"] for p in run["curve"]])
+    told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
+    assert found["target_is"] == told
+    assert f"({told})" in result.stdout
     shown = re.search(r"^rare .*\s([\d,.]+) +> 100 ", result.stdout, re.MULTILINE)
     assert shown, result.stdout
     assert float(shown[1].replace(",", "")) == pytest.approx(rare["gain"]["paper_bits"]["up"], rel=0.01)
@@ -191,8 +194,10 @@ def test_best_of_a_grid_and_targets() -> None:
     assert best(runs, 0.75) == good
     assert best(runs, 0.99) == good
     assert best(lost, 0.6) == lost
-    assert common_target(fast + good) == 0.7
-    assert common_target([run("", 0, 0.4, 0.64999)]) == 0.649
+    assert common_target(fast + good) == (0.7, "m")
+    assert common_target([run("", 0, 0.4, 0.64999)]) == (0.649, "m")
+    slow = {**run("", 0, 0.4, 0.5), "method": "slow"}
+    assert common_target([*fast, slow, *good]) == (0.5, "slow")
     rows = measure([Method("m", {})], runs, 0.6)["rows"]
     assert rows[0]["to_target"]["paper_bits"] == {"up": 200, "down": 14}
     assert rows[0]["in_all"]["paper_bits"] == {"up": 300, "down": 21}
@@ -239,6 +244,35 @@ def test_only_what_is_missing_is_run(file: Path, tmp_path: Path) -> None:
     assert len(commands(invoke(*quick, "--seeds", 3, "--dry-run"))) == 4
 
 
+def test_methods_that_are_not_run_now_stay_in_the_table(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE + "[methods.whole]\nalgorithm = 'gd'\n")
+    out = tmp_path / "out"
+    quick = (file, "--epochs", 0.2, "--out", out)
+    rare = swept(*quick, "--method", "rare")
+    (row,) = record(out)["rows"]
+    assert row["gain"] is None
+    assert "How many times fewer is against dense, of which no run with these settings is done" in rare.stdout
+    both = swept(*quick, "--method", "dense")
+    assert "against dense" not in both.stdout
+    again = swept(*quick, "--method", "rare")
+    assert begun(again) == []
+    assert again.stdout == both.stdout
+    found = record(out)
+    assert [row["method"] for row in found["rows"]] == ["dense", "rare"]
+    assert [run["method"] for run in found["runs"]] == ["dense", "rare"]
+    assert found["rows"][1]["gain"]["paper_bits"]["up"] > 100
+    assert list(found["methods"]) == ["dense", "rare", "whole"]
+    page = (out / "plot" / "index.html").read_text()
+    assert page.count("<li>") == 2
+    # Who does not take an option, or was run with others, is not shown, and no error.
+    swept(*quick, "--method", "whole")
+    assert [row["method"] for row in record(out)["rows"]] == ["dense", "rare", "whole"]
+    with_momentum = swept(*quick, "--method", "rare", "--momentum", 0.5, "--fresh")
+    assert begun(with_momentum) == ["rare, seed 0"]
+    assert [row["method"] for row in record(out)["rows"]] == ["rare"]
+    refused(invoke(*quick, "--method", "whole", "--momentum", 0.5), "method whole: --momentum does not go")
+
+
 def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     quick = (file, "--method", "dense", "--out", out)
@@ -259,6 +293,34 @@ def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["steps"] == 10
     # What fits is kept, also then.
     assert begun(swept(*quick, "--steps", 10, "--fresh")) == []
+
+
+def test_a_run_of_an_older_version_had_the_defaults(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quick = (file, "--method", "dense", "--steps", 4, "--out", out)
+    swept(*quick)
+    config = out / "dense" / "seed-0" / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace('precision = "float32"\n', "").replace("label_smoothing = 0.0\n", ""))
+    assert len(config.read_text().splitlines()) == len(text.splitlines()) - 2
+    assert begun(swept(*quick)) == []
+    other = ("--precision", "bf16")
+    refused(invoke(*quick, *other), "of other settings: precision was float32 and is bf16;")
+    config.write_text(text + "later = 3\n")
+    refused(invoke(*quick), "of other settings: later was 3 and is not set;")
+
+
+def test_the_configuration_of_a_run_is_one_for_a_sweep(file: Path, tmp_path: Path) -> None:
+    """All but its name, which is that of its method."""
+    first = tmp_path / "first"
+    swept(file, "--method", "dense", "--steps", 4, "--batch", 8, "--out", first)
+    config = first / "dense" / "seed-0" / "config.toml"
+    assert tomllib.loads(config.read_text())["name"] == "dense"
+    lines = commands(invoke("figure-1", "--config", config, "--out", tmp_path / "second", "--dry-run"))
+    assert ["--name=SGD" in shlex.split(line) for line in lines] == [True] + 7 * [False]
+    assert all("--batch=8" in line and "--name=dense" not in line for line in lines)
+    config.write_text("nam = 'dense'\n")
+    refused(invoke(file, "--config", config), "has 'nam', which is no option of train")
 
 
 def test_an_interrupt_leaves_what_is_done(file: Path, tmp_path: Path) -> None:
@@ -334,6 +396,34 @@ def test_a_method_that_fails_is_reported(file: Path, tmp_path: Path) -> None:
     assert begun(invoke(file, "--epochs", 0.5, "--out", out)) == ["wild, seed 0"]
 
 
+def test_a_run_that_never_learned_ends_no_sweep(file: Path, tmp_path: Path) -> None:
+    """Nobody learns in a single step that is very short: here one was never right."""
+    out = tmp_path / "out"
+    quick = (file, "--steps", 4, "--out", out)
+    swept(*quick)
+    lines = out / "rare" / "seed-0" / "history.jsonl"
+    lines.write_text(re.sub(r'"test_accuracy": [\d.]+', '"test_accuracy": 0.0004', lines.read_text()))
+    result = swept(*quick)
+    assert record(out)["target"] == 0
+    assert (
+        "an accuracy of 0 (the highest that every run below reaches, rounded down to 0.001; rare sets it)"
+        in (result.stdout)
+    )
+    assert "written to " in result.stdout
+    assert (out / "plot" / "index.html").exists()
+
+
+def test_what_failed_is_said_also_where_nothing_can_be_drawn(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    file.write_text(FILE.replace("[methods.rare]", "[methods.rare]\nlr = 1e38"))
+    result = invoke(file, "--steps", 4, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "FAILED: rare, seed 0: " in result.stdout
+    assert "lacks a library" in result.stderr
+
+
 def test_when_all_fail_there_is_no_table(file: Path, tmp_path: Path) -> None:
     result = invoke(file, "--epochs", 0.5, "--batch", 5000, "--out", tmp_path / "out")
     assert result.exit_code == 1
@@ -356,9 +446,15 @@ def test_when_all_fail_there_is_no_table(file: Path, tmp_path: Path) -> None:
         (["figure-1", "--lr", "cosin(0.1)"], ["method SGD: ", "did you mean 'cosine'?"]),
         (["figure-1", "--lrs", "0.1,,0.2"], ["--lrs must be learning rates with commas"]),
         (["figure-1", "--lrs", "0.1", "--lr", "0.2"], ["--lr has no effect: --lrs says"]),
-        (["figure-1", "--algorithm", "sgd"], ["--algorithm has no effect: every method"]),
+        (["figure-1", "--algorithm", "sgd"], ["--algorithm says what a method is"]),
+        (["figure-1", "--compressor", "sign"], ["--compressor says what a method is", "write a FILE.toml"]),
+        (["figure-1", "--method", "TopK", "--compressor", "sign"], ["--compressor says what a method is"]),
+        (["figure-1", "--trigger", "every(2)"], ["--trigger says what a method is"]),
+        (["laq", "--memory", "stateless"], ["--memory says what a method is", "sweep laq is of published"]),
+        (["dist-ef", "--server", "majority"], ["--server says what a method is"]),
+        (["figure-1", "--meeting", "asynchronous"], ["--meeting says what a method is"]),
         (["figure-1", "--target", "80"], ["--target must be an accuracy"]),
-        (["figure-1", "--sync-every", "4"], ["method SGD: --sync-every does not go with sgd"]),
+        (["figure-1", "--sync-every", "4"], ["--sync-every says what a method is"]),
         (["figure-1", "--exchange", "server(root=3)", "--ranks", "2"], ["method SGD: "]),
         (["figure-1", "--steps", "3", "--epochs", "2"], ["give either --epochs or --steps"]),
         (["figure-1", "--model", "mpl"], ["did you mean 'mlp'?"]),
@@ -394,6 +490,25 @@ def test_nothing_runs_where_something_is_wrong(
 def test_bad_files(text: str, texts: list[str], tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(text)
     refused(invoke(tmp_path / "own.toml", "--out", tmp_path / "out"), *texts)
+
+
+def test_what_a_published_method_is_does_not_come_from_a_run(file: Path, tmp_path: Path) -> None:
+    """A run's config.toml always has an algorithm, which all methods set; a compressor would change some."""
+    config = tmp_path / "config.toml"
+    config.write_text("algorithm = 'local-sgd'\nbatch = 8\ndown = 'sign'\n")
+    lines = commands(invoke("figure-1", "--config", config, "--lr", "0.2", "--dry-run"))
+    assert len(lines) == 8
+    assert all("--batch=8" in line and "--down=sign" in line for line in lines)
+    config.write_text("algorithm = 'local-sgd'\nsync_every = 8\n")
+    refused(
+        invoke("figure-1", "--config", config), f"'sync_every' of --config {config} says what a method is"
+    )
+    # Whose methods they are may say so.
+    file.write_text(FILE.replace("rare]\n", "rare]\nmemory = 'stateless'\n"))
+    assert "--compressor=sign" in commands(invoke(file, "--compressor", "sign", "--dry-run"))[0]
+    refused(
+        invoke(file, "--algorithm", "sgd"), "--algorithm has no effect: every method of this sweep sets it"
+    )
 
 
 def test_not_under_a_launcher(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,6 +568,13 @@ def test_the_methods_of_figure_1() -> None:
     assert "--no-nesterov" in line
     assert "--momentum=0.0" in line
     assert "topk(ratio=0.01)" in line
+
+
+def test_rates_that_differ_in_spaces_are_one_run(file: Path, tmp_path: Path) -> None:
+    grid = ("--lrs", "cosine(0.1), cosine( 0.1),cosine(0.1 ,warmup=3)", "--out", tmp_path, "--dry-run")
+    lines = commands(invoke(file, "--method", "dense", *grid))
+    assert ["'--lr=cosine(0.1)'" in line for line in lines] == [True, False]
+    assert f"{tmp_path}/dense/lr-cosine(0.1,warmup=3)/seed-0" in lines[1]
 
 
 def test_the_file_in_the_docs(root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import click
 @click.option("--title", help="Of the page.  [default: Runs]")
 @click.option("--quiet", is_flag=True, help="No table.")
 def plot(runs: tuple[str, ...], out: str, target: float | None, title: str | None, quiet: bool) -> None:
-    """Draw runs: accuracy and loss against bits, epochs and time, the front, and the bytes of each layer.
+    """Draw runs: accuracy and loss against bits, steps and time, the front, and the bytes of each layer.
 
     RUN is a folder that qsparse train wrote (its --out), or one in which such folders lie. Runs that
     differ in their seeds only are drawn as one method.

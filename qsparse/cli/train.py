@@ -45,7 +45,8 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
         raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"--config {path} is no TOML: {error}") from None
-    known = [p for p in ctx.command.params if p.name != "config"]
+    # A sweep of runs has not all options of train, such as --name: what it chooses itself is left out.
+    known = [p for p in (*ctx.command.params, *train.params) if p.name != "config"]
     ctx.default_map = {**(ctx.default_map or {}), **by_name(known, values, f"--config {path}")}
     return path
 

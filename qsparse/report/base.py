@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -38,8 +40,10 @@ def number(value: float) -> str:
 
     >>> [number(x) for x in (2663, 1.94e7, 0.9082, 2541.25)]
     ['2,663', '1.94e+07', '0.9082', '2,541.2']
+    >>> [number(x) for x in (math.inf, -math.inf, math.nan)]  # the loss of a run that went astray
+    ['inf', '-inf', 'nan']
     """
-    if abs(value) >= 1e6:
+    if abs(value) >= 1e6 or not math.isfinite(value):
         return f"{value:.4g}"
     if value == int(value):
         return f"{value:,.0f}"
@@ -58,6 +62,16 @@ def spread(values: Sequence[float]) -> str:
 def mean(values: Sequence[float]) -> float:
     """The mean."""
     return sum(values) / len(values)
+
+
+def legible(label: str, width: int) -> str:
+    """A label in lines of a width, as it stands: to matplotlib $ begins mathematics, and _ hides an entry.
+
+    >>> legible("_US$ and more", 8)
+    ' _US\\\\$ and\\nmore'
+    """
+    text = textwrap.fill(label, width).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def new_figure(command: str, width: float, height: float) -> Figure:

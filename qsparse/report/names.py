@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, Async
@@ -11,8 +12,9 @@ from qsparse.compressors import QSGD, Blockwise, Compressor, Float32, RandK, Sig
 from qsparse.compressors.composed import Composed
 from qsparse.errors import QsparseError
 from qsparse.link import Link
-from qsparse.memory import ErrorFeedback
+from qsparse.memory import ErrorFeedback, Stateless
 from qsparse.registry import build, spell
+from qsparse.triggers import Every
 
 #: Presets that are one method each.
 _PAPERS: Final = {
@@ -41,6 +43,17 @@ _FAMILY: Final = (
     "sgd", "local-sgd", "topk-sgd", "signtopk-sgd", "ef-signsgd", "qsgd", "terngrad",
     "qsparse-local-sgd", "qsparse-local-sgd-async",
 )  # fmt: skip
+#: Options that replace a part, with the kind of the part and where an algorithm has it.
+_REPLACED: Final = {
+    "compressor": ("compressor", "up.compressor"),
+    "memory": ("memory", "up.memory"),
+    "local": ("local", "local"),
+    "trigger": ("trigger", "trigger"),
+    "server": ("server", "server"),
+    "meeting": ("meeting", "meeting"),
+    "down": ("compressor", "down.compressor"),
+    "down_memory": ("memory", "down.memory"),
+}
 #: Options by which runs of one method may differ.
 _OF_A_RUN: Final = frozenset(("seed", "data_dir", "threads", "wire", "imports", "name", "repeat"))
 
@@ -49,56 +62,77 @@ def method(options: Mapping[str, Any]) -> str:
     """The name of a run's method: the one it was given, or what the papers call it.
 
     SGD_4L is SGD with 4 local steps between meetings, SignTopK_8L the signs of the largest entries of 8
-    (Basu et al., 2019); per layer or per block is not said.
+    (Basu et al., 2019); per layer or per block is not said. A part that was put in place of the method's own
+    follows, where the name does not tell of it; the same part with other settings makes no other method.
 
     >>> method({"algorithm": "qsparse-local-sgd", "compressor": "topk(k=9)", "sync_every": 4})
     'TopK_4L'
+    >>> method({"algorithm": "laq", "trigger": "every", "down": "sign"})
+    'LAQ with every and sign down'
     """
     given = options.get("name")
     if given:
         return str(given)
     text = str(options.get("algorithm", "qsparse-local-sgd"))
     preset = text.partition("(")[0].strip()
-    compressor = options.get("compressor")
-    if preset in _PAPERS:
-        return _PAPERS[preset] + (f" with {compressor}" if compressor else "")
+    replaced = {axis: str(options[axis]) for axis in _REPLACED if options.get(axis)}
     try:
-        algorithm = _built(options, preset, text)
+        algorithm = _preset(options, preset, text)
+        parts = {axis: build(spelled, _REPLACED[axis][0]) for axis, spelled in replaced.items()}
     except QsparseError:  # a part of somebody's own, which is not imported here
-        return " with ".join(filter(None, [text, compressor]))
+        return _with(_PAPERS.get(preset, text), replaced)
+    # A compressor makes a method, also where it is of the same kind; so does how models are said.
+    for axis in parts.keys() - {"compressor", "down"}:
+        if type(parts[axis]) is type(attrgetter(_REPLACED[axis][1])(algorithm)):
+            del replaced[axis]
     if preset not in _FAMILY:
-        return " with ".join(filter(None, [preset, compressor]))
-    H = getattr(algorithm.trigger, "H", 1)
+        return _with(_PAPERS.get(preset, preset), replaced)
+    return _of_family(algorithm, parts, replaced)
+
+
+def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[str, str]) -> str:
+    """The name by compressor, memory, local steps and meeting, and of what was replaced the rest."""
+    up = {axis: part for axis, part in parts.items() if axis in ("compressor", "memory")}
+    link = replace(algorithm.up, **up)
+    trigger = parts.get("trigger", algorithm.trigger)
+    told = {"compressor", "meeting"}
+    if isinstance(trigger, Every):
+        told.add("trigger")
+    name, tells_memory = _said(link)
+    if tells_memory:
+        told.add("memory")
+    elif not isinstance(link.memory, Stateless | ErrorFeedback):
+        replaced.setdefault("memory", spell(link.memory))
+    rest = {axis: replaced[axis] for axis in _REPLACED if axis in replaced and axis not in told}
+    H = 1 if "trigger" in rest else getattr(trigger, "H", 1)
     steps = f"_{spell(H) if not isinstance(H, int) else H}L" if H != 1 else ""
-    return _said(algorithm.up) + steps + (" async" if isinstance(algorithm.meeting, Async) else "")
+    meets = " async" if isinstance(parts.get("meeting", algorithm.meeting), Async) else ""
+    return _with(name + steps + meets, rest)
 
 
-def _built(options: Mapping[str, Any], preset: str, text: str) -> Algorithm:
-    """The algorithm as far as its name goes: trigger, up link and meeting."""
+def _with(name: str, replaced: Mapping[str, str]) -> str:
+    """A name and the parts that it does not tell of."""
+    parts = [part + (" down" if axis.startswith("down") else "") for axis, part in replaced.items()]
+    return " with ".join(filter(None, [name, " and ".join(parts)]))
+
+
+def _preset(options: Mapping[str, Any], preset: str, text: str) -> Algorithm:
+    """The algorithm as it is published, before parts are replaced."""
     settings = text.partition("(")[2].strip().removesuffix(")")
     every = options.get("sync_every")
     gap = None if every is None else f"H={every}"
     algorithm: Algorithm = build(f"{preset}({', '.join(filter(None, [settings, gap]))})", "algorithm")
-    up = algorithm.up
-    if options.get("compressor"):
-        up = replace(up, compressor=build(options["compressor"], "compressor"))
-    if options.get("memory"):
-        up = replace(up, memory=build(options["memory"], "memory"))
-    algorithm = replace(algorithm, up=up)
-    for axis in ("trigger", "meeting"):
-        if options.get(axis):
-            algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
     return algorithm
 
 
-def _said(link: Link) -> str:
-    """The usual name of a compressor and its memory."""
+def _said(link: Link) -> tuple[str, bool]:
+    """The usual name of a compressor and its memory, and whether it tells which memory."""
     compressor: Compressor = link.compressor
     while isinstance(compressor, Blockwise):
         compressor = compressor.inner
-    remembers = isinstance(link.memory, ErrorFeedback)
+    remembers, forgets = isinstance(link.memory, ErrorFeedback), isinstance(link.memory, Stateless)
     if isinstance(compressor, Float32):
-        return "SGD"
+        return "SGD", forgets
     alone: dict[type, tuple[str, str]] = {
         Sign: ("EF-signSGD", "signSGD"),
         QSGD: ("EF-QSGD", "QSGD"),
@@ -106,15 +140,16 @@ def _said(link: Link) -> str:
     }
     for kind, names in alone.items():
         if isinstance(compressor, kind):
-            return names[not remembers]
+            return names[not remembers], remembers or forgets
     selectors: dict[type, str] = {TopK: "TopK", RandK: "RandK"}
     quantizers: dict[type, str] = {Sign: "Sign", QSGD: "Q", Ternary: "Tern"}
     quantizer, selector = "", compressor
     if isinstance(compressor, Composed):
         quantizer, selector = quantizers.get(type(compressor.quantizer), ""), compressor.selector
     if type(selector) not in selectors or (isinstance(compressor, Composed) and not quantizer):
-        return spell(compressor)
-    return quantizer + selectors[type(selector)] + ("" if remembers else ", no memory")
+        return spell(compressor), False
+    name = quantizer + selectors[type(selector)]
+    return name + (", no memory" if forgets else ""), remembers or forgets
 
 
 def same_method(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from qsparse.errors import SettingError
 from qsparse.report.base import Table, mean, new_figure, number, spread
-from qsparse.report.pictures import ACCURACY, EVERYTHING, PICTURES
+from qsparse.report.pictures import ACCURACY, PICTURES
 from qsparse.report.runs import Method, Run, at, methods
 
 _STYLE: Final = """
@@ -86,9 +87,14 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
     head = ["method", "runs", "final\naccuracy", "train\nloss"]
     head += [f"{what}\n{way}" for way in ("up", "down") for what in ("paper bits", "gain")]
     head += ["wire bytes\nup", "wire bytes\ndown", "seconds"]
-    aims = (at("paper_bits", "up"), EVERYTHING, at("seconds", "total"))
+    aims = {
+        "paper bits up": at("paper_bits", "up"),
+        "wire bytes up": at("wire_bytes", "up"),
+        "wire bytes down": at("wire_bytes", "down"),
+        "seconds": at("seconds", "total"),
+    }
     if target is not None:
-        head += [f"{what}\nto {target:g}" for what in ("paper bits up", "wire bytes", "seconds")]
+        head += [f"{what}\nto {target:g}" for what in aims]
     rows = []
     for method in found:
         going = "" if all(run.summary for run in method.runs) else " (going)"
@@ -99,10 +105,9 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
             row += [cell(method.ends(at("paper_bits", way))), cell(gains)]
         row += [cell(method.ends(at("wire_bytes", way))) for way in ("up", "down")]
         row.append(cell(method.ends(at("seconds", "total"))))
-        for reading in aims if target is not None else ():
+        for reading in aims.values() if target is not None else ():
             values = method.until(target or 0, reading)
-            short = "" if len(values) == len(method.runs) else f" ({len(values)} of {len(method.runs)} runs)"
-            row.append(cell(values) + short if values else "not reached")
+            row.append(cell(values) + method.some(values) if values else "not reached")
         rows.append(row)
     note = (
         "Means over the runs. Bits and bytes are those of all workers: paper bits by the papers' formulas, "
@@ -110,7 +115,7 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         "over the paper bits."
     )
     if target is not None:
-        note += f" To {target:g}: up to the first evaluation with that accuracy, wire bytes up and down."
+        note += f" To {target:g}: up to the first evaluation with that accuracy."
     return Table("Results", head, rows, note)
 
 
@@ -125,7 +130,7 @@ def _mean(values: Sequence[float]) -> str:
     if not values:
         return "–"
     middle = mean(values)
-    return number(round(middle) if middle >= 1000 else middle)
+    return number(round(middle) if 1000 <= middle < math.inf else middle)
 
 
 def _range(values: Sequence[float]) -> str:

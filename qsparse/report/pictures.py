@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from qsparse.report.base import look, mean, new_figure, number
+from qsparse.report.base import legible, look, mean, new_figure, number
 from qsparse.report.runs import Method, Reading, at
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ _ACROSS: Final = 4
 _WIDTH: Final = 34
 
 ACCURACY: Final = at("test_accuracy")
-EVERYTHING: Final = at("wire_bytes", "up+down")
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,9 @@ class Curves:
         label = method.label
         if aimed is not None:
             reached = method.until(aimed, self.x)
-            label += f": {number(mean(reached))}" if len(reached) == len(method.runs) else ": not reached"
-            if reached:
+            label += f": {number(mean(reached))}{method.some(reached)}" if reached else ": not reached"
+            # A mean over those seeds that happen to get there is no point of the method.
+            if len(reached) == len(method.runs):
                 axes.plot(
                     [mean(reached)], [aimed], marker=style["marker"], color=style["color"], markersize=11,
                     markeredgecolor="white", linestyle="none", zorder=5, clip_on=False,
@@ -97,7 +96,7 @@ class Curves:
         # A marker here and there, at other places than the others' markers.
         every = max(1, len(xs) // 8)
         axes.plot(
-            xs, ys, label=textwrap.fill(label, _WIDTH), linewidth=1.6, markersize=5,
+            xs, ys, label=legible(label, _WIDTH), linewidth=1.6, markersize=5,
             markevery=(place % every, every), zorder=3, **style,
         )  # fmt: skip
         if len(method.runs) > 1:
@@ -108,7 +107,7 @@ def _curves() -> list[Curves]:
     across: list[tuple[str, str, Reading, str, bool]] = [
         ("paper-bits", "paper bits up", at("paper_bits", "up"), "paper bits of all workers, up", True),
         ("wire-bytes", "wire bytes up", at("wire_bytes", "up"), "wire bytes of all workers, up", True),
-        ("epochs", "epochs", at("epoch"), "passes over each worker's share (epochs)", False),
+        ("steps", "steps", at("step"), "steps of each worker", False),
         ("time", "time", at("seconds", "total"), "seconds since training began", False),
     ]
     up: list[tuple[str, str, Reading, str, bool]] = [
@@ -122,11 +121,11 @@ def _curves() -> list[Curves]:
     ]
     found += [
         Curves(
-            "contraction", "How much a message says", at("epoch"), at("contraction", "all"), across[2][3],
+            "contraction", "How much a message says", at("step"), at("contraction", "all"), across[2][3],
             "γ = 1 − ‖u − C(u)‖²/‖u‖²", floor=-1.0,
         ),
         Curves(
-            "error-memory", "What messages up leave unsaid", at("epoch"), at("error_memory", "up"),
+            "error-memory", "What messages up leave unsaid", at("step"), at("error_memory", "up"),
             across[2][3], "‖error memory‖, mean over the workers", ylog=True,
         ),
     ]  # fmt: skip
@@ -134,15 +133,33 @@ def _curves() -> list[Curves]:
 
 
 def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
-    """Final accuracy over all wire bytes, and the front: the methods of which none is better in both."""
-    ends = [
-        (place, mean(method.ends(EVERYTHING)), method.ends(ACCURACY))
-        for place, method in enumerate(methods)
-        if any(method.ends(EVERYTHING))
-    ]
-    if not ends:
+    """Final accuracy over the wire bytes of the run, in a panel for each way, with its front."""
+    sizes = {way: at("wire_bytes", way) for way in ("up", "down")}
+    # Where all tell each other, nothing goes down.
+    ways = [way for way, size in sizes.items() if any(any(method.ends(size)) for method in methods)]
+    if not ways:
         return None
-    figure, axes = _axes(methods)
+    figure = new_figure("plot", 5.5 + 3.5 * len(ways), _height(methods))
+    panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+    for axes, way in zip(panels, ways, strict=True):
+        _front(axes, methods, sizes[way])
+        if target is not None:
+            _target(axes, target, "")
+        axes.set(title=f"Accuracy and traffic {way}", xlabel=f"wire bytes of the whole run, {way}")
+        axes.grid(alpha=0.3)
+        _logarithmic(axes, "x")
+    panels[0].set_ylabel("final test accuracy")
+    _legend(figure, *panels)
+    return figure
+
+
+def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
+    """A point for each method that sent anything, and the front: those that none beats in both."""
+    ends = [
+        (place, mean(method.ends(size)), method.ends(ACCURACY))
+        for place, method in enumerate(methods)
+        if any(method.ends(size))
+    ]
     front: list[tuple[float, float]] = []
     for _, total, accuracies in sorted(ends, key=lambda end: (end[1], -mean(end[2]))):
         if not front or mean(accuracies) > front[-1][1]:
@@ -155,17 +172,8 @@ def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
         axes.errorbar(
             [total], [middle], [[middle - min(accuracies)], [max(accuracies) - middle]], color=style["color"],
             marker=style["marker"], markersize=9, linestyle="none", capsize=3, zorder=3,
-            label=textwrap.fill(f"{methods[place].label}: {middle:.4f}", _WIDTH),
+            label=legible(f"{methods[place].label}: {middle:.4f}", _WIDTH),
         )  # fmt: skip
-    if target is not None:
-        _target(axes, target, "")
-    axes.set(
-        title="Accuracy and traffic", xlabel="wire bytes of the whole run, up and down",
-        ylabel="final test accuracy",
-    )  # fmt: skip
-    _logarithmic(axes, "x")
-    _legend(figure, axes)
-    return figure
 
 
 def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | None:
@@ -197,8 +205,8 @@ def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | Non
         others = [sum(size for name, size in found.items() if name not in kept)] if rest else []
         values = [*(found.get(name, 0.0) for name in names), *others, frame]
         axes.barh(range(len(rows)), values, color=look(place)["color"], height=0.7)
-        axes.set_yticks(range(len(rows)), rows, fontsize="small")
-        axes.set_title(textwrap.fill(label, 26), fontsize="medium")
+        axes.set_yticks(range(len(rows)), [legible(row, _WIDTH) for row in rows], fontsize="small")
+        axes.set_title(legible(label, 26), fontsize="medium")
         axes.set_xlabel("wire bytes", fontsize="small")
         axes.tick_params(axis="x", labelsize="small")
         axes.locator_params(axis="x", nbins=4)
@@ -221,11 +229,16 @@ PICTURES: Final[dict[str, Callable[[Sequence[Method], float | None], Figure | No
 
 
 def _axes(methods: Sequence[Method]) -> tuple[Figure, Any]:
-    lines = sum(1 + len(method.label) // _WIDTH for method in methods)
-    figure = new_figure("plot", 9.0, max(4.6, 1.2 + 0.24 * lines))
+    figure = new_figure("plot", 9.0, _height(methods))
     axes = figure.subplots()
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _height(methods: Sequence[Method]) -> float:
+    """In inches, with room for the legend."""
+    lines = sum(1 + len(method.label) // _WIDTH for method in methods)
+    return max(4.6, 1.2 + 0.24 * lines)
 
 
 def _target(axes: Axes, target: float, what: str) -> None:
@@ -252,9 +265,13 @@ def _power_of_ten(value: float, _: object) -> str:
     return rf"${digit}\times10^{{{int(exponent)}}}$" if value >= 1000 or value < 0.01 else f"{value:g}"
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Beside the picture, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """Beside the picture, where it hides nothing; what is in several panels is named once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
     figure.legend(
-        handles, labels, loc="outside right upper", fontsize="small", frameon=False, handlelength=3.2
-    )
+        found.values(), found.keys(), loc="outside right upper", fontsize="small", frameon=False,
+        handlelength=3.2,
+    )  # fmt: skip

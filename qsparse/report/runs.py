@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,20 @@ class Run:
         """Paper bits up in a step, by all workers."""
         return (at("paper_bits", "up")(self.last) or 0.0) / max(int(self.last["step"]), 1)
 
+    def due(self) -> dict[tuple[int, int], Line]:
+        """The evaluations by the number of the one that was due, and how many there were of that number.
+
+        Meetings come when they come, so one may be late enough to be that of the next number too, which other
+        seeds have apart; at the end of a run there is another one, due or not.
+        """
+        found: dict[tuple[int, int], Line] = {}
+        seen: Counter[int] = Counter()
+        for line in self.history:
+            number = math.floor(float(line["epoch"]) * int(self.options.get("evaluations", 1)) + 1e-6)
+            found[number, seen[number]] = line
+            seen[number] += 1
+        return found
+
     def reached(self, target: float) -> Line | None:
         """The first evaluation with this accuracy."""
         return next((line for line in self.history if line["test_accuracy"] >= target), None)
@@ -60,9 +75,11 @@ class Method:
     runs: list[Run]
 
     def curve(self, x: Reading, y: Reading) -> list[tuple[float, float, float, float]]:
-        """(x, y, least y, largest y) of each evaluation that all runs have come to; x and y are means."""
+        """(x, y, least y, largest y) of each evaluation that all runs have; x and y are means."""
+        first, *others = (run.due() for run in self.runs)
         points = []
-        for lines in zip(*(run.history for run in self.runs), strict=False):
+        for number in (number for number in first if all(number in other for other in others)):
+            lines = [found[number] for found in (first, *others)]
             xs, ys = (
                 [value for value in map(reading, lines) if value is not None and math.isfinite(value)]
                 for reading in (x, y)
@@ -81,17 +98,19 @@ class Method:
         lines = filter(None, (run.reached(target) for run in self.runs))
         return [value for value in map(reading, lines) if value is not None]
 
+    def some(self, values: Sequence[float]) -> str:
+        """Of how many runs these values are, where that is not all of them."""
+        return "" if len(values) == len(self.runs) else f" ({len(values)} of {len(self.runs)} runs)"
+
 
 def at(*path: str) -> Reading:
-    """Reads one number of a line; several ways are added where the last name is a sum, as in "up+down"."""
+    """Reads one number of a line, by the names that lead to it."""
 
     def reading(line: Line) -> float | None:
         value: Any = line
-        for key in path[:-1]:
+        for key in path:
             value = (value or {}).get(key)
-        names = path[-1].split("+")
-        found = [(value or {}).get(name) for name in names]
-        return None if None in found else float(sum(filter(None, found)))
+        return None if value is None else float(value)
 
     return reading
 

@@ -37,10 +37,19 @@ def read(run: Run) -> Measured:
     }
 
 
-def common_target(runs: Sequence[Measured]) -> float:
-    """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001."""
-    best: float = min(max(point["test_accuracy"] for point in run["curve"]) for run in runs)
-    return math.floor(best * 1000 + 1e-9) / 1000
+def common_target(runs: Sequence[Measured]) -> tuple[float, str]:
+    """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001.
+
+    Returns:
+        The accuracy, and the method of the run that reaches no higher one: a run that does not learn sets it
+        for all.
+    """
+
+    def most(run: Measured) -> float:
+        return max(float(point["test_accuracy"]) for point in run["curve"])
+
+    least = min(runs, key=most)
+    return math.floor(most(least) * 1000 + 1e-9) / 1000, least["method"]
 
 
 def to_target(run: Measured, target: float) -> Measured | None:
@@ -71,7 +80,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
     """The rows of the table: each method with its best step size, held against the first method.
 
     Args:
-        methods: in the order of the rows.
+        methods: in the order of the rows; one without runs has none.
         runs: of all methods, step sizes and seeds that ended well.
         target: an accuracy; the highest one that all chosen runs reach unless given.
     """
@@ -80,8 +89,8 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
     }
     told = "given"
     if target is None:
-        target = common_target([run for same in chosen.values() for run in same])
-        told = "the highest that every run below reaches, rounded down to 0.001"
+        target, by = common_target([run for same in chosen.values() for run in same])
+        told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
     rows = [_row(each, chosen[each.name], target) for each in methods if chosen[each.name]]
     first = rows[0]["to_target"] if rows and rows[0]["method"] == methods[0].name else None
     for row in rows:
@@ -92,7 +101,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
                 name: {way: _ratio(first[name][way], mine[name][way]) for way in _WAYS}
                 for name in ("paper_bits", "wire_bytes")
             }
-    return {"target": target, "target_is": told, "rows": rows}
+    return {"target": target, "target_is": told, "gain_is_over": methods[0].name, "rows": rows}
 
 
 def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
@@ -160,9 +169,11 @@ def table(measured: Measured) -> str:
     )
     target = measured["target"]
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
-    return "\n\n".join(
-        ["In all, at the end: test accuracy, and what was said each way", first, above, second]
-    )
+    parts = ["In all, at the end: test accuracy, and what was said each way", first, above, second]
+    dense = measured["gain_is_over"]
+    if not any(row["method"] == dense for row in rows):
+        parts.append(f"How many times fewer is against {dense}, of which no run with these settings is done.")
+    return "\n\n".join(parts)
 
 
 def _towards(row: Measured, amounts: Callable[[Measured], list[str]]) -> list[str]:

@@ -43,7 +43,8 @@ class Sweep:
         name: of the sweep.
         methods: at least one.
         common: options of ``qsparse train`` for all methods; those of the command line win.
-        source: who published the figure, and of what the published ratios speak.
+        source: who published the figure, and of what the published ratios speak; nothing where the methods
+            are the user's own.
     """
 
     name: str

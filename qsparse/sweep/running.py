@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 #: What a run writes to its standard output and error.
 LOG: Final = "log.txt"
@@ -41,6 +41,7 @@ class Run:
         folder: where it leaves its files.
         argv: options of ``qsparse train``, without the folder.
         config: the text that ``qsparse train`` writes to ``config.toml`` with these options.
+        unsaid: what it would write without options.
         more: options that change nothing about the run, and are not in its configuration.
     """
 
@@ -50,6 +51,7 @@ class Run:
     folder: Path
     argv: tuple[str, ...]
     config: str
+    unsaid: Mapping[str, Any] = field(default_factory=dict, hash=False)
     more: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -68,7 +70,9 @@ class Run:
     def conflict(self) -> str:
         """How the settings of a run that is in the folder differ; nothing where there is none."""
         try:
-            found = tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+            text = (self.folder / "config.toml").read_text(encoding="utf-8")
+            # An option that came later has its default in an older run.
+            found = {**self.unsaid, **tomllib.loads(text)}
         except FileNotFoundError:
             return ""
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
