@@ -1,4 +1,4 @@
-"""What needs torch: models as flat vectors, two lines for a training loop of one's own.
+"""What needs torch: models as flat vectors, a few lines for a training loop of one's own.
 
 Importing the room does not load torch; `attach` does.
 """
