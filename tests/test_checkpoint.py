@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import qsparse.checkpoint
+import qsparse.statefile
 from qsparse.algorithm import Algorithm, Sync, natural_exchange
 from qsparse.checkpoint import Checkpoints, Found, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError
@@ -384,6 +388,53 @@ def test_what_cannot_be_removed_is_not_in_the_way(tmp_path: Path, monkeypatch: p
         patch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
         run_threads(1, lambda wire: leave(wire, tmp_path, 5))
     assert seek(tmp_path, 1).folder.name == "000002-step-5"  # type: ignore[union-attr]
+
+
+class Power(BaseException):
+    """Goes off, and nothing is done after that."""
+
+
+def test_wherever_the_power_goes_off_a_whole_checkpoint_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each thing that is done to the disk in turn; with keep 1 the old one goes in the end."""
+    left = 0
+
+    def may_fail(act: Callable[..., Any]) -> Callable[..., Any]:
+        def acts(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Power
+            return act(*args, **kwargs)
+
+        return acts
+
+    found = []
+    for count in itertools.count():
+        folder = tmp_path / str(count)
+        run_threads(1, lambda wire, folder=folder: leave(wire, folder, 1, keep=1))
+        left = count
+        with monkeypatch.context() as patch:
+            for holder, name in (
+                (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod"),
+                (shutil, "rmtree"), (qsparse.statefile, "sync"), (qsparse.checkpoint, "write"),
+            ):  # fmt: skip
+                patch.setattr(holder, name, may_fail(getattr(holder, name)))
+            try:
+                run_threads(1, lambda wire, folder=folder: leave(wire, folder, 2, keep=1))
+            except Power:
+                pass
+            else:
+                break
+        checkpoint = seek(folder, 1)
+        assert checkpoint is not None, f"nothing was left by the first {count} things"
+        found.append(checkpoint.step)
+        # What is left over is in nobody's way.
+        run_threads(1, lambda wire, folder=folder: leave(wire, folder, 3, keep=1))
+        assert len(list(folder.iterdir())) == 1
+    assert found == sorted(found)
+    assert min(found.count(1), found.count(2)) > 2
 
 
 @LEFTOVERS
