@@ -142,7 +142,8 @@ def _total_steps(settings: Settings, problem: Problem, size: int, found: Found |
         return settings.total_steps(problem.steps_per_epoch)
     state = found.state(0)
     begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
-    return int(begin + round((settings.epochs - epoch) * problem.steps_per_epoch))
+    # Fewer than were taken are refused when the run goes on, and none by the schedules before that.
+    return max(1, int(begin + round((settings.epochs - epoch) * problem.steps_per_epoch)))
 
 
 def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:

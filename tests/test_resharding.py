@@ -280,6 +280,9 @@ def test_a_run_that_is_over_is_over_for_others_too(tmp_path: Path) -> None:
     assert again["model_sha256"] == over["model_sha256"]
     with pytest.raises(CheckpointError, match="made after step 40, and the run has 20: give it more"):
         train(algorithm, tmp_path, 2, epochs=2)
+    # Where an epoch is longer now, what is too much may be more than was taken.
+    with pytest.raises(CheckpointError, match="made after step 40, and the run has 1: give it more"):
+        train(algorithm, tmp_path, 2, epochs=1, per_epoch=30)
 
 
 def test_everything_is_news_where_the_coordinator_knows_something_else(tmp_path: Path) -> None:
