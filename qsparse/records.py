@@ -102,7 +102,7 @@ class Recorder:
         for name in self._lines:
             file = f"{name}.jsonl"
             if source is not None:
-                _copied((source / file), self.out / file)
+                _copied(source / file, self.out / file)
             self._lines[name] = _shortened(self.out / file, lines.get(name, 0))
             if self._lines[name] < lines.get(name, 0):
                 warnings.warn(
@@ -114,11 +114,10 @@ class Recorder:
         (self.out / "summary.json").unlink(missing_ok=True)
         for name, text in self.files.items():
             write_whole(self.out / name, text)
-        with (self.out / "history.jsonl").open("a+", encoding="utf-8") as history:
-            history.seek(0)
-            for line in history:
-                self.watcher.evaluated(json.loads(line))
-        self._history = (self.out / "history.jsonl").open("a", encoding="utf-8")
+        self._history = (self.out / "history.jsonl").open("a+", encoding="utf-8")
+        self._history.seek(0)
+        for line in self._history:
+            self.watcher.evaluated(json.loads(line))
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One line of the history."""

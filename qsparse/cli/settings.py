@@ -143,14 +143,14 @@ def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
     for phase in filter(None, (algorithm, algorithm.prelude)):
         if isinstance(phase.local, SVRG) and (augment or options["clip"] is not None):
             raise SettingError(
-                f"{'--augment' if augment else '--clip'} does not go with {spell(phase.local)}, which corrects "
-                "gradients of batches by one over the whole share: that is of the pictures as they are, and "
-                "its difference to them is clipped in two; leave it out"
+                f"{'--augment' if augment else '--clip'} does not go with {spell(phase.local)}, which "
+                "corrects gradients of batches by one over the whole share: that is of the pictures as they "
+                "are, and its difference to them is clipped in two; leave it out"
             )
         if augment and isinstance(phase.local, Gradient) and phase.local.whole:
             raise SettingError(
-                f"--augment has no effect: {spell(phase.local)} takes the pictures of the whole share as they "
-                "are; leave it out"
+                f"--augment has no effect: {spell(phase.local)} takes the pictures of the whole share as "
+                "they are; leave it out"
             )
 
 
