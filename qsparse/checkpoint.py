@@ -137,8 +137,8 @@ def save(
         keep: how many stay.
 
     Raises:
-        CheckpointError: this rank could not write its share; RankError on the other ranks. The checkpoints
-            before it are as they were.
+        CheckpointError: on all ranks, one of which could not write its share. They still stand at one step,
+            and the checkpoints before it are as they were.
     """
 
     def write_own(part: Path) -> dict[str, Any]:
@@ -167,11 +167,24 @@ def _together(
     part = folder
 
     def told(make: Callable[[], Any]) -> list[Any]:
-        def guarded() -> Any:
-            with _explained(folder, step):
-                return make()
+        failure: CheckpointError | None = None
 
-        return everybodys(wire, guarded, step)
+        def guarded() -> Any:
+            nonlocal failure
+            try:
+                with _explained(folder, step):
+                    return [make(), None]
+            except CheckpointError as error:
+                failure = error
+                return [None, str(error)]
+
+        answers = everybodys(wire, guarded, step)
+        if failure is not None:
+            raise failure
+        for rank, (_, reason) in enumerate(answers):
+            if reason is not None:
+                raise CheckpointError(f"rank {rank}: {reason}")
+        return [answer for answer, _ in answers]
 
     def write_own() -> Any:
         if not part.is_dir():
@@ -196,7 +209,7 @@ def try_out(wire: Wire, folder: Path) -> None:
     """See that all ranks can write checkpoints to a folder, before there is anything to lose; collective.
 
     Raises:
-        CheckpointError: this rank cannot; RankError on the other ranks.
+        CheckpointError: on all ranks, one of which cannot.
     """
     _together(
         wire, folder, 0, lambda part: (part / file_of(wire.rank)).touch(), lambda part, _: shutil.rmtree(part)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from qsparse.agreement import agree
 from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, find, save
-from qsparse.errors import CheckpointError, DisagreementError, RankError, SettingError, WireError
+from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way
@@ -26,9 +26,6 @@ from qsparse.torch.saving import found_state, plain, tensors
 from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
-
-#: How the reason of a RankError begins, where a checkpoint could not be written.
-_UNWRITTEN: Final = f"{CheckpointError.__name__}: "
 
 
 def attach(
@@ -152,9 +149,6 @@ class Attached:
         except CheckpointError:
             raise  # all have been told, and still stand at one step
         except BaseException as error:
-            if isinstance(error, RankError) and error.reason.startswith(_UNWRITTEN):
-                why = error.reason.removeprefix(_UNWRITTEN)
-                raise CheckpointError(f"rank {error.rank}: {why}") from None
             self._failed = error
             raise
 
