@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsparse.errors import SettingError
+from qsparse.errors import DataError, SettingError
 
 
 class Watcher:
@@ -93,6 +93,9 @@ class Recorder:
             after: the step after which it goes on.
             lines: where it goes on, what `lines` has returned before: what was written later goes.
             source: the folder of the run that it goes on from; this one's own unless given.
+
+        Raises:
+            DataError: a line of the history that it goes on from cannot be read.
         """
         self.watcher.started(steps, after)
         if self.out is None:
@@ -114,10 +117,17 @@ class Recorder:
         (self.out / "summary.json").unlink(missing_ok=True)
         for name, text in self.files.items():
             write_whole(self.out / name, text)
-        self._history = (self.out / "history.jsonl").open("a+", encoding="utf-8")
+        self._history = (self.out / "history.jsonl").open("a+", encoding="utf-8", errors="replace")
         self._history.seek(0)
-        for line in self._history:
-            self.watcher.evaluated(json.loads(line))
+        for number, line in enumerate(self._history, 1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{self._history.name}, line {number}, is no JSON ({error}): mend or remove the line, "
+                    "and resume"
+                ) from None
+            self.watcher.evaluated(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One line of the history."""

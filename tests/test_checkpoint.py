@@ -19,7 +19,7 @@ import qsparse.checkpoint
 import qsparse.statefile
 from qsparse.algorithm import Algorithm, Sync, natural_exchange
 from qsparse.checkpoint import Checkpoints, Found, find, save
-from qsparse.errors import CheckpointError, DisagreementError, SettingError
+from qsparse.errors import CheckpointError, DataError, DisagreementError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.records import Watcher
 from qsparse.registry import build, names
@@ -524,6 +524,23 @@ def test_a_history_that_is_gone_is_missed(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").unlink()
     with pytest.warns(RuntimeWarning, match="jsonl had 5 lines after step 22, and 0 of them are left"):
         train(algorithm, tmp_path, steps=30)
+
+
+def test_a_history_that_is_damaged_is_named(tmp_path: Path) -> None:
+    """And is not lost: with the line mended, the run goes on."""
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path, steps=22)
+    before = history(tmp_path)
+    path = tmp_path / "history.jsonl"
+    whole = path.read_bytes()
+    first, second, *others = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join([first, bytes(100), b"\xff" + second, *others]))
+    with pytest.raises(DataError, match=r"history\.jsonl, line 2, is no JSON .*mend or remove the line"):
+        train(algorithm, tmp_path, steps=30)
+    assert path.read_bytes().startswith(first)
+    path.write_bytes(whole)
+    train(algorithm, tmp_path, steps=30)
+    assert history(tmp_path)[: len(before)] == before
 
 
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
