@@ -2,12 +2,12 @@
 
 An algorithm is one choice per axis::
 
-    local step   what does a worker do, and what does it report?      sgd, adamw, gradient
-    trigger      when does it speak?                                  every, randomgap, lazy
+    local step   what does a worker do, and what does it report?      sgd, adamw, gradient, svrg, lasg
+    trigger      when does it speak?                                  every, randomgap, lazy, drift, ask
     compressor   in which words?                                      topk >> sign, qsgd, …
-    memory       what is kept of what was not said?                   errorfeedback, innovation
+    memory       what is kept of what was not said?                   errorfeedback, innovation, snapshot
     exchange     over which pattern?                                  server, tree, allgather
-    server rule  what does the coordinator do with what it heard?     descend, majority
+    server rule  what does the coordinator do with what it heard?     descend, majority, hold, proxsvrg, …
     meeting      who waits for whom?                                  synchronous, asynchronous
 
 Importing the package loads neither torch nor mpi4py, and compiles nothing.

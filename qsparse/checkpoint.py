@@ -223,7 +223,7 @@ def find(wire: Wire, where: Checkpoints) -> Found | None:
 
     Raises:
         CheckpointError: there is none where a path says that there is one, or none of those that are there is
-            whole: starting afresh would remove them, one by one. RankError on the other ranks.
+            whole: starting afresh would remove them, one by one.
     """
     if where.resume == "none":
         return None

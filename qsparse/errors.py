@@ -16,7 +16,7 @@
     │   └── Corrupted           a frame whose checksum does not match
     ├── DisagreementError       ranks with different settings, sizes or data shapes
     ├── RankError               another rank failed; carries its rank, its step and its message
-    └── CheckpointError         a checkpoint that is missing, torn or of another run
+    └── CheckpointError         a checkpoint that is missing, torn, of another run, or cannot be written
 
 Every message is a sentence: what happened, where (rank, step, part), what to do.
 """
@@ -101,4 +101,12 @@ class RankError(QsparseError):
 
 
 class CheckpointError(QsparseError):
-    """A checkpoint that is missing, torn or of another run."""
+    """A checkpoint that is missing, torn, of another run, or cannot be written."""
+
+
+def installing(extra: str) -> str:
+    """What to do where an extra of qsparse is missing.
+
+    From a clone: under its name alone, pip finds another project.
+    """
+    return f'pip install -c constraints.txt ".[{extra}]" in a clone of qsparse'

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from qsparse.errors import CheckpointError
+from qsparse.errors import CheckpointError, installing
 from qsparse.types import State
 
 #: Types of safetensors that NumPy has.
@@ -35,9 +35,7 @@ def write(path: Path, state: State) -> None:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ModuleNotFoundError:
-        raise CheckpointError(
-            'checkpoints need the package safetensors: pip install "qsparse[train]"'
-        ) from None
+        raise CheckpointError(f"checkpoints need the package safetensors: {installing('train')}") from None
     arrays: dict[str, Any] = {}
     text = json.dumps(_packed(state, "", arrays))
     try:

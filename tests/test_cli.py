@@ -296,7 +296,7 @@ def test_only_train_needs_torch() -> None:
     assert [code for _, code in found] == ["0"] * 6 + ["1"], finished
     assert "Traceback" not in finished.stderr, finished
     assert "error: SettingError: train needs more than is installed (No module named " in finished.stderr
-    assert 'pip install "qsparse[train]"' in finished.stderr
+    assert 'pip install -c constraints.txt ".[train]" in a clone' in finished.stderr
 
 
 # --- options of train that have no effect -------------------------------------------------------

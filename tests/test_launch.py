@@ -98,7 +98,7 @@ def test_mpiexec_beside_python_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     tmp_path.joinpath("venv", "mpiexec").unlink()
     assert launch.mpiexec_command(1) == [str(tmp_path / "path" / "mpiexec"), "-n", "1"]
     tmp_path.joinpath("path", "mpiexec").unlink()
-    with pytest.raises(LaunchError, match=r"pip install \"qsparse\[mpich\]\""):
+    with pytest.raises(LaunchError, match=r"pip install -c constraints.txt \"\.\[mpich\]\" in a clone"):
         launch.mpiexec_command(2)
     with pytest.raises(SettingError, match="at least one rank"):
         launch.mpiexec_command(0)

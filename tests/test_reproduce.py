@@ -303,7 +303,7 @@ def test_a_bar_says_what_is_met() -> None:
 
 def test_without_matplotlib_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    refused(invoke("laq", "--out", tmp_path / "out"), 'pip install "qsparse[train]"')
+    refused(invoke("laq", "--out", tmp_path / "out"), 'pip install -c constraints.txt ".[train]" in a clone')
     assert not (tmp_path / "out").exists()
 
 

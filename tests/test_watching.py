@@ -424,7 +424,7 @@ def test_tensorboard_is_missed_in_a_sentence(tmp_path: Path, monkeypatch: pytest
     done = CliRunner().invoke(qsparse, line)
     assert done.exit_code == 1
     assert done.stderr.startswith("error: SettingError: --tensorboard needs a library that is missing")
-    assert 'pip install "qsparse[train]"' in done.stderr
+    assert 'pip install -c constraints.txt ".[train]" in a clone' in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import qsparse
 from qsparse.bench.network import ENVIRONMENT, INTERFACE, Network, sent_bytes
-from qsparse.errors import LaunchError, SettingError
+from qsparse.errors import LaunchError, SettingError, installing
 from qsparse.exchange.base import receive_one
 from qsparse.payload import Payload, Way
 from qsparse.wire.mpi import MpiWire, library
@@ -127,7 +127,7 @@ def run_rank(wire: MpiWire, folder: Path) -> None:
     if place.interface is not None and library()[0] != "MPICH":
         raise LaunchError(
             f"--rate knows how to send {library()[0]} nowhere but through shared memory: it needs MPICH "
-            '(pip install "qsparse[mpich]")'
+            f"({installing('mpich')})"
         )
     measured = getattr(importlib.import_module(module), function)(place, **task["settings"])
     if wire.rank == 0:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from qsparse.errors import LaunchError, SettingError
+from qsparse.errors import LaunchError, SettingError, installing
 from qsparse.launchers import clashing_runtimes
 
 #: Settings for every place; `launch/env.sh` gives the reason of each.
@@ -107,7 +107,7 @@ def mpiexec_command(ranks: int) -> list[str]:
     if mpiexec is None:
         raise LaunchError(
             f"there is no mpiexec beside {sys.executable} nor on PATH: "
-            'pip install "qsparse[mpich]", or load the MPI module of your site'
+            f"{installing('mpich')}, or load the MPI module of your site"
         )
     return [mpiexec, "-n", str(ranks)]
 

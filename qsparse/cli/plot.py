@@ -19,7 +19,7 @@ def plot(runs: tuple[str, ...], out: str, target: float | None, title: str | Non
     """Draw runs: accuracy and loss against bits, steps and time, the front, and the bytes of each layer.
 
     RUN is a folder that qsparse train wrote (its --out), or one in which such folders lie. Runs that
-    differ in their seeds only are drawn as one method.
+    differ in their seeds only (threads, wire and paths apart) are drawn as one method.
 
     \b
     qsparse plot runs/ --target 0.9

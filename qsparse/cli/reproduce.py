@@ -41,7 +41,7 @@ def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., No
             click.option("--quick", is_flag=True, help="A short version, under a minute."),
             click.option(
                 "--data-dir", type=click.Path(),
-                help="Where the data lies; else QSPARSE_DATA, the cache, a download.",
+                help="Where the data lies; else QSPARSE_DATA, the cache, a download (a9a: no download).",
             ),
         ):  # fmt: skip
             command = option(command)

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from qsparse.algorithm import check
 from qsparse.cli.settings import make_settings
 from qsparse.cli.train import by_name, config_text, load_data, settle, train
-from qsparse.errors import QsparseError, SettingError
+from qsparse.errors import QsparseError, SettingError, installing
 from qsparse.seeds import Seed
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run
@@ -220,7 +220,7 @@ def check_problems(runs: Sequence[Run]) -> None:
             from qsparse.torch.models import build_model
         except ModuleNotFoundError as error:
             raise SettingError(
-                f'sweep needs more than is installed ({error}): pip install "qsparse[train]"'
+                f"sweep needs more than is installed ({error}): {installing('train')}"
             ) from None
         data = load_data(options)
         build_model(options["model"], data.shape, data.classes, Seed(0))

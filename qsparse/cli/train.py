@@ -20,7 +20,7 @@ from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.cli.settings import make_settings, preset_name
-from qsparse.errors import SettingError
+from qsparse.errors import SettingError, installing
 from qsparse.kernels import threads
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
@@ -228,9 +228,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         from qsparse.torch.problem import Classification, use_threads
         from qsparse.torch.recipe import Recipe
     except ModuleNotFoundError as error:
-        raise SettingError(
-            f'train needs more than is installed ({error}): pip install "qsparse[train]"'
-        ) from None
+        raise SettingError(f"train needs more than is installed ({error}): {installing('train')}") from None
 
     use_threads(options["threads"])
     threads.use(options["threads"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tabulate import tabulate
 
-from qsparse.errors import SettingError
+from qsparse.errors import SettingError, installing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,9 +83,7 @@ def new_figure(command: str, width: float, height: float) -> Figure:
     try:
         figure = import_module("matplotlib.figure")
     except ModuleNotFoundError as error:
-        raise SettingError(
-            f'{command} draws and lacks a library ({error}): pip install "qsparse[train]"'
-        ) from None
+        raise SettingError(f"{command} draws and lacks a library ({error}): {installing('train')}") from None
     made: Figure = figure.Figure(figsize=(width, height), layout="constrained")
     return made
 

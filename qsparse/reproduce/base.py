@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import qsparse
-from qsparse.errors import SettingError
+from qsparse.errors import SettingError, installing
 from qsparse.report.base import Table, new_figure, number
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def dataset(name: str, data_dir: Path | None) -> Dataset:
         return load(name, data_dir)
     except ModuleNotFoundError as error:
         raise SettingError(
-            f'reproduce needs more than is installed ({error}): pip install "qsparse[train]"'
+            f"reproduce needs more than is installed ({error}): {installing('train')}"
         ) from None
 
 

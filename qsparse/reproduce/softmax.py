@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.errors import SettingError
+from qsparse.errors import SettingError, installing
 from qsparse.reproduce.base import dataset
 from qsparse.types import Vector
 
@@ -168,7 +168,7 @@ def minimum(problem: Softmax) -> tuple[float, float]:
     try:
         from scipy.optimize import minimize
     except ModuleNotFoundError as error:
-        raise SettingError(f'the reference needs SciPy ({error}): pip install "qsparse[train]"') from None
+        raise SettingError(f"the reference needs SciPy ({error}): {installing('train')}") from None
     exact = problem.x.astype(np.float64)
     whole = Softmax(exact, problem.y, problem.workers, problem.decay, problem.classes)
     gradients = np.empty((whole.workers, whole.size))

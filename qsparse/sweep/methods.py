@@ -130,8 +130,9 @@ def _dist_ef() -> Sweep:
     )
 
 
+_OTHERS: Final = {"laq": _laq, "dist-ef": _dist_ef}
 #: The sweeps that come with qsparse.
-NAMES: Final = ("figure-1", "laq", "dist-ef")
+NAMES: Final = ("figure-1", *_OTHERS)
 
 
 def find(name: str, topk: str | None = None) -> Sweep:
@@ -151,9 +152,9 @@ def find(name: str, topk: str | None = None) -> Sweep:
         raise SettingError(f"--topk is for figure-1; write the compressors into the methods of {name}")
     if name.endswith(".toml"):
         return _from_file(Path(name))
-    if name not in NAMES:
+    if name not in _OTHERS:
         raise _unknown("sweep", "", name, list(NAMES), " or a FILE.toml")
-    return _laq() if name == "laq" else _dist_ef()
+    return _OTHERS[name]()
 
 
 def _from_file(path: Path) -> Sweep:

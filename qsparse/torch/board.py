@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qsparse.errors import SettingError
+from qsparse.errors import SettingError, installing
 from qsparse.records import Watcher
 
 
@@ -27,7 +27,7 @@ class Board(Watcher):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise SettingError(
-                f'--tensorboard needs a library that is missing ({error}): pip install "qsparse[train]", or '
+                f"--tensorboard needs a library that is missing ({error}): {installing('train')}, or "
                 "leave it out: history.jsonl has the same numbers"
             ) from None
         self._make, self._folder = SummaryWriter, folder

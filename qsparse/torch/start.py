@@ -50,8 +50,8 @@ def prepare(
     if chosen.local != _UNSET:
         raise CompositionError(
             f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
-            "steps, so leave lr, momentum and weight_decay out of the algorithm and choose one that "
-            "reports net updates"
+            "steps, so leave lr, momentum and weight_decay to it, and choose an algorithm that reports net "
+            "updates and has no momentum of its own (such as dist-ef-sgd for dist-ef-sgdm)"
         )
     if chosen.prelude is not None:
         raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")

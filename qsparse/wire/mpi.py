@@ -29,7 +29,16 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.errors import Corrupted, ForeignFrame, LaunchError, SettingError, Stranded, Truncated, WireError
+from qsparse.errors import (
+    Corrupted,
+    ForeignFrame,
+    LaunchError,
+    SettingError,
+    Stranded,
+    Truncated,
+    WireError,
+    installing,
+)
 from qsparse.guard import Duties, failure, guard
 from qsparse.launchers import REMEDIES, announced_size
 from qsparse.ledger import Ledger
@@ -460,7 +469,6 @@ def _mpi() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
-            f"MPI cannot be loaded ({error}): install mpi4py and one MPI library, "
-            'e.g. pip install "qsparse[mpich]"'
+            f"MPI cannot be loaded ({error}): install mpi4py and one MPI library, e.g. {installing('mpich')}"
         ) from error
     return MPI
