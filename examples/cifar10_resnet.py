@@ -55,6 +55,11 @@ for name, least in (("epochs", 1), ("steps", 1), ("warmup", 0)):
 comm = MPI.COMM_WORLD
 torch.set_num_threads(1)
 seed = Seed(args.seed, comm.rank)
+model = build_model(args.model, (3, 32, 32), 10, seed)
+optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
+# From here on, a rank that fails ends the job instead of leaving the others waiting.
+link = attach(model, optimizer, args.algorithm, comm)  # 2
+
 data = load("cifar10", args.data_dir)
 batches = Batches(shard(data.train_y, comm.size, "random", seed)[comm.rank], args.batch, seed.at(use="batch"))
 # Shares may differ by a picture, and all ranks must take as many steps and test after the same ones.
@@ -79,11 +84,7 @@ def accuracy() -> float:
     return comm.allreduce(part.right) / n
 
 
-model = build_model(args.model, data.shape, data.classes, seed)
-optimizer = torch.optim.SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay)
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-link = attach(model, optimizer, args.algorithm, comm)  # 2
-
 begin = time.perf_counter()
 for t in range(steps):
     chosen = batches.batch(t)

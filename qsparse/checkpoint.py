@@ -211,9 +211,12 @@ def try_out(wire: Wire, folder: Path) -> None:
     Raises:
         CheckpointError: on all ranks, one of which cannot.
     """
-    _together(
-        wire, folder, 0, lambda part: (part / file_of(wire.rank)).touch(), lambda part, _: shutil.rmtree(part)
-    )
+
+    def finish(part: Path, _: list[Any]) -> None:
+        sync(part)
+        _remove(part, part.with_suffix(".gone"))
+
+    _together(wire, folder, 0, lambda part: write(part / file_of(wire.rank), {}), finish)
 
 
 def find(wire: Wire, where: Checkpoints) -> Found | None:
@@ -293,11 +296,14 @@ def _finish(part: Path, manifest: dict[str, Any], keep: int) -> None:
     part.rename(part.with_name(part.name.removeprefix(".").removesuffix(".part")))
     sync(part.parent)
     for old in _named(part.parent)[keep:]:
-        # Under another name first: a checkpoint that is half removed must not look like a damaged one.
-        gone = old.with_name(f".{old.name}.gone")
         with contextlib.suppress(OSError):
-            old.rename(gone)
-            shutil.rmtree(gone)
+            _remove(old, old.with_name(f".{old.name}.gone"))
+
+
+def _remove(folder: Path, gone: Path) -> None:
+    """Under another name first: a checkpoint that is half removed must not look like a damaged one."""
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _candidates(where: Checkpoints) -> list[Path]:

@@ -7,7 +7,7 @@
     ├── CompositionError        parts that must not be combined, with the reason and the remedy
     ├── UnknownPart             a name nobody registered, with the nearest names
     ├── NotFinite               NaN or infinity in a vector that was to be sent
-    ├── DataError               data that is missing or malformed: where was looked, what to do
+    ├── DataError               data that is missing or malformed, or cannot be written: where, what to do
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
     │   ├── Stranded            a wait that cannot end because another rank has left
@@ -54,7 +54,7 @@ class NotFinite(QsparseError, ArithmeticError):
 
 
 class DataError(QsparseError):
-    """Data that is missing or malformed."""
+    """Data that is missing or malformed, or that cannot be written."""
 
 
 class WireError(QsparseError):

@@ -288,6 +288,7 @@ class Job:
             "walk": self.walk.state(),
             "ledger": self.wire.ledger.snapshot(),
             "losses": self._losses,
+            "whole": self._whole,
             "evaluated": self._evaluated,
             "watched": self._watched,
             "reported": self._reported,
@@ -311,7 +312,10 @@ class Job:
         stretched = found.ranks != self.wire.size and self.settings.epochs is not None
         free = ("ranks", "steps", "straggler", *(self.algorithm.axes() if stretched else given))
         found.compare(self.fingerprint | given, free)
-        if found.step > self.steps:
+        # Nor is a run over where a longer one was saved: it has neither met for the last time nor reported.
+        if found.step > self.steps or (
+            found.step == self.steps and self.steps < found.manifest["settings"]["steps"]
+        ):
             raise CheckpointError(
                 f"the checkpoint {found.folder} was made after step {found.step}, and the run has "
                 f"{self.steps}: give it more, or start afresh with resume none"
@@ -330,6 +334,7 @@ class Job:
         self.walk.restore(state["walk"], self.problem.gradient_vector)
         self.wire.ledger.resume(state["ledger"])
         self._losses += state["losses"]
+        self._whole = state["whole"]
         self._record, self._reported = state["record"], state["reported"]
         self._watched = state["watched"]
         self._stretches = [tuple(each) for each in state["stretches"]]
@@ -391,8 +396,9 @@ class Job:
 
     def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """How good the model is that was told last, without what this rank has not said yet."""
-        vector, state = self.problem.vector, self.walk.station.local
-        if state is None or not self.algorithm.trigger.may_skip:
+        vector, station = self.problem.vector, self.walk.station
+        state = station.local
+        if state is None or not station.algorithm.trigger.may_skip:
             return self.problem.evaluate(rank, ranks)
         own = vector.copy()
         np.copyto(vector, state["anchor"])

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +133,22 @@ class Recorder:
         """One line of the history."""
         self.watcher.evaluated(record)
         if self._history is not None:
-            self._history.write(json.dumps(record) + "\n")
-            self._history.flush()
+            with _explained(self._history.name):
+                self._history.write(json.dumps(record) + "\n")
+                self._history.flush()
             self._lines["history"] += 1
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
         """One line of the arrivals."""
         if self.out is None:
             return
-        if self._arrivals is None:
-            self._arrivals = (self.out / "arrivals.jsonl").open("a", encoding="utf-8")
+        path = self.out / "arrivals.jsonl"
         what = "statistics" if about else "model"
         line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
-        self._arrivals.write(json.dumps(line) + "\n")
+        with _explained(path):
+            if self._arrivals is None:
+                self._arrivals = path.open("a", encoding="utf-8")
+            self._arrivals.write(json.dumps(line) + "\n")
         self._lines["arrivals"] += 1
 
     def lines(self) -> dict[str, int]:
@@ -159,15 +162,28 @@ class Recorder:
     def write(self, summary: Mapping[str, Any]) -> None:
         """The summary, last of all: where it stands, the run ended well."""
         if self.out is not None:
-            write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+            with _explained(self.out / "summary.json"):
+                write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Close the history."""
         self.watcher.stopped()
         for file in (self._history, self._arrivals):
             if file is not None:
-                file.close()
+                with _explained(file.name):
+                    file.close()
         self._history = self._arrivals = None
+
+
+@contextlib.contextmanager
+def _explained(path: Path | str) -> Iterator[None]:
+    """Say what a failure of the system means."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; make room there, and resume from the newest checkpoint"
+        ) from None
 
 
 def _copied(source: Path, path: Path) -> None:

@@ -143,14 +143,18 @@ def _total_steps(settings: Settings, problem: Problem, size: int, found: Found |
     state = found.state(0)
     begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
     # Fewer than were taken are refused when the run goes on, and none by the schedules before that.
-    return max(1, int(begin + round((settings.epochs - epoch) * problem.steps_per_epoch)))
+    left = (settings.epochs - epoch) * problem.steps_per_epoch
+    # A part of a step, where an epoch has fewer now, is one.
+    return max(1, int(begin + (round(left) or left > 1e-6)))
 
 
 def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:
-    """The folder of the run that this one goes on from, where it is another's."""
-    if found is None or checkpoints is None or found.folder.parent.resolve() == checkpoints.folder.resolve():
+    """The folder of the run that this one goes on from, where it is another's and has a history."""
+    if found is None or checkpoints is None:
         return None
-    return found.folder.parent.parent
+    other = found.folder.resolve().parent.parent
+    its_own = other == checkpoints.folder.resolve().parent
+    return other if not its_own and (other / "history.jsonl").is_file() else None
 
 
 def _check_ranks(settings: Settings, size: int) -> None:

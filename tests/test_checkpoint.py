@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import os
+import resource
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -218,25 +222,45 @@ def test_a_run_that_was_ended_goes_on(tmp_path: Path, name: str) -> None:
     assert len(gone_on["resumed"]) == 2
 
 
+def test_a_prelude_that_skips_is_evaluated_like_a_run_that_skips(tmp_path: Path) -> None:
+    """By the model that was told last, which is on no rank that has not said everything."""
+    skipping = preset("local-sgd(lr=0.1)", trigger="drift(0.8)")
+    plain = train(skipping, tmp_path / "plain")
+    train(replace(preset("sgd"), prelude=replace(skipping, length=50)), tmp_path / "prelude")
+    lines = [[line for line in history(tmp_path / n) if line["step"] < 50] for n in ("plain", "prelude")]
+    assert plain["skips"]
+    assert len(lines[0]) == 9
+    for name in ("test_loss", "test_accuracy", "skips"):
+        assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]]
+
+
 def counts(out: Path) -> list[str]:
     return (out / "arrivals.jsonl").read_text().splitlines()
 
 
 @LEFTOVERS
-@pytest.mark.parametrize("text", ["asylpg(lr=0.1, inner=8)", "acc-asylpg(lr=0.1, inner=8)", "qsvrg(inner=5)"])
-def test_a_prelude_is_a_moment_for_a_checkpoint(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "per_epoch"),
+    [
+        ("asylpg(lr=0.1, inner=8)", 10),
+        ("acc-asylpg(lr=0.1, inner=8)", 10),
+        ("qsvrg(inner=5)", 10),
+        ("qsvrg(inner=5)", 35),  # the last whole epoch, whose loss is reported, ends before the checkpoint
+    ],
+)
+def test_a_prelude_is_a_moment_for_a_checkpoint(tmp_path: Path, text: str, per_epoch: int) -> None:
     """Where workers do not wait they all stand at one step in the synchronous prelude."""
     algorithm = preset(text)
-    train(algorithm, tmp_path / "first", every=None)
+    train(algorithm, tmp_path / "first", every=None, per_epoch=per_epoch)
     order = tuple(json.loads(line)["rank"] for line in counts(tmp_path / "first"))
-    whole = train(algorithm, tmp_path / "whole", every=None, order=order)
+    whole = train(algorithm, tmp_path / "whole", every=None, order=order, per_epoch=per_epoch)
     out = tmp_path / "ended"
     with pytest.raises(RuntimeError, match="the fault"):
-        train(algorithm, out, order=order, watcher=Fault(40))
+        train(algorithm, out, order=order, watcher=Fault(40), per_epoch=per_epoch)
     # A prelude of one step before every 8, or before every 5.
     assert named(out)[-1].endswith("-step-37")
     watcher = Fault(-1)
-    gone_on = train(algorithm, out, order=order, watcher=watcher)
+    gone_on = train(algorithm, out, order=order, watcher=watcher, per_epoch=per_epoch)
     assert watcher.seen == list(range(37, 61)), "steps of the coordinator, told after the answers"
     assert history(out) == history(tmp_path / "whole")
     assert gone_on["model_sha256"] == whole["model_sha256"]
@@ -448,6 +472,27 @@ def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
 
 
 @LEFTOVERS
+def test_a_missing_library_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    watcher = Fault(1)
+    with pytest.raises(CheckpointError, match="checkpoints need the package safetensors"):
+        train(preset("sgd"), tmp_path, resume="none", watcher=watcher)
+    assert not watcher.seen
+
+
+def test_folders_need_not_be_synchronized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems answer EINVAL."""
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("qsparse.statefile.os.fsync", fsync)
+    train(preset("sgd"), tmp_path, steps=8)
+    assert named(tmp_path)
+
+
+@LEFTOVERS
 def test_one_rank_that_cannot_write_ends_all_and_harms_nothing(tmp_path: Path) -> None:
     run_threads(3, lambda wire: leave(wire, tmp_path, 1))
 
@@ -474,6 +519,7 @@ def test_one_rank_that_cannot_write_ends_all_and_harms_nothing(tmp_path: Path) -
 # --- other settings -----------------------------------------------------------------------------------
 
 
+@LEFTOVERS
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=20)
     with pytest.raises(CheckpointError, match=r"is of another run: local is 'sgd.*' there and 'sgd.*' here;"):
@@ -482,6 +528,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=20, seed=1)
     with pytest.raises(CheckpointError, match="made after step 20, and the run has 19: give it more"):
         train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=19)
+    # Where a longer run was saved, a run of that length has still to meet for the last time.
+    with pytest.raises(RuntimeError, match="the fault"):
+        train(preset("topk-sgd(lr=0.1)"), tmp_path / "ended", steps=50, watcher=Fault(33))
+    assert named(tmp_path / "ended")[-1].endswith("-step-28")
+    with pytest.raises(CheckpointError, match="made after step 28, and the run has 28: give it more"):
+        train(preset("topk-sgd(lr=0.1)"), tmp_path / "ended", steps=28)
     with pytest.raises(CheckpointError, match="seed is 0 there and 1 here; go on"):
         train(preset("topk-sgd(lr=0.1)"), tmp_path, steps=30, seed=1)
     # A schedule that is as long as the run is another schedule in a longer one.
@@ -516,6 +568,58 @@ def test_the_history_goes_on_in_another_folder(tmp_path: Path) -> None:
     steps = [line["step"] for line in history(tmp_path / "whole")]
     assert list(dict.fromkeys(watcher.told)) == [(40, 20), *steps]
     assert len(history(tmp_path / "old")) == 4
+
+
+class Full(Watcher):
+    """After a step, no file may grow over some bytes, which to the program is a full disk."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.limits = step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def stepped(self, t: int, loss: float | None) -> None:
+        if t == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, self.limits[1]))
+
+
+@LEFTOVERS
+def test_a_disk_that_is_full_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """By a run that does not write checkpoints in between, and loses none."""
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path, steps=30)
+    watcher = Full(33)
+    try:
+        with pytest.raises(
+            DataError, match=r"cannot write .*history\.jsonl: File too large; make room there"
+        ):
+            train(algorithm, tmp_path, steps=60, every=100, watcher=watcher)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, watcher.limits)
+    train(algorithm, tmp_path, steps=60)
+    train(algorithm, tmp_path / "whole", steps=60)
+    assert history(tmp_path) == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("where", ["its own", "elsewhere"])
+def test_a_checkpoint_that_was_copied_away_takes_no_history_with_it(tmp_path: Path, where: str) -> None:
+    """To go on from it is to go on with the history that lies in --out."""
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path / "run", steps=20)
+    before = history(tmp_path / "run")
+    newest = named(tmp_path / "run")[-1]
+    backup = (tmp_path / "run" if where == "its own" else tmp_path) / "backup" / newest
+    shutil.copytree(tmp_path / "run" / "checkpoints" / newest, backup)
+    train(algorithm, tmp_path / "run", steps=30, resume=str(backup))
+    assert history(tmp_path / "run")[: len(before)] == before
+
+
+def test_a_history_is_found_beside_a_checkpoint_that_is_named_from_within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path / "old", steps=20)
+    monkeypatch.chdir(tmp_path / "old" / "checkpoints")
+    train(algorithm, tmp_path / "new", steps=30, resume=named(tmp_path / "old")[-1])
+    assert history(tmp_path / "new")[:4] == history(tmp_path / "old")
 
 
 def test_a_history_that_is_gone_is_missed(tmp_path: Path) -> None:

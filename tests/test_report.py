@@ -211,6 +211,14 @@ def test_seeds_are_paired_by_the_evaluation_that_was_due() -> None:
     ]
 
 
+def test_runs_of_which_nothing_is_known_are_methods_of_their_own(runs: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        folder = shutil.copytree(runs / "sgd" / "seed-0", tmp_path / name / "seed-0")
+        (folder / "config.toml").unlink()
+    labels = [f"seed-0, folder={tmp_path / name / 'seed-0'}" for name in ("one", "other")]
+    assert sorted(each.label for each in methods([tmp_path])) == labels
+
+
 def test_a_target_is_reached_at_the_first_evaluation_beyond_it(runs: Path) -> None:
     (sgd,) = methods([runs / "sgd"])
     accuracies = [[line["test_accuracy"] for line in run.history] for run in sgd.runs]

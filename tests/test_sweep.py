@@ -411,6 +411,10 @@ def test_a_run_that_never_learned_ends_no_sweep(file: Path, tmp_path: Path) -> N
     )
     assert "written to " in result.stdout
     assert (out / "plot" / "index.html").exists()
+    # Nor does one whose history is gone: it is made again.
+    lines.write_text("")
+    assert begun(swept(*quick)) == ["rare, seed 0"]
+    assert lines.read_text()
 
 
 def test_what_failed_is_said_also_where_nothing_can_be_drawn(

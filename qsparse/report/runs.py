@@ -181,7 +181,8 @@ def read(folder: Path) -> Run | None:
         except tomllib.TOMLDecodeError as error:
             raise DataError(f"{folder / 'config.toml'} is no TOML: {error}") from None
     else:
-        options = {"name": folder.name}
+        # Of which nothing is known: two of them are two methods.
+        options = {"name": folder.name, "folder": str(folder)}
     if (folder / "summary.json").exists():
         try:
             summary = json.loads(_text(folder / "summary.json"))

@@ -90,7 +90,8 @@ class Run:
             return False
         with contextlib.suppress(OSError, ValueError):
             json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-            return True
+            lines = (self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            return len([json.loads(line) for line in lines]) > 0
         return False
 
 
