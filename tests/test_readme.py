@@ -215,6 +215,16 @@ def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) 
     assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
 
 
+def test_the_resnet_example_ends_where_one_rank_fails(root: Path, tmp_path: Path) -> None:
+    """Of 100 pictures one rank has 34, which is the batch, and two have 33: it does not wait for them."""
+    tiny_cifar(tmp_path)
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "34"]
+    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}, "timeout": 60, "check": False}
+    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], **settings)
+    assert done.returncode != 0
+    assert "a batch of 34 examples is larger than the rank's shard of 33" in done.stderr, done
+
+
 def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
     """No epochs and no steps are refused as options are; no warm-up is one."""
     tiny_cifar(tmp_path)
