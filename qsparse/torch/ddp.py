@@ -46,6 +46,9 @@ HOOKS: Final[dict[str, MakeHook]] = {
     "DDP 8 bit, per channel": lambda: (None, quantization_hooks.quantization_perchannel_hook),
 }
 
+#: Seconds in which the threads of a process group get the interpreter's lock.
+_LETTING_GO: Final = 0.2
+
 
 @contextmanager
 def gloo(folder: Path, rank: int, size: int, interface: str | None) -> Iterator[None]:
@@ -61,6 +64,9 @@ def gloo(folder: Path, rank: int, size: int, interface: str | None) -> Iterator[
         yield
     finally:
         dist.destroy_process_group()
+        # Its threads outlive it where DDP was used. They take the interpreter's lock to drop what the last
+        # message held, and abort the process if they still wait for it when the interpreter ends.
+        time.sleep(_LETTING_GO)
 
 
 def all_reduce(x: Vector) -> None:
