@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ _HOMES = {
 }
 _parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
 _plugins_loaded = False
+#: Python 3.11 counts the depth of the trees it makes once for all threads, and raises SystemError where the
+#: counts of two mix. Reentrant, because a collection of garbage may run anything between two nodes.
+_parsing = threading.RLock()
 
 
 def kinds() -> tuple[str, ...]:
@@ -85,7 +89,8 @@ def build(text: str, kind: str) -> Any:
     # Presets have dashes in their names, which Python's grammar reads as minus.
     name, bracket, rest = text.partition("(")
     try:
-        tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
+        with _parsing:
+            tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
     except SyntaxError as error:
         raise SettingError(
             f"cannot read {text!r} as {_a(kind)}: {error.msg}; write name(setting=value, …), "

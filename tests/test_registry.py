@@ -82,6 +82,36 @@ def test_a_policy_inside_another_part_is_refused():
         Policy((("*", policy),))
 
 
+def test_threads_build_parts_at_once():
+    """Collections of garbage between the nodes of a text's tree let other threads go on."""
+    program = """
+    import gc, sys, threading
+    from qsparse.registry import build
+
+    failures = []
+
+    def live():
+        try:
+            for _ in range(3000):
+                build("local-sgd(H=2)", "algorithm")
+        except BaseException as failure:
+            failures.append(failure)
+
+    build("local-sgd(H=2)", "algorithm")
+    gc.callbacks.append(lambda phase, info: sum(range(50)))
+    gc.set_threshold(3)
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=live) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("typo", "meant"), [("topK", "topk"), ("sgin", "sign"), ("qsdg(levels=3)", "qsgd")])
 def test_an_unknown_name_is_answered_with_the_nearest(typo, meant):
     with pytest.raises(UnknownPart, match=f"did you mean '{meant}'.*known: .*float32"):
