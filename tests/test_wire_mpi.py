@@ -195,7 +195,7 @@ def test_a_message_above_two_gibibytes() -> None:
     """
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 << 30:
         pytest.skip("needs 8 GiB of free memory")
-    mpi_run(2, program, timeout=60, env=STRICT)
+    mpi_run(2, program, timeout=150, env=STRICT)
 
 
 def test_waiting_is_cheap_and_ends_soon() -> None:
@@ -307,6 +307,42 @@ def test_all_ranks_say_why_they_fail_and_unreceived_messages_are_told() -> None:
     for rank in range(3):
         assert f"[rank {rank}] KeyError: 'reason {rank}'" in finished.stderr, finished
         assert f"[rank {rank}] received SIGUSR1 and goes on" in finished.stderr, finished
+
+
+@pytest.mark.parametrize("how", ["by itself", "MPI first"])
+def test_what_a_rank_has_sent_arrives_after_it_has_ended(how: str) -> None:
+    """The others compute meanwhile; more messages than MPI takes at once, and one that it lets wait."""
+    program = """
+        import sys, time
+        from mpi4py import MPI
+        from qsparse.payload import Payload
+        from qsparse.wire.mpi import MpiWire
+
+        def sent(i):
+            return bytes([i % 251]) * (5_000_000 if i == 500 else 300)
+
+        idle = MpiWire()
+        wire = MpiWire()
+        if wire.rank == 0:
+            for i in range(1000):
+                wire.send([Payload.build([sent(i)], step=i)], 1)
+            if sys.argv[1] == "MPI first":
+                MPI.Finalize()
+        elif wire.rank == 1:
+            time.sleep(1)
+            for i in range(1000):
+                payload, = wire.receive(0)[1]
+                assert (payload.step, bytes(payload.body)) == (i, sent(i))
+            print("all of them")
+        else:
+            time.sleep(0.5)
+            for _ in range(100):
+                wire.send([Payload.build([bytes(3_000_000)])], 0)
+            wire.flush()
+            print("taken")
+    """
+    finished = mpi_run(3, program, how, timeout=40)
+    assert sorted(finished.stdout.splitlines()) == ["all of them", "taken"], finished
 
 
 def test_no_rank_outlives_its_launcher(tmp_path: Path) -> None:

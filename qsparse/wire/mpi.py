@@ -11,12 +11,15 @@ this file. Four habits:
 * *Chunks.* A message longer than ``chunk_bytes`` travels as an announcement of its length and pieces
   in order, because a count above 2³¹ − 1 fails in some libraries.
 * *Farewells.* A rank that closes its wire, fails or ends without closing says so to all others; who
-  waits for it then gets a `WireError` instead of waiting for ever.
+  waits for it then gets a `WireError` instead of waiting for ever. A rank that ends goes on taking in
+  what others send until they have said farewell, too: afterwards MPI moves nothing, and the memory of
+  what is still on its way is gone with the interpreter, before MPI is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -139,6 +142,7 @@ class MpiWire(Wire):
         self.ledger = Ledger() if ledger is None else ledger
         if self.size > 1:
             guard(Duties(_world_rank, _end, _say_farewell))
+            _hear_of_finalize()
         # Ranks may arrive far apart: they meet by polling, so that Dup, which spins, is short.
         _poll(comm.Ibarrier().Test)
         self._comm = comm.Dup()
@@ -192,9 +196,7 @@ class MpiWire(Wire):
         self._check(self.rank)
         patience = _Patience()
         while self._flying:
-            # Taking in what others send is what lets two ranks flush towards each other.
-            moved = self._progress()
-            patience.rest(self._pump(range(self.size)) or moved)
+            patience.rest(self._move())
 
     def close(self) -> None:
         """Release what the wire holds; collective, after the last message of a sound job.
@@ -208,7 +210,9 @@ class MpiWire(Wire):
         if self._closed:
             return
         self._depart("")
-        self._drain(None)
+        patience = _Patience()
+        while (self._busy() or self._own > len(self._ready[self.rank])) and not any(self._gone.values()):
+            patience.rest(self._move())
         for rank, reason in sorted(self._gone.items()):
             if reason:
                 raise Stranded(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
@@ -256,6 +260,14 @@ class MpiWire(Wire):
         finished = set(done)
         self._flying = [pair for i, pair in enumerate(self._flying) if i not in finished]
         return True
+
+    def _move(self) -> bool:
+        """Let go of what has left and take in what has arrived; whether there was any.
+
+        Taking in what others send is what lets two ranks flush towards each other.
+        """
+        moved = self._progress()
+        return self._pump(range(self.size)) or moved
 
     def _pump(self, sources: Iterable[int]) -> bool:
         """Take in what has arrived, at most one message of each source; whether anything has."""
@@ -359,15 +371,9 @@ class MpiWire(Wire):
             if rank != self.rank:
                 self._post(reason.encode()[:500], rank, _FAREWELL)
 
-    def _drain(self, seconds: float | None) -> None:
-        """Take in everything until every rank has said farewell, or the time is over."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        patience = _Patience()
-        while self._flying or self._own > len(self._ready[self.rank]) or len(self._gone) < self.size - 1:
-            moved = self._progress()
-            patience.rest(self._pump(range(self.size)) or moved)
-            if any(self._gone.values()) or (deadline is not None and time.monotonic() > deadline):
-                return
+    def _busy(self) -> bool:
+        """Whether something is on its way, or a rank has not said farewell, which comes last."""
+        return bool(self._flying) or len(self._gone) < self.size - 1
 
 
 def launch_check(environ: Mapping[str, str] | None = None) -> None:
@@ -437,13 +443,35 @@ def _end(status: int, reason: str) -> NoReturn:
 
 
 def _say_farewell() -> None:
-    MPI = _mpi()
-    if MPI.Is_finalized():
+    """Tell the others that this rank ends, and stay until they do: MPI would wait for them as well."""
+    if _mpi().Is_finalized():
         return
-    for wire in _open:
-        if wire.size > 1:
-            wire._depart("has ended without closing its wire")
-            wire._drain(0.5)
+    wires = [wire for wire in _open if wire.size > 1]
+    if wires:
+        _flush_output()
+    for wire in wires:
+        wire._depart("has ended without closing its wire")
+    patience = _Patience()
+    while any(wire._busy() for wire in wires):
+        moved = False
+        for wire in wires:
+            with contextlib.suppress(WireError):  # a refused message, which nobody would read
+                moved |= wire._move()
+        patience.rest(moved)
+    for wire in wires:
+        wire._closed = True
+        _open.remove(wire)
+
+
+@functools.cache
+def _hear_of_finalize() -> None:
+    """Say farewell also where a program ends MPI by itself while its wires are open.
+
+    MPI_Finalize begins with deleting the attributes of ``COMM_SELF``, while messages still travel
+    (MPI 4.1, section 11.2.4).
+    """
+    MPI = _mpi()
+    MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=lambda *_: _say_farewell()), True)
 
 
 def _flush_output() -> None:
