@@ -35,7 +35,7 @@ def guard(duties: Duties) -> None:
 
     * An exception that nobody catches, in any thread, is printed with the rank before each line, and
       ends the whole job. Without this the other ranks would wait for ever.
-    * A rank that ends without closing its wires says so to the others.
+    * A rank that ends without closing its wires says so to the others, and stays until they end, too.
     * On Linux a rank is killed when the launcher that started it dies.
     * SIGUSR1 no longer kills: MPICH's launcher sends it when another rank has failed, Slurm before
       it takes back a machine. A handler that is installed already stays.
