@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Piece, Reader, accumulate_into, read_body
+from qsparse.compressors.base import Piece, accumulate_into, read_body
+from qsparse.compressors.body import Reader
 from qsparse.ledger import Ledger
 from qsparse.link import Sender
 from qsparse.memory import Draft

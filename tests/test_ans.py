@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsparse.compressors import decompress
-from qsparse.compressors.base import Reader
+from qsparse.compressors.body import Reader
 from qsparse.compressors.grids import squeezed, unsqueezed
 from qsparse.errors import Corrupted, SettingError
 from qsparse.kernels import ans, bitstream

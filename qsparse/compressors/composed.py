@@ -29,14 +29,12 @@ from qsparse.compressors.base import (
     Compressor,
     Indices,
     Piece,
-    Reader,
     Sum,
-    Writer,
     body_reader,
     cannot_join,
     subtract,
-    varint_size,
 )
+from qsparse.compressors.body import Reader, Writer, varint_size
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import bitstream, pack, random, threads
 from qsparse.kernels import indices as gaps

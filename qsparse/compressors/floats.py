@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qsparse.compressors.base import Reader
+from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
 from qsparse.payload import raw
 from qsparse.registry import register

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Compressor, Reader, as_sendable, reach, refuse
+from qsparse.compressors.base import LARGEST, Compressor, as_sendable, reach, refuse
+from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import WIDEST, Grid, check_coder, contraction, on_grid, read_width, spelled
 from qsparse.errors import CompositionError, NotFinite

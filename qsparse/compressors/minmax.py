@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader, refuse
+from qsparse.compressors.base import refuse
+from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, spelled
 from qsparse.kernels import quantize, random, vector

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, refuse
+from qsparse.compressors.base import LARGEST, Sum, refuse
+from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, read_width, spelled
 from qsparse.errors import NotFinite

@@ -10,7 +10,8 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Reader, Sum, Writer, refuse
+from qsparse.compressors.base import LARGEST, Sum, refuse
+from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.errors import NotFinite
 from qsparse.kernels import signs, threads, vector

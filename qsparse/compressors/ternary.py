@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader, reach
+from qsparse.compressors.base import reach
+from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
 from qsparse.compressors.grids import (
     Grid,

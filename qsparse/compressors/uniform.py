@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Reader, Sum, reach, refuse
+from qsparse.compressors.base import Sum, reach, refuse
+from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, on_grid, read_width, spelled
 from qsparse.kernels import quantize
