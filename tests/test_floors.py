@@ -31,6 +31,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: What a room may take from a neighbour on its floor: (room, module that it imports).
 NEIGHBOURS = {
     ("memory", "compressors.base"),
+    ("memory", "compressors.changes"),
+    ("memory", "compressors.totals"),
     ("memory", "schedules"),
     ("guard", "launchers"),
     ("allreduce", "warming"),

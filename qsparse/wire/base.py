@@ -22,7 +22,7 @@ class Wire(ABC):
     Attributes:
         rank: this rank, 0 to size − 1.
         size: number of ranks.
-        ledger: counts the bytes of every frame handed to `send`.
+        ledger: counts the bytes of every frame that is sent or received.
     """
 
     rank: int
@@ -60,3 +60,8 @@ class Wire(ABC):
     def _count(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:
             self.ledger.sent(payload)
+
+    def _took(self, payloads: list[Payload]) -> list[Payload]:
+        for payload in payloads:
+            self.ledger.received(payload)
+        return payloads

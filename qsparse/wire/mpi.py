@@ -346,7 +346,7 @@ class MpiWire(Wire):
         if not len(message):
             raise Truncated(f"{where}: it is empty")
         try:
-            return Payload.split(message.data)
+            return self._took(Payload.split(message.data))
         except WireError as error:
             raise type(error)(f"{where}: {error}") from None
 

@@ -160,7 +160,7 @@ class ThreadWire(Wire):
                 self._next = source + 1
             message = queues[source].popleft()
         try:
-            return source, Payload.split(message)
+            return source, self._took(Payload.split(message))
         except WireError as error:
             raise type(error)(f"rank {self.rank} refuses a message of rank {source}: {error}") from None
 
