@@ -124,7 +124,8 @@ def serve(
     repliers: dict[tuple[int, int], Sender] = {}
     answers = 0
     while len(stopped) < len(workers):
-        rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
+        with wire.at(f"the reports near step {pace.clock}"):
+            rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
         about = turn[rank] % len(desks)
         turn[rank] += 1
         staleness = 0
@@ -180,7 +181,8 @@ def leave(wire: Wire, root: int) -> list[Payload]:
 
     They are not compressed: they are sent once, and nobody would correct them later.
     """
-    _, payloads = wire.receive(root)
+    with wire.at("the end of the run"):
+        _, payloads = wire.receive(root)
     raise_error(payloads[0])
     for payload in payloads:
         wire.ledger.spoke(payload)
