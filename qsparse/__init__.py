@@ -17,11 +17,12 @@ the job's (`guard.watch`, `launchers.close_doors`).
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from qsparse.guard import Duties, watch
-from qsparse.launchers import close_doors
+from qsparse.launchers import close_doors, rank_above
 
 if TYPE_CHECKING:
     from qsparse.algorithm import Algorithm
@@ -82,7 +83,7 @@ def _duties() -> Duties | None:
 
 
 watch(_duties)
-if _running_mpi() is not None:
+if _running_mpi() is not None or rank_above(os.environ) is not None:
     close_doors()
 
 

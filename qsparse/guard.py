@@ -7,9 +7,7 @@ import functools
 import os
 import signal
 import sys
-import textwrap
 import threading
-import traceback
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
@@ -119,6 +117,9 @@ def _hook_threads(duties: Duties) -> None:
 
 def _print_failure(error: BaseException, rank: int) -> None:
     """Print a traceback, or only one line where another rank is to blame; in one write."""
+    import textwrap
+    import traceback
+
     if isinstance(error, Stranded) and error.__cause__ is None and error.__context__ is None:
         text = f"WireError: {error}\n"
     else:

