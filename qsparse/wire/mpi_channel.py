@@ -131,8 +131,7 @@ class Channel:
     def _free_if_done(self) -> None:
         if self._orphan and not self.wires and self in channels:
             channels.remove(self)
-            if not self._mpi.Is_finalized():
-                self.comm.Free()
+            self.comm.Free()
 
     def post(self, dest: int, content: dict[str, Any]) -> None:
         """Send a note: so short that it leaves whatever the other does."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final
 
 from qsparse.errors import DisagreementError
-from qsparse.wire.mpi_channel import Channel, Note, Received, notes, take_notes
+from qsparse.wire.mpi_channel import Channel, Note, Received, channels, notes, take_notes
 
 if TYPE_CHECKING:
     from qsparse.wire.mpi import MpiWire
@@ -67,7 +67,7 @@ class Inquiry:
             self._say(channel, self._rank, partner, came, single, seen)
         # Whoever waits for this rank learns what that waits for.
         for other, came in list(notes.items()):
-            if other != partner:
+            if other != partner and came.channel in channels:
                 self._say(came.channel, came.source, other, came, False, 0)
 
     def told(self, ranks: list[int]) -> str:

@@ -61,7 +61,7 @@ def say_farewell() -> None:
         return
     if channels or wires_open:
         _flush_output()
-    wires = _tell("has ended without closing its wire")
+    wires = _tell("has ended without closing its wire" if wires_open else "has ended")
     if wires:
         widest = max(wires, key=lambda wire: wire.size)
 
@@ -82,9 +82,10 @@ def say_farewell() -> None:
 
 
 def _tell(reason: str) -> Sequence[MpiWire]:
+    """Say farewell on every channel and every open wire of several ranks, which are returned."""
     wires = [wire for wire in wires_open if wire.size > 1]
     for channel in channels:
-        channel.say_farewell(reason if wires else "has ended")
+        channel.say_farewell(reason)
     for wire in wires:
         wire.depart(reason)
     return wires
@@ -112,7 +113,13 @@ def hear_of_finalize() -> None:
     """
     MPI = load_mpi()
     world_rank()
-    MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=lambda *_: say_farewell()), True)
+
+    def ends(*_: object) -> None:
+        say_farewell()
+        # Their communicators end with MPI, and may not be freed from then on.
+        channels.clear()
+
+    MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=ends), True)
 
 
 def _flush_output() -> None:
