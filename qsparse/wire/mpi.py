@@ -200,7 +200,7 @@ class MpiWire(Wire):
         self._check(self.rank)
         if not self._flying:
             return
-        wait = self._wait("for {ranks} to take what was sent", self._takers)
+        wait = self._wait("for {ranks} to take what was sent", self.takers)
         while self._flying:
             wait.rest(self.move())
 
@@ -216,7 +216,7 @@ class MpiWire(Wire):
         if self._closed:
             return
         self.depart("")
-        wait = self._wait("for {ranks} to close", lambda: self.awaited() or self._takers())
+        wait = self._wait("for {ranks} to close", lambda: self.awaited() or self.takers())
         while (self.busy() or self._own > len(self._ready[self.rank])) and not any(self._gone.values()):
             wait.rest(self.move())
         for rank, reason in sorted(self._gone.items()):
@@ -269,6 +269,10 @@ class MpiWire(Wire):
         ranks = range(self.size) if source == ANY else [source]
         return [rank for rank in ranks if rank != self.rank and rank not in self._gone]
 
+    def takers(self) -> list[int]:
+        """The ranks that have not taken all that they were sent."""
+        return sorted({rank for _, _, rank in self._flying})
+
     def forget(self) -> None:
         """Be closed."""
         self._closed = True
@@ -307,9 +311,6 @@ class MpiWire(Wire):
             inquiry.look()
 
         return Wait(alarm, consult if inquires else None)
-
-    def _takers(self) -> list[int]:
-        return sorted({rank for _, _, rank in self._flying})
 
     def _post(self, buffer: Any, dest: int) -> None:
         request = self._comm.Isend([buffer, len(buffer), self._mpi.BYTE], dest, self.number)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from qsparse.errors import WaitTimeout, WireError
 from qsparse.guard import Duties, failure
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 wires_open: list[MpiWire] = []
 
 #: How long a failing rank waits for the others to print their own messages.
-_GRACE = 2.0
-
+_GRACE: Final = 2.0
 
 _rank = -1
 
@@ -66,7 +65,7 @@ def say_farewell() -> None:
         widest = max(wires, key=lambda wire: wire.size)
 
         def describe() -> str:
-            ranks = widest.awaited()
+            ranks = widest.awaited() or widest.takers()
             return f"for {named(ranks)} to end, as it has itself: {last_heard(ranks, widest.heard)}"
 
         limits = widest.limits

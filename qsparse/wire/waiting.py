@@ -188,9 +188,11 @@ class Heard(NamedTuple):
 def named(ranks: Sequence[int]) -> str:
     """Ranks in words, a few of many.
 
-    >>> named([3]), named([0, 2]), named(range(20))
-    ('rank 3', 'ranks 0, 2', 'ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
+    >>> named([3]), named([0, 2]), named(range(20)), named([])
+    ('rank 3', 'ranks 0, 2', 'ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more', 'no other rank')
     """
+    if not ranks:
+        return "no other rank"
     shown = ", ".join(map(str, ranks[:8]))
     more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
     return f"rank{'s' * (len(ranks) > 1)} {shown}{more}"
