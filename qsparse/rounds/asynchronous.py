@@ -134,7 +134,8 @@ def serve(
 
     answers = 0
     while len(stopped) < len(workers):
-        rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
+        with wire.at(f"the reports near step {pace.clock}"):
+            rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
         about = turn[rank] % len(desks)
         turn[rank] += 1
         staleness = 0
@@ -192,7 +193,8 @@ def last_words(model: Vector, replier: Sender, seed: Seed) -> Payload:
 
 def leave(wire: Wire, root: int, stations: Sequence[Station]) -> list[Vector]:
     """What a worker that was stopped is told: the final values, (n,), of each of its stations."""
-    _, payloads = wire.receive(root)
+    with wire.at("the end of the run"):
+        _, payloads = wire.receive(root)
     raise_error(payloads[0])
     models = []
     for station, payload in zip(stations, payloads, strict=True):

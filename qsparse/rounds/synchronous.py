@@ -210,7 +210,7 @@ class Station:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
         news = self.seat.news(v, t, self.pace.clock, measure, last) if self.works else None
-        with self.ledger.timed("exchange"):
+        with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
         if payloads is not None:
@@ -220,10 +220,10 @@ class Station:
             self.desk.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         if self.algorithm.trigger.asks:
             asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
-            with self.ledger.timed("exchange"):
+            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.tell_some(self.wire, reply, asked)
         else:
-            with self.ledger.timed("exchange"):
+            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.broadcast(self.wire, reply)
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
