@@ -7,6 +7,9 @@ import os
 
 def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
+    from qsparse.cli.streams import prepare_streams
+
+    prepare_streams()
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
     from qsparse.errors import SettingError
 

@@ -12,6 +12,7 @@ import click
 from tabulate import tabulate
 
 from qsparse.bench.kernels import RESNET50, Settings, measure
+from qsparse.cli.options import PATH
 from qsparse.errors import SettingError
 
 
@@ -23,7 +24,7 @@ from qsparse.errors import SettingError
 )  # fmt: skip
 @click.option("--rounds", type=int, default=7, show_default=True, help="Timed rounds, after one untimed.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the rank.")
-@click.option("--json", "file", type=click.Path(), help="Also write all figures to this file.")
+@click.option("--json", "file", type=PATH, help="Also write all figures to this file.")
 @click.option("--quiet", is_flag=True, help="No lines of progress.")
 def kernels(
     n: int, ratios: tuple[float, ...], rounds: int, threads: int, file: str | None, quiet: bool

@@ -12,6 +12,7 @@ import click
 
 from qsparse.bench.ranks import Measured, measure, run_rank
 from qsparse.cli.launch import environment, mpiexec_command
+from qsparse.cli.options import PATH
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
 
@@ -21,7 +22,7 @@ def bench_options(ranks: int) -> Callable[[Callable[..., None]], Callable[..., N
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         for option in (
-            click.option("--json", "file", type=click.Path(), help="Write what was measured here."),
+            click.option("--json", "file", type=PATH, help="Write what was measured here."),
             click.option(
                 "--rate",
                 help="Limit each rank's link, e.g. 1gbit or 100mbit, and count its bytes; Linux, as root. "
@@ -56,7 +57,7 @@ def measured_on_ranks(
 
 
 @click.command("rank", hidden=True)
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=PATH)
 def rank(folder: str) -> None:
     """Be one rank of a bench; the other commands start it."""
     on_ranks("mpi", None, lambda wire: run_rank(wire, Path(folder)))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from qsparse.cli.options import PATH
 from qsparse.cli.ranks import launched
 from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, missing, rates, runs_of
 from qsparse.cli.train import train
@@ -58,7 +59,7 @@ class _Command(click.Command):
     help="Test accuracy up to which bits are compared.  [default: the highest that every run reaches]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
-@click.option("--out", type=click.Path(), help="Folder of the runs and results.  [default: runs/SWEEP]")
+@click.option("--out", type=PATH, help="Folder of the runs and results.  [default: runs/SWEEP]")
 @click.option("--fresh", is_flag=True, help="Replace runs of other settings in --out; else they are refused.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and print the commands of the missing runs.")
 @click.option("--quiet", is_flag=True, help="No lines of progress.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,12 @@ from click.core import ParameterSource
 
 from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import threads_of_a_rank
+from qsparse.cli.options import PATH
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.cli.settings import make_settings, preset_name
 from qsparse.errors import SettingError, installing
+from qsparse.files import read_toml
 from qsparse.kernels import threads
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
@@ -38,13 +40,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
     """Let a file give the defaults; what stands on the command line wins."""
     if path is None:
         return None
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"--config {path} is no TOML: {error}") from None
+    values = read_toml(Path(path), f"--config {path}", SettingError)
     # A sweep of runs has not all options of train, such as --name: what it chooses itself is left out.
     known = [p for p in (*ctx.command.params, *train.params) if p.name != "config"]
     ctx.default_map = {**(ctx.default_map or {}), **by_name(known, values, f"--config {path}")}
@@ -52,8 +48,13 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 
 
 def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a file by the names of parameters; keys may be written as the flags are."""
+    """The values of a file by the names of parameters; keys may be written as the flags are.
+
+    Raises:
+        SettingError: no option has this name, two keys are one option, or it cannot have such a value.
+    """
     flags = {opt.lstrip("-"): str(p.name) for p in known for opt in p.opts}
+    parameters = {str(p.name): p for p in known}
     names = flags | {name: name for name in flags.values()}
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -63,14 +64,31 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
         if name in found:
             raise SettingError(f"{where} has {key!r} in two spellings: keep one")
         # One module need not be a list; click would take its letters for modules.
-        found[name] = [value] if name == "imports" and isinstance(value, str) else value
+        value = [value] if name == "imports" and isinstance(value, str) else value
+        if wanted := _unlike(parameters[name], value):
+            raise SettingError(f"{where}: {parameters[name].opts[0]} {wanted}, not {value!r}")
+        found[name] = value
     return found
+
+
+def _unlike(parameter: click.Parameter, value: Any) -> str:
+    """What a value of a file must be, where it is something else: click would guess, or raise a TypeError."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return "" if isinstance(value, bool) else "is true or false"
+    if parameter.multiple:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return "" if texts else "must be a list of texts"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return "must be a number or a text"
+    if isinstance(parameter.type, click.types.IntParamType):
+        return "" if re.fullmatch(r"[+-]?\d+", str(value)) else "must be a whole number"
+    return ""
 
 
 @click.command("train")
 @click.option(
     "--config",
-    type=click.Path(),
+    type=PATH,
     is_eager=True,
     callback=_read_config,
     help="Read options from a TOML file, such as the config.toml of another run.",
@@ -82,7 +100,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.",
 )
 @click.option(
-    "--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download."
+    "--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download."
 )
 @click.option(
     "--model",
@@ -157,7 +175,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     type=click.IntRange(min=1),
     help="Of torch and of the compressors, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
-@click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
+@click.option("--out", type=PATH, help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
@@ -169,6 +187,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 )
 @click.option(
     "--resume",
+    type=PATH,
     default="none",
     show_default=True,
     metavar="auto|PATH|none",
@@ -181,7 +200,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 )
 @click.option(
     "--repeat",
-    type=click.Path(),
+    type=PATH,
     metavar="FILE",
     help="Take asynchronous reports in the order of another run's arrivals.jsonl.",
 )
