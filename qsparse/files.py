@@ -37,8 +37,8 @@ def named_path(path: str | os.PathLike[str]) -> Path:
         possible = False
     if not possible:
         raise SettingError(
-            f"{text!r} cannot be a path on this machine: it has a letter that the locale's encoding lacks, or a "
-            "NUL"
+            f"{text!r} cannot be a path on this machine: it has a letter that the locale's encoding lacks, "
+            "or a NUL"
         )
     found = os.path.expanduser(text)
     if found == text and text.startswith("~") and not os.path.lexists(text):

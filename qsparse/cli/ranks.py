@@ -60,7 +60,8 @@ def fail(wire: MpiWire, error: BaseException) -> NoReturn:
     """Say what is wrong in one write, and end the job with status 1."""
     if isinstance(error, SystemExit) and error.code in (None, 0):
         raise error
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     with contextlib.suppress(OSError):
         sys.stderr.write(message(error, wire.rank))
         sys.stderr.flush()

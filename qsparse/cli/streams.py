@@ -11,8 +11,8 @@ import sys
 def prepare_streams() -> None:
     """Let every command find three streams that take whatever text it writes.
 
-    A stream that was closed (``2>&-``, daemons) becomes ``/dev/null``, and so does its descriptor: otherwise the
-    next file that is opened would get the number, and what a library prints would land in it. What the
+    A stream that was closed (``2>&-``, daemons) becomes ``/dev/null``, and so does its descriptor: the next
+    file that is opened would get its number, and what a library prints would land in that file. What the
     encoding of standard output lacks is printed as ``?``; for standard error, Python escapes it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):

@@ -7,7 +7,9 @@ import importlib
 import os
 import re
 import sys
+import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +101,7 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
     show_default=True,
     help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.",
 )
-@click.option(
-    "--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download."
-)
+@click.option("--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
 @click.option(
     "--model",
     default="mlp",
@@ -229,17 +229,34 @@ def train(**options: Any) -> None:  # fmt: skip
 def settle(options: dict[str, Any]) -> None:
     """Complete the options that were read, and import the modules that they name."""
     _choose_length(options)
+    _refuse_bytes(options)
     if options["threads"] is None:
         options["threads"] = threads_of_a_rank(os.environ)
     if options["imports"]:
         sys.path.insert(0, "")  # modules of this folder, as with python -m
     for module in options["imports"]:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
+        _import(module)
+
+
+def _import(module: str) -> None:
+    """Import a module of the user's; what goes wrong in it is shown as it would be by itself."""
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        parts = module.split(".")
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (
+            ".".join(parts[: count + 1]) for count in range(len(parts))
+        )
+        if missing or not all(part.isidentifier() for part in parts):
             raise SettingError(
                 f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
             ) from None
+        trace = error.__traceback__
+        while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
+            trace = trace.tb_next
+        lines = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise SettingError(f"--import {module} failed with {said}\n{textwrap.indent(lines, '  ')}") from None
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
@@ -286,6 +303,20 @@ def _choose_length(options: dict[str, Any]) -> None:
     typed = [name for name in ("epochs", "steps") if source(name) is ParameterSource.COMMANDLINE]
     if len(typed) == 1:
         options["steps" if typed == ["epochs"] else "epochs"] = None
+
+
+def _refuse_bytes(options: Mapping[str, Any]) -> None:
+    """Refuse what cannot be written to config.toml: bytes of a command line that are no text."""
+    for name, value in options.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if name not in _ELSEWHERE and isinstance(text, str) and not text.isprintable():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise SettingError(
+                        f"--{name.replace('_', '-')} {text!r} has bytes that are not text in the encoding of "
+                        "this locale, so the run's config.toml cannot hold it: give it other letters"
+                    ) from None
 
 
 def load_data(options: Mapping[str, Any]) -> Dataset:
