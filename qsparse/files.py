@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
 from pathlib import Path
@@ -23,7 +24,7 @@ def named_path(path: str | os.PathLike[str]) -> Path:
             there is one.
 
     Raises:
-        SettingError: it is empty, has no home folder, or cannot be a path on this machine.
+        SettingError: it is empty or too long, has no home folder, or cannot be a path on this machine.
 
     >>> named_path("runs/~").parts
     ('runs', '~')
@@ -45,6 +46,11 @@ def named_path(path: str | os.PathLike[str]) -> Path:
         user = text[1:].partition(os.sep)[0]
         whose = f"of a user {user!r}" if user else "of this user, and HOME is not set"
         raise SettingError(f"{text}: there is no home folder {whose}; write ./{text} if its name has a tilde")
+    try:
+        os.lstat(found)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise SettingError(f"a path has {len(found)} letters: {error.strerror}: {found[:60]}…") from None
     return Path(found)
 
 

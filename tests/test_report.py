@@ -303,7 +303,9 @@ def test_what_is_no_run_is_refused_in_a_sentence(run_folder: Path, tmp_path: Pat
     )
     (run_folder / "config.toml").unlink()
     (run_folder / "summary.json").write_text("{")
-    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'summary.json'} is no summary of qsparse train (Expecting")
+    assert refusal(run_folder).startswith(
+        f"DataError: {run_folder / 'summary.json'} is no summary of qsparse train (Expecting"
+    )
     (run_folder / "summary.json").unlink()
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -7,7 +7,7 @@ import os
 
 def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
-    from qsparse.cli.streams import prepare_streams
+    from qsparse.cli.streams import prepare_streams, unprintable
 
     prepare_streams()
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
@@ -21,4 +21,9 @@ def main() -> None:
     os.environ.update(thread_settings(os.environ))
     from qsparse.cli.commands import qsparse
 
-    qsparse(prog_name="qsparse")
+    try:
+        qsparse(prog_name="qsparse")
+    except OSError as error:
+        if (sentence := unprintable(error)) is None:
+            raise
+        raise SystemExit(sentence) from None

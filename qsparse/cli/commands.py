@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from typing import Any
 
@@ -15,7 +14,6 @@ from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.plot import plot
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
-from qsparse.cli.streams import output_error
 from qsparse.cli.sweep import sweep
 from qsparse.cli.train import train
 from qsparse.cli.tune import tune_command
@@ -32,11 +30,8 @@ class _Group(click.Group):
         except QsparseError as error:
             sys.stderr.write(message(error))
             ctx.exit(1)
-        except OSError as error:
-            # A pipe that nobody reads any more ends a command without a word; click sees to that.
-            if error.errno == errno.EPIPE or (reason := output_error()) is None:
-                raise
-            sys.stderr.write(f"error: cannot write to standard output: {reason.strerror}\n")
+        except MemoryError as error:
+            sys.stderr.write(message(error))
             ctx.exit(1)
 
 

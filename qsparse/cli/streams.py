@@ -6,6 +6,9 @@ import contextlib
 import io
 import os
 import sys
+import traceback
+
+import click
 
 
 def prepare_streams() -> None:
@@ -28,18 +31,22 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def output_error() -> OSError | None:
-    """Why standard output takes nothing more, or None; from then on it is ``/dev/null``.
+def unprintable(error: OSError) -> str | None:
+    """What to say where `click.echo` could not print, which it does to ``/dev/null`` now; else None.
 
-    Python would otherwise complain again when it ends.
+    A pipe that nobody reads any more is another matter: click ends the command without a word.
     """
-    try:
-        sys.stdout.flush()
-    except OSError as error:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code is not click.echo.__code__:
+        return None
+    for stream in (sys.stdout, sys.stderr):
+        # Python would complain again when it ends.
         with contextlib.suppress(OSError, ValueError):
-            _nothing_at(sys.stdout.fileno())
-        return error
-    return None
+            stream.flush()
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            _nothing_at(stream.fileno())
+    return f"error: what is to be printed cannot be written: {error.strerror}"
 
 
 def _nothing_at(number: int) -> None:

@@ -15,7 +15,7 @@ from qsparse.cli.ranks import launched
 from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, missing, rates, runs_of
 from qsparse.cli.train import train
 from qsparse.errors import SettingError
-from qsparse.records import write_whole
+from qsparse.records import Recorder, Watcher, write_whole
 from qsparse.sweep import measured, methods
 from qsparse.sweep.methods import Sweep
 from qsparse.sweep.running import Run, execute
@@ -88,6 +88,8 @@ def sweep(
     folder = Path(out or f"runs/{found.name}")
     every = functools.partial(runs_of, found, given(ctx, found, chosen, lrs), rates(lrs), seeds, folder)
     runs = [run for method in chosen for run in every(method)]
+    if not dry_run:
+        Recorder(folder, {}, Watcher()).check()
     left = missing(runs, fresh)
     check_problems(left)
     if dry_run:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import re
 import sys
-import textwrap
 import threading
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +21,9 @@ from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.cli.settings import make_settings, preset_name
 from qsparse.errors import SettingError, installing
-from qsparse.files import read_toml
+from qsparse.files import named_path, read_toml
 from qsparse.kernels import threads
+from qsparse.modules import user_module
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
@@ -232,31 +230,8 @@ def settle(options: dict[str, Any]) -> None:
     _refuse_bytes(options)
     if options["threads"] is None:
         options["threads"] = threads_of_a_rank(os.environ)
-    if options["imports"]:
-        sys.path.insert(0, "")  # modules of this folder, as with python -m
     for module in options["imports"]:
-        _import(module)
-
-
-def _import(module: str) -> None:
-    """Import a module of the user's; what goes wrong in it is shown as it would be by itself."""
-    try:
-        importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        parts = module.split(".")
-        missing = isinstance(error, ModuleNotFoundError) and error.name in (
-            ".".join(parts[: count + 1]) for count in range(len(parts))
-        )
-        if missing or not all(part.isidentifier() for part in parts):
-            raise SettingError(
-                f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
-            ) from None
-        trace = error.__traceback__
-        while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
-            trace = trace.tb_next
-        lines = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
-        said = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise SettingError(f"--import {module} failed with {said}\n{textwrap.indent(lines, '  ')}") from None
+        user_module(module, f"import --import {module}")
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
@@ -288,7 +263,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             watcher = Several(watcher, Board(Path(out, "tb")))
     summary = run(
         functools.partial(make_settings, options), problem, wire,
-        out=Path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
+        out=named_path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
         checkpoints=Checkpoints(
             Path(out, "checkpoints"), options["checkpoint_every"], options["keep"], options["resume"]
         ),

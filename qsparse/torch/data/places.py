@@ -154,7 +154,7 @@ def _named() -> Path | None:
 def with_suffix(path: Path) -> Path | None:
     """The file of this name, or of this name with .gz, .bz2 or .xz, if there is one."""
     for suffix in SUFFIXES:
-        if os.path.isfile(file := path.with_name(path.name + suffix)):
+        if os.path.isfile(file := Path(f"{path}{suffix}")):
             return file
     return None
 
