@@ -7,7 +7,7 @@ import os
 
 def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
-    from qsparse.cli.streams import prepare_streams, unprintable
+    from qsparse.cli.streams import complained_of, prepare_streams
 
     prepare_streams()
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
@@ -24,6 +24,6 @@ def main() -> None:
     try:
         qsparse(prog_name="qsparse")
     except OSError as error:
-        if (sentence := unprintable(error)) is None:
+        if not complained_of(error):
             raise
-        raise SystemExit(sentence) from None
+        raise SystemExit(1) from None

@@ -50,7 +50,8 @@ def write_json(file: str | None, found: Mapping[str, Any]) -> None:
     if file is None:
         return
     try:
-        Path(file).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+        Path(file).write_text(text, "utf-8", "backslashreplace")  # a path may have bytes that are no text
     except OSError as error:
         raise DataError(
             f"cannot write to --json {file}: {error.strerror}; what goes there stands above"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys
@@ -31,22 +30,22 @@ def prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def unprintable(error: OSError) -> str | None:
-    """What to say where `click.echo` could not print, which it does to ``/dev/null`` now; else None.
+def complained_of(error: OSError) -> bool:
+    """Could `click.echo` not print? Then that is said, and what takes no more text becomes ``/dev/null``.
 
     A pipe that nobody reads any more is another matter: click ends the command without a word.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if not frames or frames[-1].f_code is not click.echo.__code__:
-        return None
-    for stream in (sys.stdout, sys.stderr):
-        # Python would complain again when it ends.
-        with contextlib.suppress(OSError, ValueError):
+        return False
+    sentence = f"error: what is to be printed cannot be written: {error.strerror}\n"
+    for stream, text in ((sys.stdout, ""), (sys.stderr, sentence)):
+        try:
+            stream.write(text)
             stream.flush()
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            _nothing_at(stream.fileno())
-    return f"error: what is to be printed cannot be written: {error.strerror}"
+        except OSError:
+            _nothing_at(stream.fileno())  # Python would complain again when it ends
+    return True
 
 
 def _nothing_at(number: int) -> None:

@@ -78,7 +78,8 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
                 (out / f"{name}.png").write_bytes(pictures[name])
         table = _table(found, target, _range)
         page = out / "index.html"
-        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8")
+        # Folders and titles of a command line may have bytes that are no text.
+        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8", "backslashreplace")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
     return Drawn(page, _table(found, target, _mean))

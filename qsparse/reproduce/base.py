@@ -117,7 +117,7 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
     held = [str(bar) for bar in bars] or ["quick: too short to be held against what was published"]
     shown = "\n\n".join([*map(str, tables), "\n".join(held)])
     try:
-        file.write_text(text, "utf-8")
+        file.write_text(text, "utf-8", "backslashreplace")
         experiment.draw(measured, figure)
         figure.savefig(file.with_suffix(".png"), dpi=150)
     except OSError as error:
