@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange import AllGather
+from qsparse.files import named_path
 from qsparse.payload import Payload, Way
 from qsparse.statefile import read, sync, write
 from qsparse.types import State
@@ -311,7 +312,7 @@ def _candidates(where: Checkpoints) -> list[Path]:
     """Checkpoints to go on from, the newest first."""
     if where.resume == "auto":
         return _named(where.folder)
-    path = Path(where.resume)
+    path = named_path(where.resume)
     if (path / MANIFEST).exists() or (path.is_dir() and _WHOLE.fullmatch(path.name)):
         return [path]
     for folder in (path, path / where.folder.name):

@@ -13,7 +13,7 @@ HOUSE = Path(__file__).resolve().parent.parent / "qsparse"
 
 FLOORS = (
     ("errors", "types", "seeds"),
-    ("payload", "kernels"),
+    ("payload", "kernels", "files", "modules"),
     ("registry", "ledger", "launchers", "guard"),
     ("compressors", "memory", "triggers", "schedules", "local", "server", "wire"),
     ("link", "exchange"),

@@ -296,12 +296,16 @@ def test_what_is_no_run_is_refused_in_a_sentence(run_folder: Path, tmp_path: Pat
     assert refusal(empty).startswith("SettingError: none of the 1 runs has come to an evaluation: wait")
     assert refusal(run_folder, target=90.0).startswith("SettingError: --target must be an accuracy in (0, 1]")
     (run_folder / "config.toml").write_text("a = ")
-    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'config.toml'} is no TOML")
+    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'config.toml'} is not valid TOML")
     (run_folder / "config.toml").write_bytes(b"\xff")
-    assert refusal(run_folder).startswith(f"DataError: cannot read {run_folder / 'config.toml'}: ")
+    assert refusal(run_folder).startswith(
+        f"DataError: {run_folder / 'config.toml'} is not text in UTF-8: byte 0xff in line 1, column 1, "
+    )
     (run_folder / "config.toml").unlink()
     (run_folder / "summary.json").write_text("{")
-    assert refusal(run_folder).startswith(f"DataError: {run_folder / 'summary.json'} is no JSON")
+    assert refusal(run_folder).startswith(
+        f"DataError: {run_folder / 'summary.json'} is no summary of qsparse train (Expecting"
+    )
     (run_folder / "summary.json").unlink()
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -479,7 +479,7 @@ def test_nothing_runs_where_something_is_wrong(
 @pytest.mark.parametrize(
     ("text", "texts"),
     [
-        ("model = 3 4", ["is no TOML"]),
+        ("model = 3 4", ["is not valid TOML"]),
         ("model = 'mlp'", ["has no methods: write a table [methods.NAME]"]),
         ("methods = 3", ["has no methods"]),
         ("[methods]\na = 3", ["has no methods"]),

@@ -314,7 +314,7 @@ def test_a_number_of_threads_that_is_none(tmp_path: Path) -> None:
     [
         ("sync-every = 4\nsync_every = 4", "has 'sync_every' in two spellings: keep one"),
         ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'augment', 'batch',"),
-        ("steps = ", "is no TOML: "),
+        ("steps = ", "is not valid TOML: "),
         ("config = 'other.toml'", "has 'config', which is no option of train"),
     ],
 )

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.errors import SettingError
+from qsparse.files import read_text
 from qsparse.link import Link
 from qsparse.local import SVRG, Decaying, Gradient, Local
 from qsparse.registry import build, parameters, spell
@@ -56,13 +58,15 @@ def _straggler(text: str) -> tuple[int, float]:
 
 def _order(path: str) -> tuple[int, ...]:
     """The ranks of a run's ``arrivals.jsonl``, in order."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return tuple(int(json.loads(line)["rank"]) for line in file)
-    except OSError as error:
-        raise SettingError(f"cannot read --repeat {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise SettingError(f"--repeat {path} is no arrivals.jsonl of a run") from None
+    ranks = []
+    for number, line in enumerate(read_text(Path(path), f"--repeat {path}", SettingError).splitlines(), 1):
+        try:
+            ranks.append(int(json.loads(line)["rank"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise SettingError(
+                f"--repeat {path} is no arrivals.jsonl of a run: line {number} has no rank"
+            ) from None
+    return tuple(ranks)
 
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:

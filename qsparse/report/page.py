@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from qsparse.errors import SettingError
+from qsparse.files import named_path
 from qsparse.ledger import dense_link_bytes, gains, link_bytes
 from qsparse.report.base import Table, mean, new_figure, number, spread
 from qsparse.report.pictures import ACCURACY, PICTURES
@@ -64,7 +65,7 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
     if target is not None and not 0 < target <= 1:
         raise SettingError(f"--target must be an accuracy in (0, 1], such as 0.9, not {target:g}")
     new_figure("plot", 1, 1)  # found missing before the runs are read
-    found = methods(runs)
+    found, out = methods([named_path(run) for run in runs]), named_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = {}
@@ -78,7 +79,8 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
                 (out / f"{name}.png").write_bytes(pictures[name])
         table = _table(found, target, _range)
         page = out / "index.html"
-        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8")
+        # Folders and titles of a command line may have bytes that are no text.
+        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8", "backslashreplace")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
     return Drawn(page, _table(found, target, _mean))
