@@ -17,6 +17,7 @@ the job's (`guard.watch`, `launchers.close_doors`).
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,16 @@ def _duties() -> Duties | None:
     return DUTIES
 
 
+def _at_exit(process: int) -> None:
+    MPI = _running_mpi()
+    if MPI is not None and MPI.COMM_WORLD.Get_size() > 1 and os.getpid() == process:
+        from qsparse.wire.mpi_world import note_own_end
+
+        note_own_end()
+
+
 watch(_duties)
+atexit.register(_at_exit, os.getpid())
 if _running_mpi() is not None or rank_above(os.environ) is not None:
     close_doors()
 

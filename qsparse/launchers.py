@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -98,21 +99,61 @@ def rank_above(environ: Mapping[str, str]) -> int | None:
     if not sys.platform.startswith("linux") or not any(name.startswith(_OF_THE_JOB) for name in environ):
         return None
     of_the_job = tuple(map(str.encode, _OF_THE_JOB))
-    pid = os.getppid()
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        while pid > 1:
-            process = Path("/proc", str(pid))
-            name, _, rest = process.joinpath("stat").read_text("utf-8", "replace").rpartition(")")
-            if name.partition("(")[2].startswith(_LAUNCHERS):
+    with contextlib.suppress(OSError):
+        for pid, name in _ancestors():
+            if name.startswith(_LAUNCHERS):
                 return None
-            told = process.joinpath("environ").read_bytes().split(b"\0")
+            told = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
             if not any(line.startswith(of_the_job) for line in told):
                 return None
-            maps = process.joinpath("maps").read_bytes()
+            maps = Path("/proc", str(pid), "maps").read_bytes()
             preloaded = any(line.startswith(b"LD_PRELOAD=") for line in told)
             if not preloaded and any(library in maps for library in _LIBRARIES):
                 return pid
-            pid = int(rest.split()[1])
+    return None
+
+
+def _ancestors() -> Iterator[tuple[int, str]]:
+    """The processes above this one on Linux, the nearest first: number and name."""
+    pid = os.getppid()
+    while pid > 1:
+        name, _, rest = Path("/proc", str(pid), "stat").read_text("utf-8", "replace").rpartition(")")
+        yield pid, name.partition("(")[2]
+        pid = int(rest.split()[1])
+
+
+def note_end(rank: int) -> None:
+    """Let the other ranks of this machine see that this one has ended, by a name in the kernel (Linux only).
+
+    The name lasts as long as the process, which waits inside MPI for the others to end.
+    """
+    import socket
+
+    if (name := _note_of_end()) is not None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as note:
+            note.bind(f"\0{name}{rank}")
+            note.detach()
+
+
+def ended_here() -> set[int]:
+    """The ranks of this job on this machine that have ended, as they have noted."""
+    if (name := _note_of_end()) is None:
+        return set()
+    try:
+        lines = Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    found = (line.partition(f"@{name}")[2] for line in lines)
+    return {int(rank) for rank in found if rank.isdecimal()}
+
+
+@functools.cache
+def _note_of_end() -> str | None:
+    """How the names begin by which ranks of one launcher note their ends; None where that is not known."""
+    with contextlib.suppress(OSError):
+        for pid, name in _ancestors():
+            if name.startswith(_LAUNCHERS):
+                return f"qsparse-{pid}-ended-"
     return None
 
 

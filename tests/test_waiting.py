@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 import sys
 import textwrap
-import time
+import threading
 from pathlib import Path
 
 import pytest
-from mpirun import finish, mpi_run, start
+from mpirun import Finished, finish, mpi_run, start
 
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import SettingError, WaitTimeout
@@ -22,7 +22,12 @@ from qsparse.wire.waiting import Limits
 pytest.importorskip("mpi4py")
 
 #: Waits that are told of, and end, soon; the first is also after how long ranks tell each other.
-SOON = {"QSPARSE_WAIT_WARN": "0.5", "QSPARSE_WAIT_END": "2"}
+SOON = {"QSPARSE_WAIT_WARN": "0.5", "QSPARSE_WAIT_END": "3"}
+
+
+def ended_by_itself(finished: Finished) -> bool:
+    """Has a job ended with a failure before its time was over?"""
+    return finished.returncode != 0 and "Timeout (0:" not in finished.stderr
 
 
 def test_how_long_a_rank_waits_is_settable() -> None:
@@ -49,11 +54,11 @@ def test_every_wait_says_for_whom_and_ends() -> None:
             wire.send([Payload.build(step=7, origin=1)], 0)
             time.sleep(60)
         wire.receive(1)
-        message = "for a message of rank 1 in the meeting of step 8 .*last heard of . s ago .report of step 7"
+        message = "for a message of rank 1 in the meeting of step 8 .*heard of .* s ago .report of step 7"
         with wire.at("the meeting of step 8"):
-            with pytest.raises(WaitTimeout, match=f"rank 0 has waited 2 s {message}"):
+            with pytest.raises(WaitTimeout, match=f"rank 0 has waited .* s {message}"):
                 wire.receive(1)
-            with pytest.raises(WaitTimeout, match=f"rank 0 has waited 2 s {message}"):
+            with pytest.raises(WaitTimeout, match=f"rank 0 has waited .* s {message}"):
                 wire.receive()
         with pytest.raises(WaitTimeout, match="for rank 1 to close .object 2 of 2 ranks.: rank 1 not heard"):
             closed.close()
@@ -65,16 +70,15 @@ def test_every_wait_says_for_whom_and_ends() -> None:
         wire.flush()
     """
     finished = mpi_run(2, program, timeout=40, check=False, env=SOON)
-    assert finished.returncode, finished
-    assert finished.seconds < 30, finished
-    lines = [line for line in finished.stderr.splitlines() if line.startswith("[rank 0] has waited")]
-    assert len(lines) >= 6, finished
-    assert "for a message of rank 1 in the meeting of step 8" in lines[0], finished
-    assert lines[0].endswith("; ends the job after 2 s (QSPARSE_WAIT_END)"), finished
-    assert "WaitTimeout: rank 0 has waited 2 s for rank 1 to take what was sent" in finished.stderr, finished
+    assert ended_by_itself(finished), finished
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("[rank 0] has waited ")]
+    assert any(" s for a message of rank 1 in the meeting of step 8 " in line for line in lines), finished
+    assert all(line.endswith("; ends the job after 3 s (QSPARSE_WAIT_END)") for line in lines), finished
+    last = r"WaitTimeout: rank 0 has waited \d+ s for rank 1 to take what was sent"
+    assert re.search(last, finished.stderr), finished
 
 
-@pytest.mark.parametrize("how", ["leaves", "never comes", "ended before", "fails before"])
+@pytest.mark.parametrize("how", ["leaves", "exits", "ended before", "fails before"])
 def test_waiting_for_a_rank_that_does_not_come(how: str) -> None:
     program = """
         import sys, time
@@ -84,7 +88,7 @@ def test_waiting_for_a_rank_that_does_not_come(how: str) -> None:
         how, rank = sys.argv[1], MPI.COMM_WORLD.rank
         if rank == 1 and how == "fails before":
             raise FileNotFoundError("the data are not on this machine")
-        if rank == 1 and how == "never comes":
+        if rank == 1 and how == "exits":
             sys.exit(3)
         from qsparse.wire.mpi import MpiWire
         wire = MpiWire()
@@ -95,17 +99,16 @@ def test_waiting_for_a_rank_that_does_not_come(how: str) -> None:
         if rank == 1 and how == "leaves":
             time.sleep(60)
     """
-    limits = SOON if how in ("leaves", "never comes") else {}
+    limits = SOON if how == "leaves" else {}
     finished = mpi_run(2, program, how, timeout=30, check=False, env=limits)
-    assert finished.returncode, finished
-    assert finished.seconds < 20, finished
-    assert {
-        "leaves": "[rank 0] WaitTimeout: rank 0 has waited 2 s for rank 1 to end, as it has itself",
-        "never comes": "WaitTimeout: rank 0 has waited 2 s for rank 1 to make its object 1",
-        "ended before": "WireError: rank 0 waits for rank 1 to make its object 2 on a communicator of 2 "
-        "ranks, and it has ended",
-        "fails before": "[rank 1] FileNotFoundError: the data are not on this machine",
-    }[how] in finished.stderr, finished
+    assert ended_by_itself(finished), finished
+    told = {
+        "leaves": r"\[rank 0\] WaitTimeout: rank 0 has waited \d+ s for rank 1 to end, as it has itself",
+        "exits": "rank 0 waits for rank 1 to make its object 1 on a communicator of 2 ranks, and it has ended",
+        "ended before": "rank 0 waits for rank 1 to make its object 2 on a communicator of 2 ranks, and it has ",
+        "fails before": r"\[rank 1\] FileNotFoundError: the data are not on this machine",
+    }
+    assert re.search(told[how], finished.stderr), finished
 
 
 ANOTHER_ORDER = """
@@ -133,10 +136,9 @@ ANOTHER_ORDER = """
 @pytest.mark.parametrize("how", ["one communicator", "two communicators", "one object", "another thread"])
 def test_ranks_that_wait_for_each_other_find_out(how: str) -> None:
     alone = how != "another thread"
-    limits = {"QSPARSE_WAIT_WARN": "0.5", "QSPARSE_WAIT_END": "0" if alone else "3"}
+    limits = {"QSPARSE_WAIT_WARN": "0.5", "QSPARSE_WAIT_END": "0" if alone else "4"}
     finished = mpi_run(2, ANOTHER_ORDER, how, timeout=30, check=False, env=limits)
-    assert finished.returncode, finished
-    assert finished.seconds < 25, finished
+    assert ended_by_itself(finished), finished
     if alone:
         assert "each waits for the other, and nothing is under way" in finished.stderr, finished
         assert "DisagreementError: rank " in finished.stderr, finished
@@ -230,11 +232,12 @@ def test_objects_on_one_communicator_share_a_copy() -> None:
             wire.receive(0)
             wire.close()
         kept = []
-        with pytest.raises(MPI.Exception):
-            for _ in range(40_000):
+        try:
+            for _ in range(2200):
                 kept.append(MPI.COMM_SELF.Dup())
-        with pytest.raises(WireError, match="no room for one more communicator .*Free those that are done"):
-            MpiWire(kept[0])
+        except MPI.Exception:  # of MPICH and its kin; Open MPI has room for more than a test should fill
+            with pytest.raises(WireError, match="no room for one more communicator .*Free those"):
+                MpiWire(kept[0])
         for comm in kept:
             comm.Free()
 
@@ -322,26 +325,26 @@ def test_threads_say_for_whom_they_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("QSPARSE_WAIT_WARN", "0.1")
-    monkeypatch.setenv("QSPARSE_WAIT_END", "0.5")
+    monkeypatch.setenv("QSPARSE_WAIT_END", "2")
+
+    release = threading.Event()
 
     def body(wire: Wire) -> None:
         if wire.rank == 1:
             wire.send([Payload.build(step=3, origin=1)], 0)
-            time.sleep(20)
+            release.wait(60)
         wire.receive(1)
         with wire.at("the meeting of step 4"):
             wire.receive(1)
 
-    begin = time.monotonic()
     with pytest.raises(
-        WaitTimeout, match=r"rank 0 has waited \d s for a message of rank 1 in the meeting of step 4"
+        WaitTimeout, match=r"rank 0 has waited \d+ s for a message of rank 1 in the meeting of step 4"
     ) as caught:
         run_threads(2, body)
-    assert time.monotonic() - begin < 15, "the rank that computes is not waited for"
-    assert "time.sleep(20)" in "".join(caught.value.__notes__)
+    # The rank that computes is not waited for here, either, but shown.
+    assert not release.is_set()
+    assert "release.wait(60)" in "".join(caught.value.__notes__)
+    release.set()
     told = capsys.readouterr().err
-    assert (
-        "[rank 0] has waited 0 s for a message of rank 1 in the meeting of step 4: rank 1 last heard of"
-        in told
-    )
-    assert os.environ["QSPARSE_WAIT_END"] == "0.5"
+    assert " s for a message of rank 1 in the meeting of step 4: rank 1 last heard of" in told
+    assert "(report of step 3)" in told

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from qsparse.errors import DisagreementError, Stranded, WireError
-from qsparse.wire.mpi_world import running_mpi
+from qsparse.wire.mpi_world import ended_here, running_mpi
 from qsparse.wire.waiting import Alarm, Heard, Limits, Wait, last_heard, named
 
 if TYPE_CHECKING:
@@ -216,11 +216,12 @@ def meet(comm: Any, number: int, limits: Limits, heard: dict[int, Heard]) -> Non
 
     def consult(waited: float) -> None:
         take_notes()
-        if gone:
+        ended = ended_here() if waited >= 1.0 else set()
+        if gone or ended:
             world = world_ranks(comm)
             for other in absent():
-                if world[other] in gone:
-                    reason = gone[world[other]]
+                if world[other] in gone or world[other] in ended:
+                    reason = gone.get(world[other], "has ended")
                     raise Stranded(f"rank {rank} waits for rank {other} to make {wire}, and it {reason}")
 
     wait = Wait(lambda: Alarm(rank, limits.warn, limits.end, describe), consult)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from qsparse import launchers
 from qsparse.errors import LaunchError, installing
 from qsparse.launchers import REMEDIES, announced_size, rank_above, refusal_within
 
@@ -72,6 +73,20 @@ def library() -> tuple[str, str]:
     """Vendor and version of the MPI library that mpi4py has loaded, e.g. ``("MPICH", "5.0.2")``."""
     vendor, version = load_mpi().get_vendor()
     return vendor, ".".join(map(str, version))
+
+
+def note_own_end() -> None:
+    """Let the others see that this rank has ended, also where it has never made a wire; see `ended_here`."""
+    MPI = running_mpi()
+    if MPI.Comm.Get_parent() == MPI.COMM_NULL:
+        launchers.note_end(MPI.COMM_WORLD.Get_rank())
+
+
+def ended_here() -> set[int]:
+    """The ranks of COMM_WORLD on this machine that have ended."""
+    MPI = running_mpi()
+    # Ranks that were spawned have a world of their own, with the same numbers.
+    return launchers.ended_here() if MPI.Comm.Get_parent() == MPI.COMM_NULL else set()
 
 
 def local_ranks(comm: Any = None) -> tuple[int, int]:
