@@ -24,7 +24,6 @@ Every message is a sentence: what happened, where (rank, step, part), what to do
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from pathlib import Path
 
@@ -120,6 +119,8 @@ def installing(extra: str) -> str:
     clone's extra, with the versions that were tested; elsewhere, the packages themselves, as the installed
     metadata of qsparse lists them.
     """
+    import importlib.metadata  # slow to load, and seldom needed
+
     clone = Path(__file__).parent.parent
     if (clone / "setup.py").is_file() and (clone / "constraints.txt").is_file():
         return f'pip install -c constraints.txt ".[{extra}]" in a clone of qsparse, such as {clone}'

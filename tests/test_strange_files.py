@@ -20,6 +20,7 @@ from qsparse.cli.commands import qsparse
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.files import named_path
 from qsparse.report.runs import methods
+from qsparse.sweep.running import Run
 from qsparse.torch.data import load
 from qsparse.wire.threads import run_threads
 
@@ -232,6 +233,9 @@ def test_settings_of_another_type(text: str, said: str, place: Path) -> None:
 def test_files_of_a_run_that_somebody_has_changed(place: Path) -> None:
     done(f"{SMALL} --out run")
     kept = {name: (place / "run" / name).read_bytes() for name in os.listdir(place / "run")}
+    # As a sweep has it, which would run it again.
+    run = Run("some", None, 0, place / "run", (), kept["config.toml"].decode())
+    assert run.done()
     for name, data, text in [
         ("summary.json", b"[]", "summary.json is no summary of qsparse train (paper_bits.up is missing"),
         ("summary.json", b'{"paper_bits": 3}', "(paper_bits.up is missing, or not a number)"),
@@ -243,6 +247,7 @@ def test_files_of_a_run_that_somebody_has_changed(place: Path) -> None:
     ]:
         (place / "run" / name).write_bytes(data)
         refused("plot run", text)
+        assert not run.done()
         (place / "run" / name).write_bytes(kept[name])
 
 
@@ -293,7 +298,7 @@ def test_modules_that_fail(text: str, said: str, place: Path, monkeypatch: pytes
         (f"{SMALL} --model 'mlp({'9' * 5000})'", "hidden sizes are whole numbers above 0"),
         ("bits sign --n 9 --seed -1", "-1 is not in the range x>=0"),
         ("bits sign --n 99999999999999", "error: not enough memory: Unable to allocate "),
-        ("bits sign --n 99999999999999999999", "is not in the range"),
+        ("bits sign --n 99999999999999999999", "values are more than any memory holds"),
         ("bench kernels --n 64 --rounds 1 --ratio 0.5 --quiet --json /dev/full", "No space left on device"),
         ("sweep laq --model softmax --steps 1 --out /dev/null/x", "cannot write to --out /dev/null/x: "),
     ],

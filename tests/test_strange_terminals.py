@@ -121,7 +121,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     done = shell(f"cd {tmp_path}; qsparse {TRAIN} --out run --name $'\\xfcber'")
     assert done.returncode == 1
     assert not (tmp_path / "run").exists()
-    assert b"error: SettingError: --name '\\udcfcber' has bytes that are not text in " in done.stderr
+    assert b"error: SettingError: name is '\\udcfcber', which has bytes that are not text in " in done.stderr
     (tmp_path / "config.toml").write_text('out = "ö"\n', "utf-8")
     done = shell(f"cd {tmp_path}; qsparse {TRAIN} --config config.toml", **ASCII)
     assert done.returncode == 2

@@ -6,14 +6,19 @@ import click
 
 from qsparse.bench.allreduce import COMPRESSORS, check, table
 from qsparse.cli.bench_ranks import bench_options, measured_on_ranks
-from qsparse.cli.options import LENGTH, SEED
+from qsparse.cli.options import SEED, check_length
 from qsparse.registry import build
 
 
 @click.command("allreduce")
 @bench_options(ranks=2)
 @click.option(
-    "--n", type=LENGTH, default=25_600_000, show_default=True, help="Coordinates of a rank's vector."
+    "--n",
+    type=int,
+    callback=check_length,
+    default=25_600_000,
+    show_default=True,
+    help="Coordinates of a rank's vector.",
 )
 @click.option("--rounds", type=int, default=7, show_default=True, help="Timed calls of each method.")
 @click.option(

@@ -10,11 +10,13 @@ import click
 from tabulate import tabulate
 
 from qsparse.bench.kernels import RESNET50, Settings, measure
-from qsparse.cli.options import LENGTH, PATH, check_json, write_json
+from qsparse.cli.options import PATH, check_json, check_length, write_json
 
 
 @click.command("kernels")
-@click.option("--n", type=LENGTH, default=RESNET50, show_default=True, help="Values of a vector.")
+@click.option(
+    "--n", type=int, callback=check_length, default=RESNET50, show_default=True, help="Values of a vector."
+)
 @click.option(
     "--ratio", "ratios", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True,
     help="Share that top-k keeps; several times for several.",

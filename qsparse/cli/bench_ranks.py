@@ -42,7 +42,7 @@ def measured_on_ranks(
     file: str | None,
     show: Callable[[Measured], str],
 ) -> None:
-    """Measure, print, and write the JSON file, which is tried first."""
+    """Measure, print, and write the JSON file, whose place is looked at first."""
     check_json(file)
     mpiexec = mpiexec_command(max(ranks, 1))[:-2]
     measured = measure(body, settings, ranks, rate, mpiexec, environment(os.environ))

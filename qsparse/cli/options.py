@@ -28,12 +28,19 @@ class _Path(click.Path):
         return str(found) if value.startswith("~") else value
 
 
-#: Of a vector that is made: longer ones have no memory, and NumPy no answer in a sentence.
-LENGTH: Final = click.IntRange(min=1, max=2**48)
+#: Values of a vector that no memory holds; of much more, NumPy does not speak of memory any more.
+_LONGEST: Final = 2**48
 #: Of NumPy's generators.
 SEED: Final = click.IntRange(min=0)
 #: Of every option and argument that is a path.
 PATH: Final = _Path()
+
+
+def check_length(ctx: click.Context, parameter: click.Parameter, n: int) -> int:
+    """Callback of a length: refuse a vector that can be nowhere."""
+    if n > _LONGEST:
+        raise click.BadParameter(f"{n} values are more than any memory holds.")
+    return n
 
 
 def check_json(file: str | None) -> None:

@@ -8,7 +8,7 @@ import click
 import numpy as np
 from tabulate import tabulate
 
-from qsparse.cli.options import LENGTH, SEED
+from qsparse.cli.options import SEED, check_length
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, find, kinds, names, spell
 from qsparse.seeds import Seed
@@ -43,7 +43,9 @@ def _summary(name: str, kind: str) -> str:
 
 @click.command("bits")
 @click.argument("spec")
-@click.option("--n", type=LENGTH, required=True, help="Length of the vector.")
+@click.option(
+    "--n", type=click.IntRange(min=1), callback=check_length, required=True, help="Length of the vector."
+)
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the measured vector.")
 def bits(spec: str, n: int, seed: int) -> None:
     """What a compressor SPEC sends for a vector of N values: paper bits and wire bytes.

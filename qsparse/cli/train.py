@@ -282,16 +282,16 @@ def _choose_length(options: dict[str, Any]) -> None:
 
 def _refuse_bytes(options: Mapping[str, Any]) -> None:
     """Refuse what cannot be written to config.toml: bytes of a command line that are no text."""
-    for name, value in options.items():
+    for name in options.keys() - set(_ELSEWHERE):
+        value = options[name]
         for text in value if isinstance(value, tuple) else (value,):
-            if name not in _ELSEWHERE and isinstance(text, str) and not text.isprintable():
-                try:
-                    text.encode()
-                except UnicodeEncodeError:
-                    raise SettingError(
-                        f"--{name.replace('_', '-')} {text!r} has bytes that are not text in the encoding of "
-                        "this locale, so the run's config.toml cannot hold it: give it other letters"
-                    ) from None
+            try:
+                str(text).encode()
+            except UnicodeEncodeError:
+                raise SettingError(
+                    f"{name} is {text!r}, which has bytes that are not text in this locale's encoding, so "
+                    "the run's config.toml cannot hold it: give it other letters"
+                ) from None
 
 
 def load_data(options: Mapping[str, Any]) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from tabulate import tabulate
 
 from qsparse.errors import SettingError
 from qsparse.ledger import gains, link_bytes
+from qsparse.report.runs import read as left_behind
 from qsparse.sweep.methods import Method
 from qsparse.sweep.running import Run
 
@@ -25,19 +25,18 @@ _COUNTED = ("paper_bits", "wire_bytes", "link_bytes")
 
 def read(run: Run) -> Measured:
     """What a run that is done left behind: its summary, and its history without the times."""
-    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-    with (run.folder / "history.jsonl").open(encoding="utf-8") as lines:
-        history = [json.loads(line) for line in lines]
+    found = left_behind(run.folder)
+    assert found is not None
     return {
         "method": run.method,
         "lr": run.lr,
         "seed": run.seed,
         "folder": str(run.folder),
         "command": run.command,
-        "summary": summary,
+        "summary": found.summary,
         "curve": [
             {name: record[name] for name in _CURVE} | {"link_bytes": dict(link_bytes(record))}
-            for record in history
+            for record in found.history
         ],
     }
 

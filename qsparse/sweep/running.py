@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 from qsparse.errors import DataError
 from qsparse.files import read_toml
+from qsparse.report.runs import read
 
 #: What a run writes to its standard output and error.
 LOG: Final = "log.txt"
@@ -91,10 +91,9 @@ class Run:
         """Has a run with these settings ended well?"""
         if not (self.folder / "config.toml").exists() or self.conflict():
             return False
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-            lines = (self.folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            return len([json.loads(line) for line in lines]) > 0
+        with contextlib.suppress(DataError):
+            found = read(self.folder)
+            return found is not None and found.summary is not None
         return False
 
 
@@ -139,8 +138,9 @@ def execute(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[
 
 def accuracy(run: Run) -> float:
     """The final test accuracy of a run that is done."""
-    summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-    return float(summary["test_accuracy"])
+    found = read(run.folder)
+    assert found is not None
+    return float(found.last["test_accuracy"])
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
