@@ -1,9 +1,9 @@
 """A folder of results belongs to one job at a time, from before its first write until it ends.
 
 Rank 0 holds a lock of the kernel on a file in it, so a folder is free again the moment its job is gone,
-however that ended; file systems of a network pass such locks on to the other machines. Where there are no such
-locks, the file says whose it is: a process of this machine that is alive, or one of another machine that has
-touched the file lately.
+however that ended; file systems of a network pass such locks on to the other machines. Where there are none,
+the file says whose it is: a process of this machine that is alive, or one of another machine that has touched
+the file lately.
 """
 
 from __future__ import annotations

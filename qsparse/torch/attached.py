@@ -123,6 +123,14 @@ class Attached:
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Was some rank asked to stop, by a signal, before the last meeting? The same on all ranks.
+
+        Within ``qsparse.notice.listening``; save and leave the loop then.
+        """
+        return self._pace.asked > 0
+
     def save(self, folder: str | Path, *others: Any, keep: int = 3, **notes: Any) -> None:
         """Leave a checkpoint of all ranks, which have taken as many steps; collective.
 
