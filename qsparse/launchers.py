@@ -41,6 +41,30 @@ _LAUNCHERS: Final = ("hydra", "mpiexec", "mpirun", "prte", "orte", "slurmstepd",
 _LIBRARIES: Final = (b"/libmpi.so", b"/libmpi_abi.so", b"/libmpich.so")
 
 
+#: Where launchers say which rank a process is.
+_RANKS: Final = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID", "FLUX_TASK_RANK")
+
+
+def rank_of(environ: Mapping[str, str]) -> int:
+    """Which rank the launcher of a process says that it is; 0 where there is none.
+
+    >>> rank_of({"PMI_RANK": "3", "SLURM_PROCID": "0"})
+    3
+    """
+    return next((found for name in _RANKS if (found := _number(environ.get(name))) is not None), 0)
+
+
+def launched(environ: Mapping[str, str]) -> bool:
+    """Does a launcher wait for this process to join MPI, with one rank or more?
+
+    >>> launched({"PMI_SIZE": "1"}), launched({})
+    (True, False)
+    """
+    if announced_size(environ) is not None:
+        return True
+    return any(name in environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"))
+
+
 def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
     """The variable in which a launcher announces more than one rank, and how many, or None.
 

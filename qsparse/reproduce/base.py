@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import qsparse
 from qsparse.errors import DataError, SettingError, installing
+from qsparse.folder import Hold
+from qsparse.records import write_whole
 from qsparse.report.base import Table, new_figure, number
 
 if TYPE_CHECKING:
@@ -89,14 +91,20 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
     """Run an experiment and write ``out/NAME.json`` and ``out/NAME.png``; returns what is to be printed.
 
     Raises:
-        SettingError: a library is missing or the folder cannot be made, before the run.
+        SettingError: a library is missing, the folder cannot be made, or the same experiment is under way
+            there; before the run.
         DataError: the data is nowhere, or the files cannot be written; then with what was measured.
     """
     figure = new_figure("reproduce", 11, 4.5)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        hold = Hold(out, name=f".{experiment.name}.lock")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
+    with hold:
+        return _reproduce(experiment, data_dir, out, say, figure)
+
+
+def _reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say, figure: Figure) -> str:
     begin = time.perf_counter()
     measured = experiment.measure(data_dir, say)
     seconds = time.perf_counter() - begin
@@ -117,7 +125,7 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
     held = [str(bar) for bar in bars] or ["quick: too short to be held against what was published"]
     shown = "\n\n".join([*map(str, tables), "\n".join(held)])
     try:
-        file.write_text(text, "utf-8", "backslashreplace")
+        write_whole(file, text)
         experiment.draw(measured, figure)
         figure.savefig(file.with_suffix(".png"), dpi=150)
     except OSError as error:

@@ -47,6 +47,7 @@ from qsparse.guard import failure, guard
 from qsparse.launchers import close_doors
 from qsparse.ledger import Ledger
 from qsparse.payload import MAGIC, Payload
+from qsparse.supervisor import ended
 from qsparse.wire.base import ANY, Wire
 from qsparse.wire.mpi_channel import channel_of, make_channel, meet
 from qsparse.wire.mpi_cycles import TELLING, Inquiry
@@ -224,6 +225,8 @@ class MpiWire(Wire):
                 raise Stranded(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
         unread = sum(map(len, self._ready))
         self.forget()
+        if not wires_open:
+            ended()
         self.channel.leave(self)
         if unread:
             warnings.warn(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from qsparse.errors import WaitTimeout, WireError
 from qsparse.guard import Duties, failure
+from qsparse.supervisor import ended
 from qsparse.wire.mpi_channel import channels
 from qsparse.wire.mpi_world import load_mpi
 from qsparse.wire.waiting import Alarm, Patience, Wait, last_heard, named
@@ -42,6 +43,7 @@ def end_job(status: int, reason: str) -> NoReturn:
     """Tell the others, let them print, end the job."""
     MPI = load_mpi()
     _flush_output()
+    ended()
     if not MPI.Is_initialized() or MPI.Is_finalized():
         os._exit(status)
     try:
