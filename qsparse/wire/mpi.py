@@ -43,7 +43,7 @@ from qsparse.errors import (
     installing,
 )
 from qsparse.guard import Duties, failure, guard
-from qsparse.launchers import REMEDIES, announced_size
+from qsparse.launchers import REMEDIES, announced_size, processes_of_torch
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.wire.base import ANY, Wire
@@ -377,14 +377,22 @@ class MpiWire(Wire):
 
 
 def launch_check(environ: Mapping[str, str] | None = None) -> None:
-    """Refuse a launcher that announces several ranks beside a world of one.
+    """Refuse a launcher that announces several ranks beside a world of one, and a larger group of torch.
 
     Launcher and MPI library of different makers do not fail: they start N jobs of one rank, each of
-    which trains alone and overwrites the results of the others.
+    which trains alone and overwrites the results of the others. So do processes of which torch knows and
+    MPI does not.
 
     Raises:
         LaunchError: with the launcher's variable, the library and the remedy.
     """
+    world, processes = _mpi().COMM_WORLD.Get_size(), processes_of_torch()
+    vendor, version = library()
+    if processes > world:
+        raise LaunchError(
+            f"torch.distributed has {processes} processes, but {vendor} {version}, the MPI library that "
+            f"mpi4py has loaded, sees a world of {world}. {REMEDIES['WORLD_SIZE']}"
+        )
     found = announced_size(os.environ if environ is None else environ)
     if found is None or _mpi().COMM_WORLD.Get_size() > 1:
         return
