@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Async, Sync
-from qsparse.exchange.base import Exchange
+from qsparse.exchange.base import Exchange, same_step
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.local import SGD, Local, Oracle
@@ -215,6 +215,8 @@ class Station:
         else:
             with self.ledger.timed("exchange"):
                 reply = self.exchange.broadcast(self.wire, reply)
+        if reply.kind is Kind.DATA and reply.way is Way.BESIDE and news is not None:
+            same_step([news, reply])  # the coordinator is in another call, and says why this cannot go on
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:
