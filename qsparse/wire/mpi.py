@@ -145,6 +145,7 @@ class MpiWire(Wire):
             _hear_of_finalize()
         # Ranks may arrive far apart: they meet by polling, so that Dup, which spins, is short.
         _poll(comm.Ibarrier().Test)
+        _free_what_was_left()
         self._comm = comm.Dup()
         self._comm.Set_errhandler(MPI.ERRORS_RETURN)
         self._chunk = chunk_bytes
@@ -226,6 +227,31 @@ class MpiWire(Wire):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def leave(self) -> None:
+        """Close the wire without waiting for the others, after an error; not collective.
+
+        Ranks that still wait for a message of this one get a `WireError`. What the others have sent and
+        still send is dropped. The communicator is freed when they have closed or left the wire, too, and this
+        rank makes another; until then a rank that fails lets the others print their messages (see `abort`).
+        """
+        if self._closed:
+            return
+        self._depart("")
+        self._closed = True
+        if self.size == 1:
+            self._free_if_alone()
+
+    def _free_if_alone(self) -> None:
+        """Free the communicator of a wire that was left, if nothing more can come."""
+        try:
+            while self._move():
+                pass
+        except WireError:  # a message that nobody would read
+            return
+        if not self._busy():
+            _open.remove(self)
+            self._comm.Free()
 
     def sum_dense(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """MPI's own Allreduce of float32 arrays, not counted: what compressed exchanges are held against."""
@@ -376,6 +402,13 @@ class MpiWire(Wire):
         return bool(self._flying) or len(self._gone) < self.size - 1
 
 
+def _free_what_was_left() -> None:
+    """Free the wires that were left after an error, where all other ranks have left them, too."""
+    for wire in list(_open):
+        if wire._closed:
+            wire._free_if_alone()
+
+
 def launch_check(environ: Mapping[str, str] | None = None) -> None:
     """Refuse a launcher that announces several ranks beside a world of one, and a larger group of torch.
 
@@ -394,10 +427,9 @@ def launch_check(environ: Mapping[str, str] | None = None) -> None:
             f"mpi4py has loaded, sees a world of {world}. {REMEDIES['WORLD_SIZE']}"
         )
     found = announced_size(os.environ if environ is None else environ)
-    if found is None or _mpi().COMM_WORLD.Get_size() > 1:
+    if found is None or world > 1:
         return
     variable, ranks = found
-    vendor, version = library()
     raise LaunchError(
         f"{variable} announces {ranks} ranks, but {vendor} {version}, the MPI library that mpi4py has "
         f"loaded, sees a world of one. {REMEDIES[variable]}"
