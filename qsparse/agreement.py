@@ -50,5 +50,8 @@ def _difference(settings: list[dict[str, Any]]) -> str:
                 remedy = "start all ranks with the same command on the same data"
                 if name == "qsparse":
                     remedy = "install the same release on the machines of all ranks"
-                return f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; {remedy}"
+                return (
+                    f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; "
+                    f"{remedy}"
+                )
     return ""

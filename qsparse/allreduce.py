@@ -61,12 +61,12 @@ class CompressedAllreduce:
         seed: int = 0,
         threads: int | None = None,
     ) -> None:
-        if isinstance(comm, Wire):
-            self.wire = comm
-        else:
+        own: Any = None
+        if not isinstance(comm, Wire):
             from qsparse.wire.mpi import MpiWire
 
-            self.wire = MpiWire(comm)
+            comm = own = MpiWire(comm)
+        self.wire: Wire = comm
 
         def prepare() -> tuple[Link, Mapping[str, Any]]:
             if op not in ("mean", "sum"):
@@ -80,7 +80,12 @@ class CompressedAllreduce:
             return link, {"qsparse": qsparse.__version__, "link": link.spelling(), "op": op, "seed": seed}
 
         self.op = op
-        self.link = agree(self.wire, prepare, "CompressedAllreduce()")
+        try:
+            self.link = agree(self.wire, prepare, "CompressedAllreduce()")
+        except BaseException:
+            if own is not None:
+                own.leave()
+            raise
         self.ledger: Ledger = self.wire.ledger
         self.calls = 0
         self._seed = Seed(seed, rank=self.wire.rank, use="up")
