@@ -99,10 +99,10 @@ def build(text: str, kind: str) -> Any:
     return _make(tree, kind, text)
 
 
-def given(text: str, kind: str) -> list[str]:
+def settings_in(text: str, kind: str) -> list[str]:
     """The settings that a text which `build` takes gives to its outermost part, by name or by place.
 
-    >>> given("local-sgd(0.1, H=4)", "algorithm")
+    >>> settings_in("local-sgd(0.1, H=4)", "algorithm")
     ['lr', 'H']
     """
     name, bracket, rest = text.strip().partition("(")

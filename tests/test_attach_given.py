@@ -13,7 +13,7 @@ import pytest
 from qsparse.checkpoint import MANIFEST, _digest_of
 from qsparse.errors import CheckpointError, CompositionError, RankError, SettingError
 from qsparse.presets import qsparse_local_sgd
-from qsparse.registry import given
+from qsparse.registry import settings_in
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -75,10 +75,10 @@ def test_an_algorithm_made_in_python_is_compared_with_what_nobody_has_set() -> N
 
 
 def test_what_a_text_gives_by_name_and_by_place() -> None:
-    assert given("sgd", "algorithm") == given(" sgd() ", "algorithm") == []
-    assert given("topk(3)", "compressor") == ["k"]
-    assert given("blockwise(topk(k=3) >> sign, layers=true)", "compressor")[-1] == "layers"
-    assert given("topk(k=3) >> sign", "compressor") == [], "a sum of parts gives nothing to one of them"
+    assert settings_in("sgd", "algorithm") == settings_in(" sgd() ", "algorithm") == []
+    assert settings_in("topk(3)", "compressor") == ["k"]
+    assert settings_in("blockwise(topk(k=3) >> sign, layers=true)", "compressor")[-1] == "layers"
+    assert settings_in("topk(k=3) >> sign", "compressor") == [], "a sum of parts gives nothing to one of them"
 
 
 # --- what is no optimizer, and what is no model --------------------------------------------------

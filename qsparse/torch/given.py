@@ -9,7 +9,7 @@ import torch
 from qsparse.algorithm import Algorithm
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange
-from qsparse.registry import build, given
+from qsparse.registry import build, settings_in
 
 #: Settings that are the optimizer's under `attach`.
 _OPTIMIZERS: Final = ("lr", "momentum", "nesterov", "weight_decay")
@@ -40,7 +40,7 @@ def algorithm_of(algorithm: Algorithm | str) -> Algorithm:
             f"attach needs an algorithm or its text, such as 'qsparse-local-sgd(H=4)', not {_a(algorithm)}"
         )
     made: Algorithm = build(algorithm, "algorithm")
-    spelled = [name for name in given(algorithm, "algorithm") if name in _OPTIMIZERS]
+    spelled = [name for name in settings_in(algorithm, "algorithm") if name in _OPTIMIZERS]
     if spelled:
         raise CompositionError(f"{algorithm!r} gives {' and '.join(spelled)}: {LEAVE_TO_IT}")
     return made
@@ -81,9 +81,8 @@ def optimizer_of(optimizer: Any) -> torch.optim.Optimizer:
         and not exchanging
     ):
         return optimizer
-    inside = next(
-        (name for name, value in _attributes(optimizer) if isinstance(value, torch.optim.Optimizer)), None
-    )
+    attributes = getattr(optimizer, "__dict__", {}).items()
+    inside = next((name for name, value in attributes if isinstance(value, torch.optim.Optimizer)), None)
     hint = ""
     if inside is not None:
         hint = f": pass the one inside, .{inside}, if it alone moves the parameters"
@@ -123,10 +122,6 @@ def model_of(model: Any) -> torch.nn.Module:
                 "a rank for each device, and attach model.module"
             )
     return model
-
-
-def _attributes(value: Any) -> list[tuple[str, Any]]:
-    return list(getattr(value, "__dict__", {}).items())
 
 
 def _a(value: Any) -> str:

@@ -490,7 +490,8 @@ def _say_farewell() -> None:
     if wires:
         _flush_output()
     for wire in wires:
-        wire._depart("has ended without closing its wire")
+        if not wire._closed:  # who has left it has said so, and the others may have freed it since
+            wire._depart("has ended without closing its wire")
     patience = _Patience()
     while any(wire._busy() for wire in wires):
         moved = False
