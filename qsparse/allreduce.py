@@ -163,7 +163,7 @@ class CompressedAllreduce:
         # Without a call there was no array yet, and nothing is remembered.
         if calls != 0:
             here |= self._size_and_type(like)
-        if "shape" in state:  # versions before 0.2 did not say it
+        if "shape" in state:  # earlier versions did not say it
             here["shape"] = str(like.shape)
         wrong = [
             f"{name} is {_plain(state[name])!r} there and {value!r} here"

@@ -39,7 +39,7 @@ def plain_name(name: str) -> str:
 
 
 def plain_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint with plain names, which versions before 0.2 did not write.
+    """The settings of a checkpoint with plain names, which earlier versions did not write.
 
     Args:
         theirs: as the checkpoint has them.
