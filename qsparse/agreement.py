@@ -8,21 +8,23 @@ from typing import Any, TypeVar
 
 from qsparse.errors import DisagreementError
 from qsparse.exchange import AllGather
+from qsparse.exchange.base import same_call
 from qsparse.payload import Payload, Way
 from qsparse.wire.base import Wire
 
 T = TypeVar("T")
 
 
-def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
+def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str = "the start") -> T:
     """Make something on every rank, and go on only if all could and all made the same.
 
     Args:
         wire: between the ranks.
         make: returns the thing and the settings that must be equal on all ranks.
+        call: what is named where other ranks are elsewhere.
 
     Raises:
-        DisagreementError: on every rank, with both spellings.
+        DisagreementError: on every rank, with both spellings, or with what ranks are in instead.
         RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
     """
     made: list[T] = []
@@ -30,12 +32,16 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
     def greet() -> Payload:
         thing, settings = make()
         made.append(thing)
-        text = json.dumps(settings, sort_keys=True).encode()
+        text = json.dumps({"call": call, **settings}, sort_keys=True).encode()
         return Payload.build([text], way=Way.BESIDE, origin=wire.rank)
 
-    with wire.at("the agreement on settings"):
+    with wire.at(f"the agreement on settings in {call}"):
         greetings = AllGather().say(wire, greet)
-    difference = _difference([json.loads(greeting.text) for greeting in greetings])
+    everybodys = [json.loads(greeting.text) for greeting in greetings]
+    # Another release may greet in another way.
+    if len({settings.get("qsparse") for settings in everybodys}) == 1:
+        same_call(greetings)
+    difference = _difference(everybodys)
     if difference:
         raise DisagreementError(difference)
     return made[0]
@@ -43,11 +49,15 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
 
 def _difference(settings: list[dict[str, Any]]) -> str:
     for rank, other in enumerate(settings):
-        for name in sorted(settings[0].keys() | other.keys()):
+        # What else differs between releases is no reason of its own.
+        for name in sorted(settings[0].keys() | other.keys(), key=lambda name: (name != "qsparse", name)):
             ours, theirs = settings[0].get(name), other.get(name)
             if ours != theirs:
+                remedy = "start all ranks with the same command on the same data"
+                if name == "qsparse":
+                    remedy = "install the same release on the machines of all ranks"
                 return (
                     f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; "
-                    "start all ranks with the same command on the same data"
+                    f"{remedy}"
                 )
     return ""

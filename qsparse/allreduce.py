@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import qsparse
 from qsparse.agreement import agree
 from qsparse.compressors.base import Compressor
 from qsparse.errors import SettingError
@@ -41,7 +42,7 @@ class CompressedAllreduce:
 
     Raises:
         SettingError: an op that is neither, or a part that cannot be made; RankError on the other ranks.
-        DisagreementError: the ranks were given different ones.
+        DisagreementError: the ranks were given different ones, or have different versions of qsparse.
 
     >>> from mpi4py import MPI
     >>> allreduce = CompressedAllreduce(MPI.COMM_SELF, "topk(k=1)", "errorfeedback")
@@ -60,12 +61,12 @@ class CompressedAllreduce:
         seed: int = 0,
         threads: int | None = None,
     ) -> None:
-        if isinstance(comm, Wire):
-            self.wire = comm
-        else:
+        own: Any = None
+        if not isinstance(comm, Wire):
             from qsparse.wire.mpi import MpiWire
 
-            self.wire = MpiWire(comm)
+            comm = own = MpiWire(comm)
+        self.wire: Wire = comm
 
         def prepare() -> tuple[Link, Mapping[str, Any]]:
             if op not in ("mean", "sum"):
@@ -76,22 +77,30 @@ class CompressedAllreduce:
                 build(compressor, "compressor") if isinstance(compressor, str) else compressor,
                 build(memory, "memory") if isinstance(memory, str) else memory,
             )
-            return link, {"link": link.spelling(), "op": op, "seed": seed}
+            return link, {"qsparse": qsparse.__version__, "link": link.spelling(), "op": op, "seed": seed}
 
         self.op = op
-        self.link = agree(self.wire, prepare)
+        try:
+            self.link = agree(self.wire, prepare, "CompressedAllreduce()")
+        except BaseException:
+            if own is not None:
+                own.leave()
+            raise
         self.ledger: Ledger = self.wire.ledger
         self.calls = 0
         self._seed = Seed(seed, rank=self.wire.rank, use="up")
         self._ends: tuple[Sender, Receiver] | None = None
+        #: Of the array that is served, from the first call on.
+        self._shape: tuple[int, ...] = ()
         self._agreed = False
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Reduce x over all ranks; collective.
 
         Args:
-            x: float32 or float64, contiguous, of any shape; the same shape in every call.
-            out: where the result goes, like x; x itself unless given.
+            x: a plain NumPy array (or a `numpy.memmap`), float32 or float64 in the byte order of the machine,
+                contiguous, of any shape; the same shape in every call and on all ranks.
+            out: where the result goes, like x, and may overlap it; x itself unless given.
 
         Raises:
             SettingError: an array that does not fit; RankError on the other ranks.
@@ -101,8 +110,10 @@ class CompressedAllreduce:
         """
         out = x if out is None else out
         if self._ends is None or not self._agreed:
-            self._ends = agree(self.wire, lambda: self._open(x, out))
-            self._agreed = True
+            self._ends = agree(
+                self.wire, lambda: self._open(x, out), "the first call of a CompressedAllreduce"
+            )
+            self._shape, self._agreed = x.shape, True
         sender, receiver = self._ends
         drafts: list[Draft] = []
         self.calls += 1
@@ -132,7 +143,7 @@ class CompressedAllreduce:
         state = self._settings() | {"calls": self.calls}
         if self._ends is None:
             return state
-        state |= self._size_and_type(self._ends[1].like)
+        state |= self._size_and_type(self._ends[1].like) | {"shape": str(self._shape)}
         for prefix, memory in _memories(self._ends):
             state |= {prefix + name: copy.deepcopy(value) for name, value in memory.items()}
         return state
@@ -152,6 +163,8 @@ class CompressedAllreduce:
         # Without a call there was no array yet, and nothing is remembered.
         if calls != 0:
             here |= self._size_and_type(like)
+        if "shape" in state:  # earlier versions did not say it
+            here["shape"] = str(like.shape)
         wrong = [
             f"{name} is {_plain(state[name])!r} there and {value!r} here"
             if name in state
@@ -164,7 +177,7 @@ class CompressedAllreduce:
         _refuse(wrong)
         # Filled before it is taken, so that a state that does not fit leaves everything as it was.
         ends = None if calls == 0 else self._filled(self._links(like), state)
-        self._ends, self.calls = ends, calls
+        self._ends, self._shape, self.calls = ends, like.shape, calls
         # The other ranks may have loaded the state of another call.
         self._agreed = False
 
@@ -177,7 +190,8 @@ class CompressedAllreduce:
         self.link.compressor.check(x.size)
         if self._ends is None:
             warm_link(self.link, np.zeros(x.size, x.dtype), self.wire.rank)
-        return self._ends or self._links(x), self._settings() | self._size_and_type(x) | {"calls": self.calls}
+        array = self._size_and_type(x) | {"shape": x.shape}
+        return self._ends or self._links(x), self._settings() | array | {"calls": self.calls}
 
     def _settings(self) -> dict[str, Any]:
         """What is equal on all ranks, and where a state was saved and where it is loaded."""
@@ -217,22 +231,50 @@ class CompressedAllreduce:
 
     def _check(self, x: np.ndarray, out: np.ndarray) -> None:
         for name, array in (("x", x), ("out", out)):
-            if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
-                what = getattr(array, "dtype", type(array).__name__)
-                raise SettingError(f"{name} must be a float32 or float64 NumPy array, not {what}")
-            if not array.flags.c_contiguous:
-                raise SettingError(f"{name} must be contiguous: pass numpy.ascontiguousarray({name})")
+            _refuse_array(name, array)
         if out.shape != x.shape or out.dtype != x.dtype:
             raise SettingError(f"out is {out.dtype}{out.shape} and x {x.dtype}{x.shape}: they must be alike")
         if not out.flags.writeable:
-            raise SettingError("the result has nowhere to go: x is read-only, give out=")
+            where = "x is read-only, give out=" if out is x else "out is read-only"
+            raise SettingError(f"the result has nowhere to go: {where}")
         if self._ends is not None:
-            size, dtype = self._ends[1].like.size, self._ends[1].like.dtype
-            if size != x.size or dtype != x.dtype:
+            dtype = self._ends[1].like.dtype
+            if (x.shape, x.dtype) != (self._shape, dtype):
                 raise SettingError(
-                    f"this allreduce serves arrays of {size} {dtype} elements, not {x.size} {x.dtype}: "
-                    "make one object for each array"
+                    f"this allreduce serves arrays of {dtype}{self._shape}, and was called with "
+                    f"{x.dtype}{x.shape}: make one object for each array"
                 )
+
+
+def _refuse_array(name: str, array: Any) -> None:
+    """Refuse what is no plain array of floats: other kinds of arrays mean more than their memory says."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise SettingError(
+            f"{name} is a masked array, and what lies under its mask would be sent: pass {name}.filled(0), "
+            f"or {name}.data if it has a meaning"
+        )
+    kind = type(array)
+    # A memmap is an array whose memory is a file; other subclasses change what an array does.
+    if isinstance(array, np.ndarray) and kind not in (np.ndarray, np.memmap):
+        raise SettingError(
+            f"{name} must be a plain NumPy array, not of type {kind.__module__}.{kind.__qualname__}: pass "
+            f"numpy.asarray({name}), which is the same memory"
+        )
+    wanted = f"{name} must be a float32 or float64 NumPy array, not"
+    if not isinstance(array, np.ndarray):
+        of_torch = kind.__module__.partition(".")[0] == "torch"
+        remedy = f"{name}.numpy()" if of_torch else f"numpy.asarray({name}, numpy.float32)"
+        raise SettingError(f"{wanted} of type {kind.__module__}.{kind.__qualname__}: pass {remedy}")
+    if array.dtype not in (np.float32, np.float64):
+        swapped = array.dtype.newbyteorder() in (np.float32, np.float64)
+        order = ", whose bytes are in another order than the machine's" if swapped else ""
+        raise SettingError(f"{wanted} one of {array.dtype}{order}: pass its values as float32 (astype)")
+    if not array.flags.c_contiguous:
+        raise SettingError(f"{name} must be contiguous: pass numpy.ascontiguousarray({name})")
+    if not array.flags.aligned:
+        raise SettingError(
+            f"{name} does not begin at a multiple of {array.itemsize} bytes of memory: pass {name}.copy()"
+        )
 
 
 def _memories(ends: tuple[Sender, Receiver]) -> list[tuple[str, State]]:

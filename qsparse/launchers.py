@@ -25,8 +25,15 @@ REMEDIES: Final = {
     ),
     "FLUX_JOB_SIZE": "Start the program with mpiexec inside the allocation, or choose flux run -o pmi=.",
     "PMIX_RANK": f"The launcher speaks PMIx, which only Open MPI understands. {_MATCH}",
-    "WORLD_SIZE": "torchrun starts no MPI job: start the program with mpiexec -n N instead.",
+    "HOROVOD_SIZE": "horovodrun --gloo starts no MPI job: start the program with mpiexec -n N instead.",
+    "WORLD_SIZE": (
+        "torchrun, torch.multiprocessing, accelerate and a PyTorchJob start no MPI job: start the program "
+        "with mpiexec -n N instead. A process that is meant to train alone passes MPI.COMM_SELF, or unsets "
+        "WORLD_SIZE."
+    ),
 }
+#: By one of these a process knows which of WORLD_SIZE it is; without one the number is somebody else's.
+_RANKS_OF_TORCH: Final = ("RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
 #: Variables through which a process joins the job of its launcher; of no use once it has.
 _DOORS: Final = ("PMI_FD", "PMI_PORT", "PMIX_NAMESPACE", "PMIX_SERVER_URI")
@@ -79,7 +86,7 @@ def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
     sizes = {name: _number(environ.get(name)) for name in REMEDIES}
     rank = sizes["PMIX_RANK"]  # PMIx tells no size, but a rank above 0 tells that there are others
     sizes["PMIX_RANK"] = None if not rank else rank + 1
-    if "TORCHELASTIC_RUN_ID" not in environ:
+    if not any(name in environ for name in _RANKS_OF_TORCH):
         sizes["WORLD_SIZE"] = None
     launchers = {name: size for name, size in sizes.items() if size is not None}
     inner = {name: size for name, size in launchers.items() if name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")}
@@ -87,6 +94,15 @@ def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
         if size > 1:
             return name, size
     return None
+
+
+def processes_of_torch() -> int:
+    """How many processes the process group of torch has that this one has joined; 1 without a group."""
+    # Not imported: whoever has a group has imported it.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return 1
+    return int(distributed.get_world_size())
 
 
 def _number(text: str | None) -> int | None:

@@ -99,6 +99,21 @@ def build(text: str, kind: str) -> Any:
     return _make(tree, kind, text)
 
 
+def settings_in(text: str, kind: str) -> list[str]:
+    """The settings that a text which `build` takes gives to its outermost part, by name or by place.
+
+    >>> settings_in("local-sgd(0.1, H=4)", "algorithm")
+    ['lr', 'H']
+    """
+    name, bracket, rest = text.strip().partition("(")
+    with _parsing:
+        tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        return []
+    first = parameters(_name(tree.func.id, kind), kind)[: len(tree.args)]
+    return first + [word.arg for word in tree.keywords if word.arg is not None]
+
+
 def spell(part: Any) -> str:
     """The text of a part, from which `build` makes an equal one."""
     own = getattr(part, "spelling", None)

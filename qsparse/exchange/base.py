@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
 from qsparse.payload import Kind, Payload, Way
@@ -155,12 +156,62 @@ def raise_error(payload: Payload) -> None:
         raise RankError(payload.origin, payload.step, payload.text)
 
 
+#: What ranks are in that send each other updates.
+_UPDATES: Final = "an exchange of updates"
+#: The call that ends a loop, where ranks that took fewer steps than others are found.
+FINISH: Final = "finish()"
+
+
+def note(wire: Wire, call: str, step: int = 0) -> Payload:
+    """Says that this rank is in a call for all ranks, where nothing else is to be said."""
+    return Payload.build([json.dumps({"call": call}).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
+
+
+def call_of(payload: Payload) -> str:
+    """What the rank is in that sent a payload: an exchange of updates, or the call that its note names."""
+    if payload.way is not Way.BESIDE:
+        return _UPDATES
+    try:
+        return str(json.loads(payload.text)["call"])
+    except (ValueError, LookupError, TypeError):
+        return "another call"
+
+
 def same_step(payloads: list[Payload]) -> list[Payload]:
-    """Refuse a round in which the ranks stand at different steps."""
-    steps = {payload.origin: payload.step for payload in payloads}
-    if len(set(steps.values())) > 1:
-        raise DisagreementError(
-            f"the ranks meet at different steps (rank: step) {steps}: give every rank the same trigger, and "
-            "let all take as many steps"
-        )
+    """Refuse a round in which ranks stand at different steps, or exchange updates while others call."""
+    if len({(payload.step, payload.way is Way.BESIDE) for payload in payloads}) > 1:
+        raise DisagreementError(_apart(payloads))
     return payloads
+
+
+def same_call(payloads: list[Payload]) -> list[Payload]:
+    """Refuse a round of notes in which the ranks are in different calls."""
+    if len({call_of(payload) for payload in payloads}) > 1:
+        raise DisagreementError(_apart(payloads))
+    return payloads
+
+
+def _apart(payloads: list[Payload]) -> str:
+    """Why a round cannot go on."""
+    ranks: dict[tuple[str, int], list[int]] = {}
+    for payload in payloads:
+        ranks.setdefault((call_of(payload), payload.step), []).append(payload.origin)
+    calls = {call for call, _ in ranks}
+    named = sorted(calls - {_UPDATES, FINISH})
+    if named and len(calls) > 1:
+        places = [
+            f"{'ranks' if len(those) > 1 else 'rank'} {', '.join(map(str, those))} in {call} at step {step}"
+            for (call, step), those in ranks.items()
+        ]
+        return (
+            f"the ranks are in different calls: {'; '.join(places)}: {' and '.join(named)} must be called by "
+            "all ranks, at the same step"
+        )
+    steps = {payload.origin: payload.step for payload in payloads}
+    ended = [str(rank) for (call, _), those in ranks.items() if call == FINISH for rank in those]
+    verb = f"call {named[0]}" if named else "meet"
+    tail = f" (rank {', '.join(ended)} has called finish())" if ended and len(calls) > 1 else ""
+    return (
+        f"the ranks {verb} at different steps (rank: step) {steps}{tail}: give every rank the same trigger, "
+        "and let all take as many steps"
+    )

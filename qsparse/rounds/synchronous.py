@@ -15,7 +15,7 @@ import numpy as np
 from qsparse import notice
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.compressors.reports import REPORTS, bundle, bundle_size, merged
-from qsparse.exchange.base import Exchange
+from qsparse.exchange.base import Exchange, same_step
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.local import SGD, Local, Oracle
@@ -233,6 +233,8 @@ class Station:
             with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.broadcast(self.wire, reply)
         self.pace.asked = max(self.pace.asked, reply.asked)
+        if reply.kind is Kind.DATA and reply.way is Way.BESIDE and news is not None:
+            same_step([news, reply])  # the coordinator is in another call, and says why this cannot go on
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,15 +18,18 @@ from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
+from qsparse.exchange.base import FINISH, note, same_call
 from qsparse.files import named_path
 from qsparse.folder import Hold
 from qsparse.memory import ErrorFeedback
-from qsparse.payload import Payload, Way
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
 from qsparse.torch.device import Common, on_host
+from qsparse.torch.given import model_of, optimizer_of
+from qsparse.torch.naming import plain_settings
+from qsparse.torch.ownership import Before
 from qsparse.torch.saving import found_state, plain, tensors
-from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
+from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
 
@@ -48,19 +52,27 @@ def attach(
     statistics stay each rank's own until `Attached.finish` averages them; call it (or leave the ``with``
     block) before you use the trained model.
 
+    An attach that fails leaves model and optimizer as it found them.
+
     Args:
-        model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more.
-        optimizer: over exactly the model's trained parameters.
-        algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``; its learning rate and
-            momentum stay unset, because the optimizer has them.
+        model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more. Not one that
+            is wrapped in DistributedDataParallel or its kin, which exchange by themselves: attach
+            ``model.module``. `torch.compile` may come before or after.
+        optimizer: over exactly the model's trained parameters; accelerate's wrapper is looked into.
+        algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``. The text names no lr,
+            momentum, nesterov or weight_decay, whatever the value, because the optimizer has them. An
+            `Algorithm` does not tell what was spelled out: its local step must equal that of a preset where
+            nothing was set.
         comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
         exchange: the pattern of messages.
         seed: of the random parts; the same on all ranks.
 
     Raises:
         CompositionError: an algorithm whose local step is not the optimizer's.
-        SettingError: an optimizer of other parameters, or a model that does not fit.
+        SettingError: no optimizer, one of other parameters, a model that does not fit, or one of which a
+            part is attached already.
         DisagreementError: the ranks have different models or settings.
+        LaunchError: processes that torch or a launcher of its kind has started, which MPI does not know of.
     """
     return Attached(model, optimizer, algorithm, comm, exchange, seed)
 
@@ -82,13 +94,13 @@ class Attached:
         exchange: Exchange | str,
         seed: int,
     ) -> None:
-        self._owns = not isinstance(comm, Wire)
-        if isinstance(comm, Wire):
-            self.wire = comm
-        else:
+        #: What was made here is closed here.
+        self._own: Any = None
+        if not isinstance(comm, Wire):
             from qsparse.wire.mpi import MpiWire
 
-            self.wire = MpiWire(comm)
+            comm = self._own = MpiWire(comm)
+        self.wire: Wire = comm
         self.ledger = self.wire.ledger
         self.steps = 0
         self._met = 0
@@ -96,19 +108,29 @@ class Attached:
         self._holds: dict[Path, Hold] = {}
         #: What ended the exchange before its time.
         self._failed: BaseException | None = None
-        self._optimizer = optimizer
+        self._hook: Any = None
         self._seed = Seed(seed)
+        before: Before | None = None
+
+        def make() -> tuple[Parts, Mapping[str, Any]]:
+            nonlocal before
+            before = Before(model_of(model))
+            self._optimizer = optimizer_of(optimizer)
+            return prepare(model, self._optimizer, algorithm, exchange, seed, self.wire)
 
         try:
-            made = agree(self.wire, lambda: prepare(model, optimizer, algorithm, exchange, seed, self.wire))
+            made = agree(self.wire, make, "attach()")
             self.algorithm, self.exchange, self.flat, self._settings = made
-        except DisagreementError:
-            # Every rank raises the same here, so all of them come to close. After another error the
-            # wire stays open: it lets each rank print its own message before the job is aborted.
-            if self._owns:
-                with suppress(WireError):
-                    self.wire.close()
+            self._start()
+        except BaseException as error:
+            # Ranks that disagree raise the same, so all of them come to close.
+            self._let_go(together=isinstance(error, DisagreementError))
+            if before is not None:
+                before.restore()
             raise
+
+    def _start(self) -> None:
+        """Begin at rank 0's model; collective."""
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
             adopt_from_rank_0(self.wire, tensor)
@@ -120,9 +142,9 @@ class Attached:
         if flat.beside.numel():
             self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
         self._rates = self._learning_rates()
-        self._hook: Any = optimizer.register_step_post_hook(self._stepped)
+        self._hook = self._optimizer.register_step_post_hook(self._stepped)
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
-        optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
+        self._optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
     @property
     def asked_to_stop(self) -> bool:
@@ -148,15 +170,17 @@ class Attached:
         Raises:
             CheckpointError: it could not be written, or another job that is alive saves into the folder; on
                 all ranks, which may go on: the checkpoints before it are as they were, and so is the loop.
-            SettingError: ``keep`` is less than 1, or a tensor has left what is exchanged.
+            SettingError: ``keep`` is less than 1, a tensor has left what is exchanged, or the loop has ended.
+            DisagreementError: not all ranks have called it, or not after as many steps.
         """
-        self._refuse_if_failed()
+        self._refuse_if_over("save")
         if keep < 1:
             raise SettingError(
                 f"save was called with keep={keep}, which would remove the checkpoint that it writes: keep "
                 "must be at least 1"
             )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
+        self._guarded(lambda: self._all_in("save()"))
         try:
             save(
                 self.wire, named_path(folder), self.steps, lambda: self._state(others, notes), settings, keep,
@@ -183,23 +207,26 @@ class Attached:
         Raises:
             CheckpointError: it is of another model, algorithm, optimizer or seed; to go without it, attach
                 anew.
+            DisagreementError: not all ranks have called it.
         """
-        self._refuse_if_failed()
+        self._refuse_if_over("resume")
         if self.steps:
             raise SettingError(f"resume comes before the first step, not after {self.steps}")
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
 
         def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
             assert found is not None
-            found.compare(settings)
+            named = plain_settings(found.manifest["settings"], settings)
+            replace(found, manifest={**found.manifest, "settings": named}).compare(settings)
             with found.understood():
                 state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
             with found.understood():
                 return self._go_on(state, others), {"steps": self.steps}
 
+        self._guarded(lambda: self._all_in("resume()"))
         try:
             found = find(self.wire, Checkpoints(named_path(folder), resume="auto"), settings)
-            return {} if found is None else agree(self.wire, prepare)
+            return {} if found is None else agree(self.wire, prepare, "resume()")
         except BaseException as error:
             # Raised on all ranks, of which some may have gone on already.
             self._failed = error
@@ -275,7 +302,8 @@ class Attached:
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
 
-        A wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
+        Parameters, gradients and buffers get memory of their own again, with the values that they have. A
+        wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
         is raised again.
         """
         try:
@@ -287,11 +315,13 @@ class Attached:
                 self._guarded(functools.partial(self._meet, last=True))
             if self.steps:
                 self._guarded(self._average_aside)
-            self._guarded(self._part)
-        finally:
-            self._detach()
-        if self._owns:
-            self.wire.close()
+            self._guarded(lambda: self._all_in(FINISH))
+        except BaseException:
+            self._let_go()
+            raise
+        self._detach()
+        if self._own is not None:
+            self._own.close()
         else:
             self.wire.flush()
 
@@ -307,7 +337,7 @@ class Attached:
             # What was raised by a meeting has been told already.
             if self._failed is None and self._hook is not None:
                 self.exchange.tell(self.wire, error, self.steps)
-            self._detach()
+            self._let_go()
 
     def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._refuse_if_failed()
@@ -329,6 +359,13 @@ class Attached:
         if self._failed is not None:
             raise self._failed
 
+    def _refuse_if_over(self, call: str) -> None:
+        self._refuse_if_failed()
+        if self._hook is None:
+            raise SettingError(
+                f"this loop has ended: call {call}() before finish(), and within the with block"
+            )
+
     def _detach(self) -> None:
         for hold in self._holds.values():
             hold.release()
@@ -337,13 +374,27 @@ class Attached:
             self._hook.remove()
             self._hook = None
             del self._optimizer.zero_grad
+            self._common.clear()
+            self.flat.release()
 
-    def _part(self) -> None:
-        """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
-        note = Payload.build(way=Way.BESIDE, origin=self.wire.rank, step=self.steps)
-        with self.wire.at("finish()"):
-            heard = self.exchange.gather(self.wire, note)
-            self.exchange.broadcast(self.wire, None if heard is None else note)
+    def _let_go(self, together: bool = False) -> None:
+        """Detach after an error; unless all ranks do so together, without waiting for the others."""
+        self._detach()
+        if self._own is not None:
+            with suppress(WireError):
+                if together:
+                    self._own.close()
+                else:
+                    self._own.leave()
+
+    def _all_in(self, call: str) -> None:
+        """See that all ranks are in the same call, after as many steps: nobody waits for one that is not."""
+        here = note(self.wire, call, self.steps)
+        with self.wire.at(call):
+            heard = self.exchange.gather(self.wire, here)
+            if heard is not None:
+                same_call(heard)
+            self.exchange.broadcast(self.wire, None if heard is None else here)
 
     def _meet(self, last: bool = False) -> None:
         self._check_rates()

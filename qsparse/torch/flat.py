@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from qsparse.errors import SettingError
 from qsparse.torch.data.pictures import Examples, Pictures
+from qsparse.torch.naming import named_buffers, named_parameters
+from qsparse.torch.ownership import address_of, hold, refuse_held
 from qsparse.types import Layer, Layout, Vector
 
 
@@ -17,7 +21,8 @@ class FlatModel:
 
     The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
     ``values`` and ``slopes``, buffers of the parameters' type views of ``beside``. Parameters that
-    need no gradient and other buffers stay where they are, and are listed in ``rest``.
+    need no gradient and other buffers stay where they are, and are listed in ``rest``. `release` gives
+    all of them memory of their own again.
 
     Args:
         model: all trained parameters on the CPU, or all on one GPU, and of one type, float32 or float64.
@@ -26,21 +31,32 @@ class FlatModel:
         values: the parameters in the order of ``model.named_parameters()``, (n,).
         slopes: the gradients, alike.
         beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
-        layout: names, places and dimensions of the parameters.
+        layout: names (see `qsparse.torch.naming`), places and dimensions of the parameters.
         statistics: those of the buffers in ``beside``.
         rest: names and tensors of what is in none of the three.
 
     Raises:
         SettingError: a parameter elsewhere or of another type, no parameter at all, a tensor without plain
-            memory, or two that share some.
+            memory, two that share some, or one that lies in the vectors of another FlatModel.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        every, beside = named_parameters(model), named_buffers(model)
+        for name, tensor in (*every, *beside):
+            if is_lazy(tensor):
+                raise SettingError(
+                    f"{name!r} has no shape yet: send one batch through the model before you attach it"
+                )
+        named = [(name, p) for name, p in every if p.requires_grad]
         if not named:
             raise SettingError("the model has no parameters that need a gradient")
         for name, p in named:
+            if type(p.data) is not torch.Tensor:
+                raise SettingError(
+                    f"parameter {name!r} is a {type(p.data).__name__}, which has no plain memory: attach a "
+                    "model whose parameters lie as a whole on each rank"
+                )
             if p.device.type not in ("cpu", "cuda") or p.dtype not in (torch.float32, torch.float64):
                 raise SettingError(
                     f"parameter {name!r} is {p.dtype} on {p.device}: parameters must be float32 or "
@@ -50,7 +66,7 @@ class FlatModel:
         if len(kinds) > 1:
             raise SettingError(f"the parameters have several types ({kinds}): use one for all")
         dtype = kinds.pop()
-        buffers = [(name, b) for name, b in model.named_buffers() if b.dtype == dtype]
+        buffers = [(name, b) for name, b in beside if b.dtype == dtype]
         device = named[0][1].device
         for name, tensor in [*named, *buffers]:
             if tensor.device != device:
@@ -59,8 +75,8 @@ class FlatModel:
                     "one device"
                 )
         self.rest: list[tuple[str, torch.Tensor]] = [
-            *((name, p) for name, p in model.named_parameters() if not p.requires_grad),
-            *((name, b) for name, b in model.named_buffers() if b.dtype != dtype),
+            *((name, p) for name, p in every if not p.requires_grad),
+            *((name, b) for name, b in beside if b.dtype != dtype),
         ]
         for name, tensor in self.rest:
             if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
@@ -68,6 +84,7 @@ class FlatModel:
                     f"{name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}: it has no plain "
                     "memory, which the ranks need to have the same model"
                 )
+        refuse_held(model, [*named, *buffers, *self.rest])
         _refuse_overlaps([*named, *buffers], self.rest)
         self._parameters = [p for _, p in named]
         self._places: dict[str, tuple[int, torch.Size]] = {}
@@ -82,6 +99,7 @@ class FlatModel:
         ]
         self._put_aside(buffers)
         self.zero_grad()
+        hold(self)
 
     def _moved(self, named: list[tuple[str, Any]], into: torch.Tensor) -> Layout:
         """Make tensors views of a flat one, one after the other; returns their places."""
@@ -108,8 +126,9 @@ class FlatModel:
         What they hold decides, so call it where all ranks have the same.
         """
         constant = [(name, b) for name, b in self._buffers if not bool(b.isfinite().all())]
-        for name, _ in constant:
+        for name, b in constant:
             del self._places[name]
+            b.data = b.data.clone()
         if constant:
             self.rest += constant
             self._put_aside([(name, b) for name, b in self._buffers if name in self._places])
@@ -136,6 +155,33 @@ class FlatModel:
             if p.grad is not view:
                 p.grad = view
 
+    def vectors(self) -> Sequence[torch.Tensor]:
+        """What the model's tensors are views of."""
+        return self.values, self.slopes, self.beside
+
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """The name under which a tensor that lies in a vector is held."""
+        places = {place: name for name, (place, _) in self._places.items()}
+        return places.get(tensor.data_ptr(), "a part")
+
+    def release(self) -> None:
+        """Give parameters, gradients and buffers memory of their own again, with the values that they have.
+
+        What was written from one of them to a file would have the whole vector with it otherwise. The
+        vectors are empty from then on.
+        """
+        held = {address_of(vector) for vector in self.vectors()} - {None}
+        parameters = dict.fromkeys([*self._parameters, *self.model.parameters()])
+        buffers = dict.fromkeys([*(b for _, b in self._buffers), *self.model.buffers()])
+        for tensor in (*parameters, *buffers):
+            if address_of(tensor) in held:
+                tensor.data = tensor.data.clone()
+        for p in parameters:
+            if p.grad is not None and address_of(p.grad) in held:
+                p.grad = p.grad.clone()
+        self._views = []
+        self.values, self.slopes, self.beside = (vector.new_empty(0) for vector in self.vectors())
+
     def check(self) -> None:
         """Refuse a model that has left the vectors, because whoever moves them would not move it.
 
@@ -145,7 +191,7 @@ class FlatModel:
             SettingError: a parameter or a buffer that has left its vector, or a parameter in no vector that
                 needs a gradient; with its name, and what to do.
         """
-        for name, p in self.model.named_parameters():
+        for name, p in named_parameters(self.model):
             if name in self._places:
                 self._stay("parameter", name, p)
             elif p.requires_grad:
@@ -154,7 +200,7 @@ class FlatModel:
                     "attached it was frozen or not there: finish() before you let it need one, and "
                     "attach the model anew"
                 )
-        for name, b in self.model.named_buffers():
+        for name, b in named_buffers(self.model):
             if name in self._places:
                 self._stay("buffer", name, b)
 

@@ -14,9 +14,11 @@ from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.payload import Payload, Way, raw
-from qsparse.registry import build, spell
+from qsparse.registry import spell
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
+from qsparse.torch.given import LEAVE_TO_IT, algorithm_of, exchange_of
+from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
@@ -43,16 +45,11 @@ def prepare(
 
     Raises:
         CompositionError: an algorithm whose local step is not the optimizer's, or that has phases.
-        SettingError: an optimizer of other parameters, or a model that does not fit.
+        SettingError: an optimizer of other parameters, or a model that does not fit; it is as it was then.
     """
-    chosen = build(algorithm, "algorithm") if isinstance(algorithm, str) else algorithm
-    pattern = build(exchange, "exchange") if isinstance(exchange, str) else exchange
+    chosen, pattern = algorithm_of(algorithm), exchange_of(exchange)
     if chosen.local != _UNSET:
-        raise CompositionError(
-            f"the local step {spell(chosen.local)} cannot be attached: the optimizer takes the local "
-            "steps, so leave lr, momentum and weight_decay to it, and choose an algorithm that reports net "
-            "updates and has no momentum of its own (such as dist-ef-sgd for dist-ef-sgdm)"
-        )
+        raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
         raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
     if isinstance(chosen.meeting, Async):
@@ -84,7 +81,7 @@ def prepare(
 
 def shapes(flat: FlatModel) -> dict[str, Any]:
     """What is trained, averaged and left alone, with its shapes: the settings of a model."""
-    named = {**dict(flat.model.named_parameters()), **dict(flat.model.named_buffers())}
+    named = {**dict(named_parameters(flat.model)), **dict(named_buffers(flat.model))}
     return {
         "layers": [[layer.name, list(named[layer.name].shape)] for layer in flat.layout],
         "buffers": [[layer.name, list(named[layer.name].shape)] for layer in flat.statistics],

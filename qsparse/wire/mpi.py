@@ -147,6 +147,9 @@ class MpiWire(Wire):
         # Ranks may arrive far apart: they meet by polling, so that Dup, which spins, is short.
         before = {} if channel is None else channel.heard
         meet(comm if channel is None else channel.comm, self.number, self.limits, before)
+        for wire in list(wires_open):
+            if wire.closed:
+                wire.let_go()
         self.channel = make_channel(comm) if channel is None else channel
         self.channel.enter(self)
         self._comm = self.channel.comm
@@ -234,6 +237,36 @@ class MpiWire(Wire):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def leave(self) -> None:
+        """Close the wire without waiting for the others, after an error; not collective.
+
+        Ranks that still wait for a message of this one get a `WireError`. What the others have sent and
+        still send is dropped. The wire is let go when they have closed or left it, too, and this rank makes
+        another; until then a rank that fails lets the others print their messages (see `abort`).
+        """
+        if self._closed:
+            return
+        self.depart("")
+        self._closed = True
+        if self.size == 1:
+            self.let_go()
+
+    @property
+    def closed(self) -> bool:
+        """Was it closed or left?"""
+        return self._closed
+
+    def let_go(self) -> None:
+        """Forget a wire that was left, if nothing more can come."""
+        try:
+            while self.move():
+                pass
+        except WireError:  # a message that nobody would read
+            return
+        if not self.busy():
+            self.forget()
+            self.channel.leave(self)
 
     def sum_dense(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
         """MPI's own Allreduce of float32 arrays, not counted: what compressed exchanges are held against."""

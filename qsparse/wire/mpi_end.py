@@ -88,7 +88,8 @@ def _tell(reason: str) -> Sequence[MpiWire]:
     for channel in channels:
         channel.say_farewell(reason)
     for wire in wires:
-        wire.depart(reason)
+        if not wire.closed:  # one that was left has said so, and the others may have let it go since
+            wire.depart(reason)
     return wires
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qsparse import launchers
 from qsparse.errors import LaunchError, installing
-from qsparse.launchers import REMEDIES, announced_size, rank_above, refusal_within
+from qsparse.launchers import REMEDIES, announced_size, processes_of_torch, rank_above, refusal_within
 
 
 def load_mpi() -> Any:
@@ -47,17 +47,27 @@ def running_mpi() -> Any:
 
 
 def launch_check(environ: Mapping[str, str] | None = None) -> None:
-    """Refuse a launcher that announces several ranks beside a world of one.
+    """Refuse a launcher that announces several ranks beside a world of one, and a larger group of torch.
 
     Launcher and MPI library of different makers do not fail: they start N jobs of one rank, each of
-    which trains alone and overwrites the results of the others.
+    which trains alone and overwrites the results of the others. So do processes of which torch knows and
+    MPI does not.
 
     Raises:
         LaunchError: with the launcher's variable, the library and the remedy; or MPI does not run.
     """
     environ = os.environ if environ is None else environ
-    found = announced_size(environ)
-    if found is None or running_mpi().COMM_WORLD.Get_size() > 1:
+    found, processes = announced_size(environ), processes_of_torch()
+    if found is None and processes == 1:
+        return
+    world = running_mpi().COMM_WORLD.Get_size()
+    if processes > world:
+        vendor, version = library()
+        raise LaunchError(
+            f"torch.distributed has {processes} processes, but {vendor} {version}, the MPI library that "
+            f"mpi4py has loaded, sees a world of {world}. {REMEDIES['WORLD_SIZE']}"
+        )
+    if found is None or world > 1:
         return
     if (parent := rank_above(environ)) is not None:
         raise LaunchError(refusal_within(parent))
