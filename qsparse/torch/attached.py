@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -18,19 +18,22 @@ from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
 from qsparse.memory import ErrorFeedback
-from qsparse.payload import Payload, Way
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
+from qsparse.torch import compared
 from qsparse.torch.device import Common, on_host
 from qsparse.torch.saving import found_state, plain, tensors
 from qsparse.torch.start import adopt_from_rank_0, prepare, shapes
+from qsparse.torch.steps import Steps, as_optimizers
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
+
+T = TypeVar("T")
 
 
 def attach(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     algorithm: Algorithm | str,
     comm: Any = None,
     *,
@@ -42,13 +45,19 @@ def attach(
     All ranks start from rank 0's model, with its frozen parameters and buffers. After each
     ``optimizer.step()`` the algorithm's trigger decides whether the ranks meet: the net update since
     the last meeting is compressed and exchanged, and every rank goes on from the new common model.
-    The optimizer takes the local steps, with whatever learning rates and schedulers it has. Batch
-    statistics stay each rank's own until `Attached.finish` averages them; call it (or leave the ``with``
-    block) before you use the trained model.
+    The optimizer takes the local steps, with whatever learning rates and schedulers it has, from this rank's
+    own gradient: AdamW, NAdam, Lion and clipping act on that, and not on the mean of all ranks' gradients as
+    under DDP, which changes where training ends (``docs/sharp-bits.md``). Batch statistics stay each rank's
+    own until `Attached.finish` averages them; call it (or leave the ``with`` block) before you use the
+    trained model.
+
+    A step is one ``step()`` of each optimizer; see `qsparse.torch.steps.Steps`. Parameters that have moved
+    since the last meeting without a step are refused by `Attached.finish`, where the ranks differ.
 
     Args:
         model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more.
-        optimizer: over exactly the model's trained parameters.
+        optimizer: over exactly the model's trained parameters; or several that share them out, such as
+            ``[muon, adamw]``, and that step once each in every iteration.
         algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``; its learning rate and
             momentum stay unset, because the optimizer has them.
         comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
@@ -57,7 +66,8 @@ def attach(
 
     Raises:
         CompositionError: an algorithm whose local step is not the optimizer's.
-        SettingError: an optimizer of other parameters, or a model that does not fit.
+        SettingError: an optimizer of other parameters, or one that moves them outside of its ``step()``,
+            such as a schedule-free one; a model that does not fit.
         DisagreementError: the ranks have different models or settings.
     """
     return Attached(model, optimizer, algorithm, comm, exchange, seed)
@@ -68,13 +78,13 @@ class Attached:
 
     Attributes:
         ledger: what this rank said.
-        steps: how often the optimizer has stepped.
+        steps: how often the optimizer has stepped, or all of several.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         algorithm: Algorithm | str,
         comm: Any,
         exchange: Exchange | str,
@@ -89,14 +99,16 @@ class Attached:
             self.wire = MpiWire(comm)
         self.ledger = self.wire.ledger
         self.steps = 0
-        self._met = 0
+        self._met = self._meetings = 0
         #: What ended the exchange before its time.
         self._failed: BaseException | None = None
-        self._optimizer = optimizer
         self._seed = Seed(seed)
 
         try:
-            made = agree(self.wire, lambda: prepare(model, optimizer, algorithm, exchange, seed, self.wire))
+            made = agree(
+                self.wire,
+                lambda: prepare(model, as_optimizers(optimizer), algorithm, exchange, seed, self.wire),
+            )
             self.algorithm, self.exchange, self.flat, self._settings = made
         except DisagreementError:
             # Every rank raises the same here, so all of them come to close. After another error the
@@ -108,6 +120,7 @@ class Attached:
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
             adopt_from_rank_0(self.wire, tensor)
+        flat.spread()
         # Only now all ranks have the same buffers, by which this is decided.
         flat.leave_constants()
         self._settings |= shapes(flat)
@@ -115,10 +128,9 @@ class Attached:
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
         if flat.beside.numel():
             self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
+        self._optimizers = as_optimizers(optimizer)
+        self._steps: Steps | None = Steps(self._optimizers, flat, self._stepped, self._refuse)
         self._rates = self._learning_rates()
-        self._hook: Any = optimizer.register_step_post_hook(self._stepped)
-        # The optimizer would drop the gradients' memory; this keeps them views of one vector.
-        optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
     def save(self, folder: str | Path, *others: Any, keep: int = 3, **notes: Any) -> None:
         """Leave a checkpoint of all ranks, which have taken as many steps; collective.
@@ -135,7 +147,8 @@ class Attached:
         Raises:
             CheckpointError: it could not be written; on all ranks, which may go on: the checkpoints before it
                 are as they were, and so is the loop.
-            SettingError: ``keep`` is less than 1, or a tensor has left what is exchanged.
+            SettingError: ``keep`` is less than 1, a tensor has left what is exchanged, or an optimizer has
+                stepped that was neither given to `attach` nor is among ``others``.
         """
         self._refuse_if_failed()
         if keep < 1:
@@ -144,6 +157,7 @@ class Attached:
                 "must be at least 1"
             )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
+        self._refuse_unsaved(others)
         try:
             save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
         except CheckpointError:
@@ -187,9 +201,18 @@ class Attached:
             self._failed = error
             raise
 
+    def _refuse_unsaved(self, others: tuple[Any, ...]) -> None:
+        missing = "" if self._steps is None else self._steps.unsaved(others)
+        if missing:
+            raise SettingError(
+                f"{missing} has stepped the model and was not given to attach, so the checkpoint would not "
+                "hold what it remembers: hand it to save and to resume, behind the folder"
+            )
+
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
         self.flat.check()
+        self.flat.collect()
         main, beside = self._common[0], self._common[-1]
         aside = beside is not main
         stations = [common.state() for common in self._common]
@@ -206,8 +229,8 @@ class Attached:
                 "phases": {"main": stations},
             },
             "torch": {
-                "rest": plain([tensor for _, tensor in self.flat.rest]),
-                "optimizer": plain(self._optimizer.state_dict()),
+                "rest": plain(list(self.flat.left().values())),
+                "optimizer": plain(self._moments()),
                 "others": [plain(each.state_dict()) for each in others],
                 "generator": plain(torch.get_rng_state()),
             },
@@ -224,10 +247,15 @@ class Attached:
         self._common[0].restore(main, walk["x"], main.pop("local")["anchor"])
         for common, saved in zip(self._common[1:], aside, strict=True):
             common.restore(saved, walk["aside"], walk["anchor"])
+        self.flat.spread()
         with torch.no_grad():
-            for (_, tensor), kept in zip(self.flat.rest, tensors(state["torch"]["rest"]), strict=True):
+            for tensor, kept in zip(self.flat.left().values(), tensors(state["torch"]["rest"]), strict=True):
+                if tensor.shape != kept.shape:
+                    tensor.data = torch.empty(kept.shape, dtype=tensor.dtype, device=tensor.device)
                 tensor.copy_(kept)
-        self._optimizer.load_state_dict(tensors(state["torch"]["optimizer"]))
+        moments = tensors(state["torch"]["optimizer"])
+        for number, optimizer in enumerate(self._optimizers):
+            optimizer.load_state_dict(moments if len(self._optimizers) == 1 else moments[str(number)])
         for each, saved in zip(others, state["torch"]["others"], strict=True):
             each.load_state_dict(tensors(saved))
         if state["torch"]["generator"] is not None:
@@ -237,6 +265,11 @@ class Attached:
         self._pace.t = self._pace.clock = self.steps
         notes: dict[str, Any] = state["notes"]
         return notes
+
+    def _moments(self) -> dict[str, Any]:
+        """What the optimizers remember; of several, by number."""
+        states = [each.state_dict() for each in self._optimizers]
+        return states[0] if len(states) == 1 else {str(n): state for n, state in enumerate(states)}
 
     def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
         start = tensor.cpu().numpy()
@@ -250,17 +283,21 @@ class Attached:
 
         A wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
         is raised again.
+
+        Raises:
+            DisagreementError: the ranks end with different models, because parameters have moved since the
+                last meeting without a step that was counted, or they step with different settings.
         """
         try:
             self._refuse_if_failed()
-            if self._hook is None:
+            if self._steps is None:
                 return
             # A worker may have skipped the last meeting, and then something is still to be said.
             if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
                 self._guarded(functools.partial(self._meet, last=True))
             if self.steps:
                 self._guarded(self._average_aside)
-            self._guarded(self._part)
+            self._disagree(self._guarded(self._part))
         finally:
             self._detach()
         if self._owns:
@@ -278,20 +315,31 @@ class Attached:
             self.finish()
         else:
             # What was raised by a meeting has been told already.
-            if self._failed is None and self._hook is not None:
+            if self._failed is None and self._steps is not None:
                 self.exchange.tell(self.wire, error, self.steps)
             self._detach()
 
-    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
         if self._common[0].station.due(self.steps):
+            self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def _refuse(self, error: SettingError) -> NoReturn:
+        """Give up, because of what the loop has done with its optimizers."""
+
+        def give_up() -> NoReturn:
+            raise error
+
+        self._refuse_if_failed()
+        self._guarded(give_up)
+        raise AssertionError
+
+    def _guarded(self, act: Callable[[], T]) -> T:
         try:
             self.flat.check()
-            act()
+            return act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
             self._failed = error
@@ -303,16 +351,44 @@ class Attached:
             raise self._failed
 
     def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            del self._optimizer.zero_grad
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
 
-    def _part(self) -> None:
-        """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
-        note = Payload.build(way=Way.BESIDE, origin=self.wire.rank, step=self.steps)
-        heard = self.exchange.gather(self.wire, note)
-        self.exchange.broadcast(self.wire, None if heard is None else note)
+    def _disagree(self, difference: str) -> None:
+        """Raise what every rank has found by itself, so that nobody has to be told."""
+        if difference:
+            self._failed = DisagreementError(difference)
+            raise self._failed
+
+    def _compare(self) -> str:
+        """At some meetings: where the ranks' settings differ."""
+        self._meetings += 1
+        if not compared.due(self._meetings):
+            return ""
+        assert self._steps is not None
+        mine = compared.settings_of(self._steps.current)
+        heard = self._tell(compared.digest(mine))
+        return "" if len(set(heard)) == 1 else compared.other_settings(self._tell(mine), self.steps)
+
+    def _part(self) -> str:
+        """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it.
+
+        Returns:
+            What was never exchanged and differs between the ranks, or with which settings they differed.
+        """
+        assert self._steps is not None
+        mine = compared.settings_of(self._steps.current)
+        strays = self.flat.strays(self._common[0].anchor)
+        digests = {name: compared.digest(tensor) for name, tensor in strays.items()}
+        heard = self._tell([compared.digest(mine), digests, self._steps.pending])
+        difference = compared.stray([each[1] for each in heard], [each[2] for each in heard], self._met)
+        if not difference and len({each[0] for each in heard}) > 1:
+            difference = compared.other_settings(self._tell(mine), self.steps)
+        return difference
+
+    def _tell(self, mine: Any) -> list[Any]:
+        return compared.everybodys(self.exchange, self.wire, self.steps, mine)
 
     def _meet(self, last: bool = False) -> None:
         self._check_rates()
@@ -321,11 +397,15 @@ class Attached:
         self._met = self.steps
 
     def _average_aside(self) -> None:
+        self.flat.collect()
         for common in self._common[1:]:
             common.meet(self.steps)
+        self.flat.spread()
 
     def _learning_rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group]
+        assert self._steps is not None
+        groups = [group for each in self._steps.current for group in each.param_groups]
+        return [float(group["lr"]) for group in groups if "lr" in group]
 
     def _check_rates(self) -> None:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
