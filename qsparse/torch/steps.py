@@ -45,8 +45,9 @@ def as_optimizers(given: Any) -> Optimizers:
 
 
 def parameters_of(*optimizers: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """All tensors in the groups of some optimizers."""
-    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    """All tensors in the groups of some optimizers; none of what is no optimizer."""
+    groups = [group for each in optimizers for group in getattr(each, "param_groups", ())]
+    return [p for group in groups for p in group["params"]]
 
 
 def names(optimizers: Iterable[Any]) -> str:
@@ -76,7 +77,7 @@ class Steps:
     steps twice meanwhile is refused. A step that `torch.amp.GradScaler` leaves out counts: it has changed
     nothing, and the rank stays in time with the others. Of optimizers that step within each other the
     outermost counts. An optimizer that was not given and steps the model's parameters takes the place of
-    those that have stepped them; one that has other parameters besides is refused.
+    those that have stepped them; one that trains other tensors as well is refused.
 
     Args:
         optimizers: those that are attached, which hold the loop: the process does not.
@@ -124,8 +125,9 @@ class Steps:
 
     def unsaved(self, saved: Iterable[Any]) -> str:
         """The classes of those that have stepped and whose state is not among what is saved."""
-        kept = [each.state for each in (*self.optimizers, *saved) if hasattr(each, "state")]
-        return names(each for each in self.others if not _among(kept, each.state))
+        # A wrapper has the state of what it wraps.
+        kept = [getattr(each, "state", each) for each in (*self.optimizers, *saved)]
+        return names(each for each in self.others if not _among(kept, getattr(each, "state", each)))
 
     def steps(self, optimizer: torch.optim.Optimizer) -> bool:
         """Does an optimizer step parameters of the loop?"""
