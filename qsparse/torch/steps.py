@@ -200,9 +200,11 @@ def _watch(loop: Steps) -> None:
     global _loops, _watching
     with _LOCK:
         if not _watching:
-            # For good: a hook that is removed could go while another thread walks through the hooks.
-            register_optimizer_step_pre_hook(_BEGAN)
-            register_optimizer_step_post_hook(_ENDED)
+            # For good: a hook that is removed could go while another thread walks through the hooks. An
+            # exchange is a break in a compiled step; what says so takes seconds to import, and is there when
+            # an optimizer has been made.
+            register_optimizer_step_pre_hook(torch.compiler.disable(_began))
+            register_optimizer_step_post_hook(torch.compiler.disable(_ended))
             GradScaler.step = _scaled(GradScaler.step)  # type: ignore[method-assign]
             _watching = True
         _loops = (*(each for each in _loops if each() is not None), weakref.ref(loop))
@@ -226,10 +228,6 @@ def _began(optimizer: Any, args: Any, kwargs: Any) -> None:
 def _ended(optimizer: Any, args: Any, kwargs: Any) -> None:
     for loop in _attached():
         loop.ended(optimizer)
-
-
-# An exchange is a break in a compiled step.
-_BEGAN, _ENDED = torch.compiler.disable(_began), torch.compiler.disable(_ended)
 
 
 def _scaled(own: Callable[..., Any]) -> Callable[..., Any]:
