@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qsparse.errors import CheckpointError, DisagreementError, NotFinite, RankError, SettingError
+from qsparse.errors import CheckpointError, NotFinite, RankError, SettingError
 from qsparse.wire.base import Wire
 
 torch = pytest.importorskip("torch")
@@ -255,27 +255,3 @@ def test_who_leaves_after_a_checkpoint_that_was_not_written_tells_the_others(tmp
             body(wire)
 
     on_threads(3, loop)
-
-
-@LEFTOVERS
-def test_a_step_that_a_scaler_leaves_out_is_found_at_the_end() -> None:
-    """As the sharp bits say: one rank's gradient overflows, its scaler steps over it, and it ends short."""
-
-    def body(wire: Wire) -> None:
-        model = normed(1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cpu")
-        with attach(model, optimizer, "local-sgd(H=2)", wire):
-            for t in range(6):
-                x, y = batch(wire.rank, t, torch.float32)
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(x), y)
-                scaler.scale(loss * (float("inf") if (wire.rank, t) == (1, 3) else 1.0)).backward()
-                scaler.step(optimizer)
-                scaler.update()
-
-    def loop(wire: Wire) -> None:
-        with pytest.raises((DisagreementError, RankError), match=r"different steps .*0: 6, 1: 5"):
-            body(wire)
-
-    on_threads(2, loop)

@@ -426,7 +426,7 @@ def noise(model: nn.Module, rng: np.random.Generator, dtype: Any) -> None:
     """Gradients, and statistics, that are the same on all devices, as those of matrix products are not."""
     with torch.no_grad():
         for p in model.parameters():
-            p.grad.copy_(torch.from_numpy(rng.normal(size=tuple(p.shape))).to(dtype))
+            p.grad = torch.from_numpy(rng.normal(size=tuple(p.shape))).to(p)
         for b in model.buffers():
             if b.dtype == dtype:
                 b.copy_(torch.from_numpy(rng.random(tuple(b.shape))).to(dtype))
@@ -460,7 +460,7 @@ def test_a_model_is_flattened_where_it_lies() -> None:
     model = net(1).cuda()
     flat = FlatModel(model)
     assert flat.values.is_cuda
-    assert all(p.is_cuda and p.grad.is_cuda for p in model.parameters())
+    assert all(p.is_cuda and p.grad is not None and p.grad.is_cuda for p in model.parameters())
     assert torch.equal(flat.values.cpu(), torch.cat([p.detach().reshape(-1) for p in net(1).parameters()]))
     real_batch = torch.ones(4, 60, device="cuda")
     model(real_batch).sum().backward()

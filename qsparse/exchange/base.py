@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
 from qsparse.payload import Kind, Payload, Way
@@ -157,20 +157,21 @@ def raise_error(payload: Payload) -> None:
 
 
 #: What ranks are in that send each other updates.
-_UPDATES: Final = "an exchange of updates"
+UPDATES: Final = "an exchange of updates"
 #: The call that ends a loop, where ranks that took fewer steps than others are found.
 FINISH: Final = "finish()"
 
 
-def note(wire: Wire, call: str, step: int = 0) -> Payload:
-    """Says that this rank is in a call for all ranks, where nothing else is to be said."""
-    return Payload.build([json.dumps({"call": call}).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
+def note(wire: Wire, call: str, step: int = 0, said: Any = None) -> Payload:
+    """Says that this rank is in a call for all ranks, and besides what JSON can say."""
+    text = json.dumps({"call": call, "said": said}).encode()
+    return Payload.build([text], way=Way.BESIDE, origin=wire.rank, step=step)
 
 
 def call_of(payload: Payload) -> str:
     """What the rank is in that sent a payload: an exchange of updates, or the call that its note names."""
     if payload.way is not Way.BESIDE:
-        return _UPDATES
+        return UPDATES
     try:
         return str(json.loads(payload.text)["call"])
     except (ValueError, LookupError, TypeError):
@@ -197,7 +198,7 @@ def _apart(payloads: list[Payload]) -> str:
     for payload in payloads:
         ranks.setdefault((call_of(payload), payload.step), []).append(payload.origin)
     calls = {call for call, _ in ranks}
-    named = sorted(calls - {_UPDATES, FINISH})
+    named = sorted(calls - {UPDATES, FINISH})
     if named and len(calls) > 1:
         places = [
             f"{'ranks' if len(those) > 1 else 'rank'} {', '.join(map(str, those))} in {call} at step {step}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -18,25 +18,29 @@ from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
-from qsparse.exchange.base import FINISH, note, same_call
+from qsparse.exchange.base import FINISH, UPDATES, note, same_call
 from qsparse.files import named_path
 from qsparse.folder import Hold
 from qsparse.memory import ErrorFeedback
 from qsparse.rounds.synchronous import Pace, Station, averaging
 from qsparse.seeds import Seed
+from qsparse.torch import compared
 from qsparse.torch.device import Common, on_host
-from qsparse.torch.given import model_of, optimizer_of
+from qsparse.torch.given import model_of
 from qsparse.torch.naming import plain_settings
 from qsparse.torch.ownership import Before
 from qsparse.torch.saving import found_state, plain, tensors
 from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
+from qsparse.torch.steps import Steps, as_optimizers
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
+
+T = TypeVar("T")
 
 
 def attach(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     algorithm: Algorithm | str,
     comm: Any = None,
     *,
@@ -48,9 +52,14 @@ def attach(
     All ranks start from rank 0's model, with its frozen parameters and buffers. After each
     ``optimizer.step()`` the algorithm's trigger decides whether the ranks meet: the net update since
     the last meeting is compressed and exchanged, and every rank goes on from the new common model.
-    The optimizer takes the local steps, with whatever learning rates and schedulers it has. Batch
-    statistics stay each rank's own until `Attached.finish` averages them; call it (or leave the ``with``
-    block) before you use the trained model.
+    The optimizer takes the local steps, with whatever learning rates and schedulers it has, from this rank's
+    own gradient: AdamW, NAdam, Lion and clipping act on that, and not on the mean of all ranks' gradients as
+    under DDP, which changes where training ends (``docs/sharp-bits.md``). Batch statistics stay each rank's
+    own until `Attached.finish` averages them; call it (or leave the ``with`` block) before you use the
+    trained model.
+
+    A step is one ``step()`` of each optimizer; see `qsparse.torch.steps.Steps`. Parameters that have moved
+    since the last meeting without a step are refused by `Attached.finish`, where the ranks differ.
 
     An attach that fails leaves model and optimizer as it found them.
 
@@ -58,7 +67,8 @@ def attach(
         model: float32 or float64, on the CPU or on a GPU (``docs/gpu.md``); not moved any more. Not one that
             is wrapped in DistributedDataParallel or its kin, which exchange by themselves: attach
             ``model.module``. `torch.compile` may come before or after.
-        optimizer: over exactly the model's trained parameters; accelerate's wrapper is looked into.
+        optimizer: over exactly the model's trained parameters (accelerate's wrapper is looked into); or
+            several that share them out, such as ``[muon, adamw]``, and step once each in every iteration.
         algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``. The text names no lr,
             momentum, nesterov or weight_decay, whatever the value, because the optimizer has them. An
             `Algorithm` does not tell what was spelled out: its local step must equal that of a preset where
@@ -69,8 +79,8 @@ def attach(
 
     Raises:
         CompositionError: an algorithm whose local step is not the optimizer's.
-        SettingError: no optimizer, one of other parameters, a model that does not fit, or one of which a
-            part is attached already.
+        SettingError: no optimizer, one of other parameters, or one that moves them outside of its ``step()``,
+            such as a schedule-free one; a model that does not fit, or of which a part is attached already.
         DisagreementError: the ranks have different models or settings.
         LaunchError: processes that torch or a launcher of its kind has started, which MPI does not know of.
     """
@@ -82,13 +92,13 @@ class Attached:
 
     Attributes:
         ledger: what this rank said.
-        steps: how often the optimizer has stepped.
+        steps: how often the optimizer has stepped, or all of several.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         algorithm: Algorithm | str,
         comm: Any,
         exchange: Exchange | str,
@@ -103,20 +113,20 @@ class Attached:
         self.wire: Wire = comm
         self.ledger = self.wire.ledger
         self.steps = 0
-        self._met = 0
+        self._met = self._meetings = 0
         #: Folders of checkpoints that are this loop's until it ends.
         self._holds: dict[Path, Hold] = {}
         #: What ended the exchange before its time.
         self._failed: BaseException | None = None
-        self._hook: Any = None
+        self._steps: Steps | None = None
         self._seed = Seed(seed)
         before: Before | None = None
 
         def make() -> tuple[Parts, Mapping[str, Any]]:
             nonlocal before
             before = Before(model_of(model))
-            self._optimizer = optimizer_of(optimizer)
-            return prepare(model, self._optimizer, algorithm, exchange, seed, self.wire)
+            self._optimizers = as_optimizers(optimizer)
+            return prepare(model, self._optimizers, algorithm, exchange, seed, self.wire)
 
         try:
             made = agree(self.wire, make, "attach()")
@@ -134,6 +144,7 @@ class Attached:
         flat = self.flat
         for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
             adopt_from_rank_0(self.wire, tensor)
+        flat.spread()
         # Only now all ranks have the same buffers, by which this is decided.
         flat.leave_constants()
         self._settings |= shapes(flat)
@@ -141,10 +152,8 @@ class Attached:
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
         if flat.beside.numel():
             self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
+        self._steps = Steps(self._optimizers, flat, self._stepped, self._refuse)
         self._rates = self._learning_rates()
-        self._hook = self._optimizer.register_step_post_hook(self._stepped)
-        # The optimizer would drop the gradients' memory; this keeps them views of one vector.
-        self._optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
     @property
     def asked_to_stop(self) -> bool:
@@ -170,7 +179,8 @@ class Attached:
         Raises:
             CheckpointError: it could not be written, or another job that is alive saves into the folder; on
                 all ranks, which may go on: the checkpoints before it are as they were, and so is the loop.
-            SettingError: ``keep`` is less than 1, a tensor has left what is exchanged, or the loop has ended.
+            SettingError: ``keep`` is less than 1, a tensor has left what is exchanged, the loop has ended, or
+                an optimizer has stepped that was neither given to `attach` nor is among ``others``.
             DisagreementError: not all ranks have called it, or not after as many steps.
         """
         self._refuse_if_over("save")
@@ -180,6 +190,7 @@ class Attached:
                 "must be at least 1"
             )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
+        self._refuse_unsaved(others)
         self._guarded(lambda: self._all_in("save()"))
         try:
             save(
@@ -241,9 +252,18 @@ class Attached:
         except SettingError as error:
             raise CheckpointError(str(error)) from None
 
+    def _refuse_unsaved(self, others: tuple[Any, ...]) -> None:
+        missing = "" if self._steps is None else self._steps.unsaved(others)
+        if missing:
+            raise SettingError(
+                f"{missing} has stepped the model and was not given to attach, so the checkpoint would not "
+                "hold what it remembers: hand it to save and to resume, behind the folder"
+            )
+
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
         self.flat.check()
+        self.flat.collect()
         main, beside = self._common[0], self._common[-1]
         aside = beside is not main
         stations = [common.state() for common in self._common]
@@ -260,8 +280,8 @@ class Attached:
                 "phases": {"main": stations},
             },
             "torch": {
-                "rest": plain([tensor for _, tensor in self.flat.rest]),
-                "optimizer": plain(self._optimizer.state_dict()),
+                "rest": plain(list(self.flat.left().values())),
+                "optimizer": plain(self._moments()),
                 "others": [plain(each.state_dict()) for each in others],
                 "generator": plain(torch.get_rng_state()),
             },
@@ -278,10 +298,15 @@ class Attached:
         self._common[0].restore(main, walk["x"], main.pop("local")["anchor"])
         for common, saved in zip(self._common[1:], aside, strict=True):
             common.restore(saved, walk["aside"], walk["anchor"])
+        self.flat.spread()
         with torch.no_grad():
-            for (_, tensor), kept in zip(self.flat.rest, tensors(state["torch"]["rest"]), strict=True):
+            for tensor, kept in zip(self.flat.left().values(), tensors(state["torch"]["rest"]), strict=True):
+                if tensor.shape != kept.shape:
+                    tensor.data = torch.empty(kept.shape, dtype=tensor.dtype, device=tensor.device)
                 tensor.copy_(kept)
-        self._optimizer.load_state_dict(tensors(state["torch"]["optimizer"]))
+        moments = tensors(state["torch"]["optimizer"])
+        for number, optimizer in enumerate(self._optimizers):
+            optimizer.load_state_dict(moments if len(self._optimizers) == 1 else moments[str(number)])
         for each, saved in zip(others, state["torch"]["others"], strict=True):
             each.load_state_dict(tensors(saved))
         if state["torch"]["generator"] is not None:
@@ -291,6 +316,11 @@ class Attached:
         self._pace.t = self._pace.clock = self.steps
         notes: dict[str, Any] = state["notes"]
         return notes
+
+    def _moments(self) -> dict[str, Any]:
+        """What the optimizers remember; of several, by number."""
+        states = [each.state_dict() for each in self._optimizers]
+        return states[0] if len(states) == 1 else {str(n): state for n, state in enumerate(states)}
 
     def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
         start = tensor.cpu().numpy()
@@ -305,17 +335,21 @@ class Attached:
         Parameters, gradients and buffers get memory of their own again, with the values that they have. A
         wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
         is raised again.
+
+        Raises:
+            DisagreementError: the ranks end with different models, because parameters have moved since the
+                last meeting without a step that was counted, or they step with different settings.
         """
         try:
             self._refuse_if_failed()
-            if self._hook is None:
+            if self._steps is None:
                 return
             # A worker may have skipped the last meeting, and then something is still to be said.
             if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
                 self._guarded(functools.partial(self._meet, last=True))
             if self.steps:
                 self._guarded(self._average_aside)
-            self._guarded(lambda: self._all_in(FINISH))
+            self._disagree(self._guarded(self._part))
         except BaseException:
             self._let_go()
             raise
@@ -335,20 +369,31 @@ class Attached:
             self.finish()
         else:
             # What was raised by a meeting has been told already.
-            if self._failed is None and self._hook is not None:
+            if self._failed is None and self._steps is not None:
                 self.exchange.tell(self.wire, error, self.steps)
             self._let_go()
 
-    def _stepped(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
         if self._common[0].station.due(self.steps):
+            self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
 
-    def _guarded(self, act: Callable[[], None]) -> None:
+    def _refuse(self, error: SettingError) -> NoReturn:
+        """Give up, because of what the loop has done with its optimizers."""
+
+        def give_up() -> NoReturn:
+            raise error
+
+        self._refuse_if_failed()
+        self._guarded(give_up)
+        raise AssertionError
+
+    def _guarded(self, act: Callable[[], T]) -> T:
         try:
             self.flat.check()
-            act()
+            return act()
         except BaseException as error:
             self.exchange.tell(self.wire, error, self.steps)
             self._failed = error
@@ -361,7 +406,7 @@ class Attached:
 
     def _refuse_if_over(self, call: str) -> None:
         self._refuse_if_failed()
-        if self._hook is None:
+        if self._steps is None:
             raise SettingError(
                 f"this loop has ended: call {call}() before finish(), and within the with block"
             )
@@ -370,10 +415,9 @@ class Attached:
         for hold in self._holds.values():
             hold.release()
         self._holds.clear()
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-            del self._optimizer.zero_grad
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
             self._common.clear()
             self.flat.release()
 
@@ -396,6 +440,42 @@ class Attached:
                 same_call(heard)
             self.exchange.broadcast(self.wire, None if heard is None else here)
 
+    def _disagree(self, difference: str) -> None:
+        """Raise what every rank has found by itself, so that nobody has to be told."""
+        if difference:
+            self._failed = DisagreementError(difference)
+            raise self._failed
+
+    def _compare(self) -> str:
+        """At some meetings: where the ranks' settings differ."""
+        self._meetings += 1
+        if not compared.due(self._meetings):
+            return ""
+        assert self._steps is not None
+        mine = compared.settings_of(self._steps.current)
+        heard = self._tell(UPDATES, compared.digest(mine))
+        return "" if len(set(heard)) == 1 else compared.other_settings(self._tell(UPDATES, mine), self.steps)
+
+    def _part(self) -> str:
+        """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it.
+
+        Returns:
+            What was never exchanged and differs between the ranks, or with which settings they differed.
+        """
+        assert self._steps is not None
+        mine = compared.settings_of(self._steps.current)
+        strays = self.flat.strays(self._common[0].anchor)
+        digests = {name: compared.digest(tensor) for name, tensor in strays.items()}
+        heard = self._tell(FINISH, [compared.digest(mine), digests, self._steps.pending])
+        difference = compared.stray([each[1] for each in heard], [each[2] for each in heard], self._met)
+        if not difference and len({each[0] for each in heard}) > 1:
+            difference = compared.other_settings(self._tell(FINISH, mine), self.steps)
+        return difference
+
+    def _tell(self, call: str, mine: Any) -> list[Any]:
+        with self.wire.at(call):
+            return compared.everybodys(self.exchange, self.wire, self.steps, mine, call)
+
     def _meet(self, last: bool = False) -> None:
         self._check_rates()
         self._pace.t = self._pace.clock = self.steps
@@ -403,11 +483,15 @@ class Attached:
         self._met = self.steps
 
     def _average_aside(self) -> None:
+        self.flat.collect()
         for common in self._common[1:]:
             common.meet(self.steps)
+        self.flat.spread()
 
     def _learning_rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group]
+        assert self._steps is not None
+        groups = [group for each in self._steps.current for group in each.param_groups]
+        return [float(group["lr"]) for group in groups if "lr" in group]
 
     def _check_rates(self) -> None:
         if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():

@@ -24,12 +24,18 @@ class FlatModel:
     need no gradient and other buffers stay where they are, and are listed in ``rest``. `release` gives
     all of them memory of their own again.
 
+    In a loop that somebody else has written only parameters are views. A layer may let its buffer grow, which
+    must not reach into its neighbours, and gradients may be sparse, or dropped.
+
     Args:
         model: all trained parameters on the CPU, or all on one GPU, and of one type, float32 or float64.
+        parameters_only: leave gradients alone, and buffers in memory of their own; `collect` copies them into
+            ``beside``, `spread` back.
 
     Attributes:
         values: the parameters in the order of ``model.named_parameters()``, (n,).
-        slopes: the gradients, alike.
+        slopes: the gradients, alike; (0,) where they are left alone.
+        parameters: those that are trained.
         beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names (see `qsparse.torch.naming`), places and dimensions of the parameters.
         statistics: those of the buffers in ``beside``.
@@ -40,8 +46,8 @@ class FlatModel:
             memory, two that share some, or one that lies in the vectors of another FlatModel.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: torch.nn.Module, parameters_only: bool = False) -> None:
+        self.model, self._parameters_only = model, parameters_only
         every, beside = named_parameters(model), named_buffers(model)
         for name, tensor in (*every, *beside):
             if is_lazy(tensor):
@@ -86,29 +92,35 @@ class FlatModel:
                 )
         refuse_held(model, [*named, *buffers, *self.rest])
         _refuse_overlaps([*named, *buffers], self.rest)
-        self._parameters = [p for _, p in named]
+        self.parameters = [p for _, p in named]
         self._places: dict[str, tuple[int, torch.Size]] = {}
         # torch's memory starts at a multiple of 64 bytes on every rank: the same alignment of each
         # parameter, and so the same vector instructions and the same bits.
         self.values = torch.empty(sum(p.numel() for _, p in named), dtype=dtype, device=device)
         self.layout = self._moved(named, self.values)
-        self.slopes = torch.zeros_like(self.values)
-        self._views = [
-            self.slopes[layer.start : layer.stop].view(p.shape)
-            for p, layer in zip(self._parameters, self.layout, strict=True)
-        ]
+        self.slopes = torch.zeros_like(self.values[: 0 if parameters_only else None])
         self._put_aside(buffers)
-        self.zero_grad()
+        self._views: list[torch.Tensor] = []
+        if not parameters_only:
+            self._views = [
+                self.slopes[layer.start : layer.stop].view(p.shape)
+                for p, layer in zip(self.parameters, self.layout, strict=True)
+            ]
+            self.zero_grad()
         hold(self)
 
-    def _moved(self, named: list[tuple[str, Any]], into: torch.Tensor) -> Layout:
-        """Make tensors views of a flat one, one after the other; returns their places."""
+    def _moved(self, named: list[tuple[str, Any]], into: torch.Tensor, views: bool = True) -> Layout:
+        """Copy tensors into a flat one, one after the other; returns their places.
+
+        They become views of it, or get memory of their own, without gaps.
+        """
         layers, start = [], 0
         with torch.no_grad():
             for name, tensor in named:
                 stop = start + tensor.numel()
                 into[start:stop].copy_(tensor.detach().reshape(-1))
-                tensor.data = into[start:stop].view(tensor.shape)
+                view = into[start:stop].view(tensor.shape)
+                tensor.data = view if views else view.clone()
                 self._places[name] = tensor.data_ptr(), tensor.shape
                 layers.append(Layer(name, start, stop, tensor.dim()))
                 start = stop
@@ -118,7 +130,23 @@ class FlatModel:
         self._buffers = buffers
         size = sum(b.numel() for _, b in buffers)
         self.beside = torch.empty(size, dtype=self.values.dtype, device=self.values.device)
-        self.statistics = self._moved(buffers, self.beside)
+        self.statistics = self._moved(buffers, self.beside, views=not self._parameters_only)
+
+    def left(self) -> dict[str, torch.Tensor]:
+        """The tensors of ``rest`` by name, as they are now: a layer may have put others in their places."""
+        now = {**dict(named_parameters(self.model)), **dict(named_buffers(self.model))}
+        return {name: now[name] for name, _ in self.rest if name in now}
+
+    def collect(self) -> None:
+        """Copy buffers that have memory of their own into ``beside``."""
+        for layer, (_, buffer) in zip(self.statistics, self._buffers, strict=True):
+            self.beside[layer.start : layer.stop].copy_(buffer.detach().reshape(-1))
+
+    def spread(self) -> None:
+        """Copy ``beside`` into them."""
+        with torch.no_grad():
+            for layer, (_, buffer) in zip(self.statistics, self._buffers, strict=True):
+                buffer.copy_(self.beside[layer.start : layer.stop].view(buffer.shape))
 
     def leave_constants(self) -> None:
         """Keep buffers that hold NaN or infinity out of ``beside``, in ``rest``: a mask has no mean.
@@ -151,7 +179,7 @@ class FlatModel:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients in one sweep, whatever ``set_to_none`` says: they stay views."""
         self.slopes.zero_()
-        for p, view in zip(self._parameters, self._views, strict=True):
+        for p, view in zip(self.parameters, self._views, strict=True):
             if p.grad is not view:
                 p.grad = view
 
@@ -171,7 +199,7 @@ class FlatModel:
         vectors are empty from then on.
         """
         held = {address_of(vector) for vector in self.vectors()} - {None}
-        parameters = dict.fromkeys([*self._parameters, *self.model.parameters()])
+        parameters = dict.fromkeys([*self.parameters, *self.model.parameters()])
         buffers = dict.fromkeys([*(b for _, b in self._buffers), *self.model.buffers()])
         for tensor in (*parameters, *buffers):
             if address_of(tensor) in held:
@@ -195,17 +223,41 @@ class FlatModel:
             if name in self._places:
                 self._stay("parameter", name, p)
             elif p.requires_grad:
-                raise SettingError(
-                    f"parameter {name!r} needs a gradient and is not exchanged, because when the model was "
-                    "attached it was frozen or not there: finish() before you let it need one, and "
-                    "attach the model anew"
-                )
+                raise SettingError(not_exchanged(name, p))
         for name, b in named_buffers(self.model):
             if name in self._places:
                 self._stay("buffer", name, b)
 
+    def strays(self, anchor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the ranks may have in common, and may not: nobody has been told of it.
+
+        Args:
+            anchor: what ``values`` were when all ranks had the same, (n,).
+
+        Returns:
+            By kind and name: parameters that have moved since, and buffers that were not there then.
+        """
+        found: dict[str, torch.Tensor] = {}
+        if not torch.equal(self.values, anchor):
+            for layer in self.layout:
+                mine, theirs = (x[layer.start : layer.stop] for x in (self.values, anchor))
+                if not torch.equal(mine, theirs):
+                    found[f"parameter {layer.name!r}"] = mine
+        known = self._places.keys() | {name for name, _ in self.rest}
+        for name, b in named_buffers(self.model):
+            if name not in known and b.dtype == self.values.dtype and b.layout is torch.strided:
+                found[f"buffer {name!r}"] = b
+        return found
+
     def _stay(self, kind: str, name: str, tensor: torch.Tensor) -> None:
-        if (tensor.data_ptr(), tensor.shape) != self._places[name] or not tensor.is_contiguous():
+        place, shape = self._places[name]
+        if tensor.shape != shape:
+            raise SettingError(
+                f"{kind} {name!r} was resized from {tuple(shape)} to {tuple(tensor.shape)} after the model "
+                "was attached, and is exchanged with the shape that it had: give it its size before, e.g. by "
+                "running the model on one batch, and attach the model then"
+            )
+        if tensor.data_ptr() != place or not tensor.is_contiguous():
             raise SettingError(
                 f"{kind} {name!r} has got other memory than that which is exchanged, as by model.cuda(), "
                 ".to(memory_format=...), load_state_dict(assign=True), flatten_parameters() of an LSTM on a "
@@ -215,7 +267,21 @@ class FlatModel:
 
     def covers(self, parameters: list[Any]) -> bool:
         """Are these exactly the model's trained parameters?"""
-        return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self._parameters}
+        return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self.parameters}
+
+
+def not_exchanged(name: str | None, tensor: torch.Tensor) -> str:
+    """Why a tensor is not trained with an attached model; the name is None where the model has it not."""
+    if name is None:
+        return (
+            f"a tensor of shape {tuple(tensor.shape)} in the optimizer needs a gradient and is not "
+            "exchanged, because the attached model has no such parameter: register it in the model before "
+            "the model is attached"
+        )
+    return (
+        f"parameter {name!r} needs a gradient and is not exchanged, because when the model was attached it "
+        "was frozen or not there: finish() before you let it need one, and attach the model anew"
+    )
 
 
 def _refuse_overlaps(moving: list[tuple[str, Any]], staying: list[tuple[str, torch.Tensor]]) -> None:

@@ -19,6 +19,7 @@ from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
 from qsparse.torch.given import LEAVE_TO_IT, algorithm_of, exchange_of
 from qsparse.torch.naming import named_buffers, named_parameters
+from qsparse.torch.steps import Optimizers, parameters_of
 from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
@@ -31,7 +32,7 @@ Parts = tuple[Algorithm, Exchange, FlatModel, dict[str, Any]]
 
 def prepare(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     algorithm: Algorithm | str,
     exchange: Exchange | str,
     seed: int,
@@ -40,7 +41,8 @@ def prepare(
     """Make a loop's parts on this rank, and say on what the ranks must agree.
 
     Args:
-        model, optimizer, algorithm, exchange, seed: as for `qsparse.torch.attach`.
+        model, algorithm, exchange, seed: as for `qsparse.torch.attach`.
+        optimizers: of `as_optimizers`.
         wire: says which rank this is, of how many.
 
     Raises:
@@ -60,8 +62,8 @@ def prepare(
     trigger.due(trigger.init(Seed(seed)), 1)
     if len(pattern.workers(wire.size)) < wire.size:
         raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")
-    flat = FlatModel(model)
-    if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
+    flat = FlatModel(model, parameters_only=True)
+    if not flat.covers(parameters_of(*optimizers)):
         raise SettingError("the optimizer must have exactly the model's trained parameters")
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
@@ -71,7 +73,7 @@ def prepare(
         "qsparse": qsparse.__version__,
         **chosen.axes(),
         "exchange": spell(pattern),
-        "optimizer": type(optimizer).__name__,
+        "optimizer": ", ".join(type(each).__name__ for each in optimizers),
         **shapes(flat),
         "type": str(start.dtype),
         "seed": seed,
