@@ -266,7 +266,8 @@ def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
     def speak() -> Payload:
         return Payload.build([json.dumps(make()).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
 
-    return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]
+    with wire.at(f"the checkpoint of step {step}" if step else "the search for checkpoints"):
+        return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]
 
 
 # --- what rank 0 does ---------------------------------------------------------------------------------

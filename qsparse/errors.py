@@ -11,6 +11,7 @@
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
     │   ├── Stranded            a wait that cannot end because another rank has left
+    │   ├── WaitTimeout         a wait that has lasted too long: for whom, for what
     │   ├── Truncated           a frame that ends before its header says so
     │   ├── ForeignFrame        bytes that are no frame of this version
     │   └── Corrupted           a frame whose checksum does not match
@@ -70,6 +71,10 @@ class LaunchError(WireError):
 
 class Stranded(WireError):
     """A wait that cannot end because of what another rank did: a consequence, never a cause."""
+
+
+class WaitTimeout(WireError, TimeoutError):
+    """A wait for other ranks that has lasted longer than is allowed (``QSPARSE_WAIT_END``)."""
 
 
 class Truncated(WireError):

@@ -15,6 +15,7 @@ import qsparse
 from qsparse import watching
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.checkpoint import GIVEN, Checkpoints, Found, save
+from qsparse.compressors import Float32
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
@@ -234,6 +235,7 @@ class Job:
                     "train_loss": None,
                     **problem.evaluate().figures(),
                     **self.walk.tallied(),
+                    "link_bytes": dict(self.wire.ledger.link_bytes),
                     "staleness": self._stale(),
                     "seconds": {"total": time.perf_counter() - self._begun},
                 }
@@ -413,6 +415,9 @@ class Job:
         ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
         taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
         dense = 32 * problem.vector.size * taken
+        # A coordinator that works as well sends itself nothing.
+        apart = taken - self.steps * (workers == self.wire.size)
+        crossed = apart * len(Float32().compress(np.zeros_like(problem.vector), Seed(0)))
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {
@@ -429,7 +434,9 @@ class Job:
             "paper_bits": record.pop("paper_bits"),
             "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
             "wire_bytes_beside": wire_bytes["beside"],
+            "link_bytes": record.pop("link_bytes"),
             "dense_bits": {"up": dense, "down": dense},
+            "dense_link_bytes": {"up": crossed, "down": crossed},
             **record,
             "seed": settings.seed,
             "straggler": settings.straggler,

@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
+from qsparse.ledger import gains
 from qsparse.records import Watcher
 
 
@@ -43,9 +44,12 @@ class Progress(Watcher):
         self._bar.update()
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Show accuracy and bits so far."""
-        up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
-        self._seen = f"accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+        """Show accuracy and traffic so far."""
+        link = record["link_bytes"]
+        self._seen = (
+            f"accuracy {record['test_accuracy']:.4f}, bytes on the busiest link {sum(link.values()):.3g}: "
+            f"{link['up']:.3g} up {link['down']:.3g} down"
+        )
         if self._bar is not None:
             self._say(refresh=True)
 
@@ -70,13 +74,16 @@ def table(summary: Mapping[str, Any], out: str) -> str:
             f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
         ),
     ]
+    # The whole first: what crossed the busiest link in both directions is what a run waits for.
+    link, dense = summary["link_bytes"], summary["dense_link_bytes"]
+    rows.append(("busiest link", _fewer(sum(link.values()), gains(dense, link)["all"], "bytes up and down")))
+    sent = summary["wire_bytes"]
     for way in ("up", "down"):
-        paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
-        gain = (
-            f", {dense / paper:,.{0 if dense >= 100 * paper else 2}f} times fewer than dense" if paper else ""
-        )
-        rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
-        rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
+        rows.append((f"wire bytes {way}", _fewer(sent[way], gains(dense, sent)[way])))
+    sent, dense = summary["paper_bits"], summary["dense_bits"]
+    rows.append(("paper bits", _fewer(sum(sent.values()), gains(dense, sent)["all"], "up and down")))
+    for way in ("up", "down"):
+        rows.append((f"paper bits {way}", _fewer(sent[way], gains(dense, sent)[way])))
     seconds = summary["seconds"]
     spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
     rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))
@@ -87,3 +94,11 @@ def table(summary: Mapping[str, Any], out: str) -> str:
         rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
     rows.append(("written to", out))
     return str(tabulate(rows, tablefmt="plain"))
+
+
+def _fewer(sent: int, gain: float | None, what: str = "") -> str:
+    """An amount, and how many times fewer it is than that of plain SGD in float32."""
+    amount = f"{sent:,} {what}".rstrip()
+    if gain is None:
+        return amount
+    return f"{amount}, {gain:,.{0 if gain >= 100 else 2}f} times fewer than dense"

@@ -93,7 +93,7 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
     if options["weight_decay_on"] != "all":
         algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
-    up, down = algorithm.up, algorithm.down
+    up = algorithm.up
     if options["compressor"] is not None:
         up = replace(up, compressor=build(options["compressor"], "compressor"))
     if options["memory"] is not None:
@@ -103,14 +103,17 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
                 "reset, as in 'errorfeedback(reset=[100])', or leave it out"
             )
         up = replace(up, memory=build(options["memory"], "memory"))
+    algorithm = replace(algorithm, up=up)
     if options["down"] is not None:
         down = Link(
             build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory")
         )
+        algorithm = replace(algorithm, down=down)
     elif options["down_memory"] is not None:
-        down = replace(down, memory=build(options["down_memory"], "memory"))
+        down = replace(algorithm.answer, memory=build(options["down_memory"], "memory"))
+        algorithm = replace(algorithm, down=down)
     _check_effects(options, given, preset)
-    return replace(algorithm, up=up, down=down)
+    return algorithm
 
 
 def _decaying(local: Local, where: str) -> Local:

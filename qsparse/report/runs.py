@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qsparse.errors import DataError, SettingError
 from qsparse.files import read_text, read_toml
+from qsparse.ledger import link_bytes
 from qsparse.report.base import mean
 from qsparse.report.names import same_method, told_apart
 
@@ -116,6 +117,16 @@ def at(*path: str) -> Reading:
         for key in path:
             value = (value or {}).get(key)
         return None if value is None else float(value)
+
+    return reading
+
+
+def whole(name: str) -> Reading:
+    """Reads bits or bytes up and down together: ``paper_bits``, or ``link_bytes`` of the busiest link."""
+
+    def reading(line: Line) -> float | None:
+        found = link_bytes(line) if name == "link_bytes" else line[name]
+        return float(found["up"] + found["down"])
 
     return reading
 

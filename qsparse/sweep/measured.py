@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsparse.errors import SettingError
+from qsparse.ledger import gains, link_bytes
 from qsparse.report.runs import read as left_behind
 from qsparse.sweep.methods import Method
 from qsparse.sweep.running import Run
@@ -19,6 +20,7 @@ Measured = dict[str, Any]
 
 _WAYS = ("up", "down")
 _CURVE = ("step", "epoch", "test_accuracy", "test_loss", "train_loss", "paper_bits", "wire_bytes")
+_COUNTED = ("paper_bits", "wire_bytes", "link_bytes")
 
 
 def read(run: Run) -> Measured:
@@ -32,7 +34,10 @@ def read(run: Run) -> Measured:
         "folder": str(run.folder),
         "command": run.command,
         "summary": found.summary,
-        "curve": [{name: record[name] for name in _CURVE} for record in found.history],
+        "curve": [
+            {name: record[name] for name in _CURVE} | {"link_bytes": dict(link_bytes(record))}
+            for record in found.history
+        ],
     }
 
 
@@ -96,10 +101,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
         mine = row["to_target"]
         row["gain"] = None
         if first and mine:
-            row["gain"] = {
-                name: {way: _ratio(first[name][way], mine[name][way]) for way in _WAYS}
-                for name in ("paper_bits", "wire_bytes")
-            }
+            row["gain"] = {name: gains(first[name], mine[name]) for name in _COUNTED}
     return {"target": target, "target_is": told, "gain_is_over": methods[0].name, "rows": rows}
 
 
@@ -115,7 +117,9 @@ def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
         "folders": [run["folder"] for run in runs],
         "accuracy": _mean(accuracies),
         "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "in_all": _means([run["summary"] for run in runs], "steps"),
+        "in_all": _means(
+            [{**run["summary"], "link_bytes": link_bytes(run["summary"])} for run in runs], "steps"
+        ),
         "reached": len(reached),
         # A mean over those seeds that happen to get there would flatter the method.
         "to_target": _means(reached, "step") if len(reached) == len(runs) else None,
@@ -125,10 +129,7 @@ def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
 def _means(points: Sequence[Measured], step: str) -> Measured:
     return {
         "steps": _mean([point[step] for point in points]),
-        **{
-            name: {way: _mean([point[name][way] for point in points]) for way in _WAYS}
-            for name in ("paper_bits", "wire_bytes")
-        },
+        **{name: {way: _mean([point[name][way] for point in points]) for way in _WAYS} for name in _COUNTED},
     }
 
 
@@ -136,25 +137,20 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _ratio(first: float, mine: float) -> float | None:
-    return first / mine if mine else None
-
-
 def table(measured: Measured) -> str:
     """Two tables: what each run came to, and what it took to the target."""
     rows = measured["rows"]
     many = any(len(row["seeds"]) > 1 for row in rows)
     grid = any(row["lr"] is not None for row in rows)
-    sizes = ["paper\nbits up", "wire\nbytes up", "paper\nbits down", "wire\nbytes down"]
-    gains = ["fewer\nbits up", "published", "fewer\nbytes up", "fewer\nbits down"]
+    sizes = ["link\nbytes", *(f"{what} {way}" for way in _WAYS for what in ("wire\nbytes", "paper\nbits"))]
+    fewer = ["fewer\nlink bytes", *(f"fewer\nbytes {way}" for way in _WAYS), "fewer\nbits up", "published"]
 
     def named(row: Measured) -> list[str]:
         return [row["method"], *([row["lr"] or ""] if grid else [])]
 
     def amounts(found: Measured) -> list[str]:
-        return [f"{found['steps']:,.0f}"] + [
-            _short(found[name][way]) for way in _WAYS for name in ("paper_bits", "wire_bytes")
-        ]
+        apart = [found[name][way] for way in _WAYS for name in ("wire_bytes", "paper_bits")]
+        return [f"{found['steps']:,.0f}", *map(_short, [sum(found["link_bytes"].values()), *apart])]
 
     in_all = [
         [*named(row), _spread(row), *([str(len(row["seeds"]))] if many else []), *amounts(row["in_all"])]
@@ -164,11 +160,12 @@ def table(measured: Measured) -> str:
     first = _tabulated(in_all, [*head, "accuracy", *(["seeds"] if many else []), "steps", *sizes])
     second = _tabulated(
         [[*named(row), *_towards(row, amounts)] for row in rows],
-        [*head, "steps", *sizes, *gains],
+        [*head, "steps", *sizes, *fewer],
     )
     target = measured["target"]
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
-    parts = ["In all, at the end: test accuracy, and what was said each way", first, above, second]
+    told = "At the end: test accuracy, what crossed the busiest link up and down, and what all sent each way"
+    parts = [told, first, above, second]
     dense = measured["gain_is_over"]
     if not any(row["method"] == dense for row in rows):
         parts.append(f"How many times fewer is against {dense}, of which no run with these settings is done.")
@@ -177,13 +174,16 @@ def table(measured: Measured) -> str:
 
 def _towards(row: Measured, amounts: Callable[[Measured], list[str]]) -> list[str]:
     if row["to_target"] is None:
-        return [f"reached by {row['reached']} of {len(row['seeds'])}", *["–"] * 5, row["published"], "–", "–"]
+        return [f"reached by {row['reached']} of {len(row['seeds'])}", *["–"] * 9, row["published"]]
     gain = row["gain"]
-    gains = [_times(gain and gain[name][way]) for name, way in _GAINS]
-    return [*amounts(row["to_target"]), gains[0], row["published"], *gains[1:]]
+    return [
+        *amounts(row["to_target"]),
+        *(_times(gain and gain[name][way]) for name, way in _GAINS),
+        row["published"],
+    ]
 
 
-_GAINS = (("paper_bits", "up"), ("wire_bytes", "up"), ("paper_bits", "down"))
+_GAINS = (("link_bytes", "all"), ("wire_bytes", "up"), ("wire_bytes", "down"), ("paper_bits", "up"))
 
 
 def _tabulated(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:

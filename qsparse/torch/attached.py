@@ -314,8 +314,9 @@ class Attached:
     def _part(self) -> None:
         """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
         note = Payload.build(way=Way.BESIDE, origin=self.wire.rank, step=self.steps)
-        heard = self.exchange.gather(self.wire, note)
-        self.exchange.broadcast(self.wire, None if heard is None else note)
+        with self.wire.at("finish()"):
+            heard = self.exchange.gather(self.wire, note)
+            self.exchange.broadcast(self.wire, None if heard is None else note)
 
     def _meet(self, last: bool = False) -> None:
         self._check_rates()

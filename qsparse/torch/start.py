@@ -66,7 +66,7 @@ def prepare(
     flat = FlatModel(model)
     if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
         raise SettingError("the optimizer must have exactly the model's trained parameters")
-    for link in (chosen.up, chosen.down):
+    for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen, start, flat.layout, wire.rank)
