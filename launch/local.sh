@@ -11,4 +11,9 @@ shift
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=env.sh
 . "$here/env.sh"
-exec "${MPIEXEC:-mpiexec}" -n "$ranks" "$@"
+# A parent for each rank, which says how the rank ends; launchers name a process at best.
+supervised=()
+if python -P -c 'import qsparse.supervisor' 2>/dev/null; then
+    supervised=(python -P -m qsparse.supervisor)
+fi
+exec "${MPIEXEC:-mpiexec}" -n "$ranks" ${supervised[@]+"${supervised[@]}"} "$@"

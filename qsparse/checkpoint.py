@@ -15,12 +15,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qsparse.errors import CheckpointError, SettingError
+import qsparse
+from qsparse.errors import CheckpointError, QsparseError, SettingError
 from qsparse.exchange import AllGather
 from qsparse.payload import Payload, Way
 from qsparse.statefile import read, sync, write
@@ -29,6 +30,8 @@ from qsparse.wire.base import Wire
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
+#: The setting that is the version of qsparse.
+_VERSION: Final = "qsparse"
 _WHOLE: Final = re.compile(r"(\d{6,})-step-(\d+)")
 #: Of a setting: as it was given, before the run had a length.
 GIVEN: Final = " as given"
@@ -82,22 +85,55 @@ class Found:
         """How many ranks have made it."""
         return int(self.manifest["ranks"])
 
+    @property
+    def version(self) -> str:
+        """The version of qsparse that has made it."""
+        return str(self.manifest["settings"].get("qsparse", qsparse.__version__))
+
     def state(self, rank: int) -> State:
-        """What a rank remembered; arrays are read when they are used."""
-        return read(self.folder / file_of(rank))
+        """What a rank remembered; arrays are read when they are used.
+
+        Raises:
+            CheckpointError: it is gone, or cannot be read.
+        """
+        try:
+            return read(self.folder / file_of(rank))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"the checkpoint {self.folder} was there a moment ago and is gone: another job removes older "
+                "checkpoints there (--keep); copy the one to go on from elsewhere, and resume from the copy"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint {self.folder} cannot be read: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def understood(self) -> Iterator[None]:
+        """Say what it means if what another version has written is not what this one looks for.
+
+        Raises:
+            CheckpointError: in place of what such a state makes code raise.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if self.version == qsparse.__version__ or isinstance(error, QsparseError):
+                raise
+            raise CheckpointError(
+                f"the checkpoint {self.folder} was made by qsparse {self.version}, and qsparse "
+                f"{qsparse.__version__} does not find in it what it needs ({type(error).__name__}: {error}): "
+                "go on with the version that it was made by"
+            ) from error
 
     def compare(self, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
         """Refuse to go on with settings that would have made another run; ``free`` ones may differ.
+
+        So may the version of qsparse, and then settings that only one of the two versions has.
 
         Raises:
             CheckpointError: with both spellings.
         """
         theirs, ours = self.manifest["settings"], json.loads(json.dumps(settings))
-        wrong = [
-            f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-            for name in sorted((theirs.keys() | ours.keys()) - set(free))
-            if theirs.get(name) != ours.get(name)
-        ]
+        wrong = _differences(theirs, ours, free)
         axes = {name.removesuffix(GIVEN) for name in theirs if name.endswith(GIVEN)} - set(free)
         if any(
             theirs[axis] != ours.get(axis) and theirs[axis + GIVEN] == ours.get(axis + GIVEN) for axis in axes
@@ -108,6 +144,30 @@ class Found:
                 f"the checkpoint {self.folder} is of another run: {'; '.join(wrong)}; go on with the "
                 "settings that it was made with, or start afresh with resume none"
             )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str]) -> list[str]:
+    names = theirs.keys() | ours.keys()
+    if theirs.get(_VERSION) != ours.get(_VERSION):
+        names = theirs.keys() & ours.keys()
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(names - {_VERSION, *free})
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _strangeness(folder: Path, settings: Mapping[str, Any], free: Iterable[str]) -> str:
+    """How a checkpoint differs from those of a run with these settings; nothing where it is one of them."""
+    try:
+        theirs, ours = _manifest(folder)["settings"], json.loads(json.dumps(settings))
+    except CheckpointError as error:
+        return f"{MANIFEST} {error}"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    # An axis that was completed by the length of the run is compared as it was given.
+    given = {name.removesuffix(GIVEN) for name in theirs.keys() & ours.keys() if name.endswith(GIVEN)}
+    return "; ".join(_differences(theirs, ours, {*free, *given}))
 
 
 def file_of(rank: int) -> str:
@@ -125,8 +185,13 @@ def save(
     make: Callable[[], State],
     settings: Mapping[str, Any],
     keep: int = 3,
-) -> None:
+    free: tuple[str, ...] = (),
+    claim: Callable[[], None] | None = None,
+) -> Path:
     """Write a checkpoint of all ranks, and then remove those older than the newest ``keep``; collective.
+
+    Checkpoints of another run, which had other settings, are neither counted nor removed: rank 0 warns that
+    they are there.
 
     Args:
         wire: between the ranks.
@@ -134,7 +199,13 @@ def save(
         step: at which all ranks stand.
         make: returns what this rank remembers.
         settings: must be those of the run that goes on from it.
-        keep: how many stay.
+        keep: how many of this run stay.
+        free: settings that may differ between checkpoints of one run.
+        claim: called on rank 0 before anything is written or removed; raises CheckpointError where the folder
+            is another job's.
+
+    Returns:
+        Its folder.
 
     Raises:
         CheckpointError: on all ranks, one of which could not write its share. They still stand at one step,
@@ -151,9 +222,9 @@ def save(
         manifest = {
             "format": FORMAT, "step": step, "ranks": wire.size, "settings": settings, "files": files,
         }  # fmt: skip
-        _finish(part, manifest, keep)
+        _finish(part, manifest, keep, free)
 
-    _together(wire, folder, step, write_own, finish)
+    return _together(wire, folder, step, write_own, finish, claim)
 
 
 def _together(
@@ -162,7 +233,8 @@ def _together(
     step: int,
     write: Callable[[Path], Any],
     finish: Callable[[Path, list[Any]], Any],
-) -> None:
+    claim: Callable[[], None] | None = None,
+) -> Path:
     """Rank 0 makes a folder, all write in it, and rank 0 does the rest with what they return."""
     part = folder
 
@@ -194,8 +266,13 @@ def _together(
             )
         return write(part)
 
+    def begin() -> str:
+        if claim is not None:
+            claim()
+        return _begin(folder, step)
+
     try:
-        part = folder / told(lambda: _begin(folder, step) if wire.rank == 0 else None)[0]
+        part = folder / told(lambda: begin() if wire.rank == 0 else None)[0]
         entries = told(write_own)
         told(lambda: finish(part, entries) if wire.rank == 0 else None)
     except BaseException:
@@ -203,6 +280,7 @@ def _together(
         if wire.rank == 0 and part != folder:
             shutil.rmtree(part, ignore_errors=True)
         raise
+    return _whole_name(part)
 
 
 def try_out(wire: Wire, folder: Path) -> None:
@@ -219,10 +297,15 @@ def try_out(wire: Wire, folder: Path) -> None:
     _together(wire, folder, 0, lambda part: write(part / file_of(wire.rank), {}), finish)
 
 
-def find(wire: Wire, where: Checkpoints) -> Found | None:
+def find(wire: Wire, where: Checkpoints, settings: Mapping[str, Any] | None = None) -> Found | None:
     """The checkpoint to go on from, whole for all ranks; collective.
 
-    A newer one that is damaged is named in a warning.
+    A newer one that is damaged is named in a warning, and so is one of another version of qsparse.
+
+    Args:
+        wire: between the ranks.
+        where: to look.
+        settings: where they are given, and some checkpoints there were made with them, only these count.
 
     Raises:
         CheckpointError: there is none where a path says that there is one, or none of those that are there is
@@ -233,11 +316,15 @@ def find(wire: Wire, where: Checkpoints) -> Found | None:
     passed = []
     found = None
     # Names as rank 0 sees them, so that all ranks ask about the same.
-    seen = everybodys(wire, lambda: [str(path) for path in _candidates(where)] if wire.rank == 0 else None)
+    seen = everybodys(
+        wire, lambda: [str(path) for path in _candidates(where, settings)] if wire.rank == 0 else None
+    )
     for path in map(Path, seen[0]):
-        flaw = next(filter(None, everybodys(wire, functools.partial(_flaw, path, wire))), None)
+        checks = everybodys(wire, functools.partial(_check, path, wire))
+        flaw = next((each["flaw"] for each in checks if each["flaw"]), None)
         if flaw is None:
-            found = Found(path, _manifest(path))
+            # As rank 0 has read it, as it may be gone by now.
+            found = Found(path, checks[0]["manifest"])
             break
         passed.append(f"{path} {flaw}")
     if passed and found is None:
@@ -249,6 +336,14 @@ def find(wire: Wire, where: Checkpoints) -> Found | None:
     if passed and wire.rank == 0:
         warnings.warn(
             f"damaged checkpoint: {'; '.join(passed)}; going on from {found and found.folder}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if found is not None and found.version != qsparse.__version__ and wire.rank == 0:
+        warnings.warn(
+            f"the checkpoint {found.folder} was made by qsparse {found.version}, and qsparse "
+            f"{qsparse.__version__} goes on from it: another version may round otherwise, and then the "
+            "result is not bit for bit that of one version",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -285,7 +380,7 @@ def _begin(folder: Path, step: int) -> str:
     return part.name
 
 
-def _finish(part: Path, manifest: dict[str, Any], keep: int) -> None:
+def _finish(part: Path, manifest: dict[str, Any], keep: int, free: tuple[str, ...]) -> None:
     """Write the manifest, give the folder its name, and remove what is too old."""
     text = json.dumps(manifest | {"blake2b": _digest_of(manifest)}, indent=1)
     with (part / MANIFEST).open("w", encoding="utf-8") as file:
@@ -293,11 +388,26 @@ def _finish(part: Path, manifest: dict[str, Any], keep: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync(part)
-    part.rename(part.with_name(part.name.removeprefix(".").removesuffix(".part")))
+    part.rename(_whole_name(part))
     sync(part.parent)
-    for old in _named(part.parent)[keep:]:
+    strange = {path: _strangeness(path, manifest["settings"], free) for path in _named(part.parent)}
+    for old in [path for path, why in strange.items() if not why][keep:]:
         with contextlib.suppress(OSError):
             _remove(old, old.with_name(f".{old.name}.gone"))
+    others = [(path, why) for path, why in strange.items() if why]
+    if others:
+        # In words that do not change with every checkpoint, so that it is said once.
+        warnings.warn(
+            f"{part.parent} has checkpoints of another run, which are left alone: {others[0][0].name} "
+            f"({others[0][1]}); give each run a folder of its own",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _whole_name(part: Path) -> Path:
+    """What the folder is called when all is in it."""
+    return part.with_name(part.name.removeprefix(".").removesuffix(".part"))
 
 
 def _remove(folder: Path, gone: Path) -> None:
@@ -306,10 +416,12 @@ def _remove(folder: Path, gone: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _candidates(where: Checkpoints) -> list[Path]:
+def _candidates(where: Checkpoints, settings: Mapping[str, Any] | None) -> list[Path]:
     """Checkpoints to go on from, the newest first."""
     if where.resume == "auto":
-        return _named(where.folder)
+        every = _named(where.folder)
+        own = [path for path in every if settings is not None and not _strangeness(path, settings, ())]
+        return own or every
     path = Path(where.resume)
     if (path / MANIFEST).exists() or (path.is_dir() and _WHOLE.fullmatch(path.name)):
         return [path]
@@ -335,23 +447,29 @@ def _number(path: Path) -> int:
 # --- is it whole? -------------------------------------------------------------------------------------
 
 
-def _flaw(folder: Path, wire: Wire) -> str | None:
-    """What is wrong with what this rank needs: its own file, or all files if the ranks are others."""
+def _check(folder: Path, wire: Wire) -> dict[str, Any]:
+    """The manifest, and what is wrong with what this rank needs, None where nothing is."""
     try:
         manifest = _manifest(folder)
-        count = manifest["ranks"]
-        for rank in [wire.rank] if count == wire.size else range(count):
-            name = file_of(rank)
-            path, entry = folder / name, manifest["files"][name]
-            size = path.stat().st_size
-            if size != entry["bytes"]:
-                return f"is torn: {name} has {size} bytes, not {entry['bytes']}"
-            if _digest(path) != entry["blake2b"]:
-                return f"is damaged: {name} does not match its checksum"
+        flaw = _flaw(folder, manifest, wire)
     except CheckpointError as error:
-        return str(error)
+        return {"manifest": None, "flaw": str(error)}
     except OSError as error:
-        return f"cannot be read: {error.strerror}: {error.filename}"
+        return {"manifest": None, "flaw": f"cannot be read: {error.strerror}: {error.filename}"}
+    return {"manifest": manifest if wire.rank == 0 else None, "flaw": flaw}
+
+
+def _flaw(folder: Path, manifest: Mapping[str, Any], wire: Wire) -> str | None:
+    """What is wrong with what this rank needs: its own file, or all files if the ranks are others."""
+    count = manifest["ranks"]
+    for rank in [wire.rank] if count == wire.size else range(count):
+        name = file_of(rank)
+        path, entry = folder / name, manifest["files"][name]
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"is torn: {name} has {size} bytes, not {entry['bytes']}"
+        if _digest(path) != entry["blake2b"]:
+            return f"is damaged: {name} does not match its checksum"
     return None
 
 

@@ -16,6 +16,7 @@
     │   └── Corrupted           a frame whose checksum does not match
     ├── DisagreementError       ranks with different settings, sizes or data shapes
     ├── RankError               another rank failed; carries its rank, its step and its message
+    ├── Stopped                 the run was asked to stop by a signal, and has left a checkpoint
     └── CheckpointError         a checkpoint that is missing, torn, of another run, or cannot be written
 
 Every message is a sentence: what happened, where (rank, step, part), what to do.
@@ -98,6 +99,18 @@ class RankError(QsparseError):
         self.rank = rank
         self.step = step
         self.reason = reason
+
+
+class Stopped(QsparseError):
+    """The run was asked to stop by a signal; raised on all ranks after they have left a checkpoint.
+
+    Attributes:
+        status: with which a program should end, as a shell counts it: 128 + the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal
 
 
 class CheckpointError(QsparseError):

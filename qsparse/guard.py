@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from qsparse.errors import Stranded
 from qsparse.launchers import die_with_launcher
+from qsparse.supervisor import begun, ended
 
 _guarded: int | None = None
 
@@ -38,9 +39,11 @@ def guard(duties: Duties) -> None:
     * A rank that ends without closing its wires says so to the others, and stays until they end, too.
     * On Linux a rank is killed when the launcher that started it dies.
     * SIGUSR1 no longer kills: MPICH's launcher sends it when another rank has failed, Slurm before
-      it takes back a machine. A handler that is installed already stays.
+      it takes back a machine. A handler that is installed already stays (`qsparse.notice` has one).
+    * The rank's supervisor, if it has one (`qsparse.supervisor`), is told of an end that is no surprise.
     """
     global _guarded
+    begun()
     if _guarded == os.getpid():
         return
     _guarded = os.getpid()
@@ -62,6 +65,7 @@ def failure(error: BaseException) -> str:
 def _at_exit(duties: Duties) -> None:
     if os.getpid() == _guarded:
         duties.farewell()
+        ended()
 
 
 def _note_signal(duties: Duties, number: int, frame: FrameType | None) -> None:

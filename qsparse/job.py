@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import time
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 import qsparse
-from qsparse import watching
+from qsparse import notice, watching
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.checkpoint import GIVEN, Checkpoints, Found, save
-from qsparse.errors import CheckpointError, SettingError
+from qsparse.errors import CheckpointError, SettingError, Stopped
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
@@ -31,6 +32,10 @@ from qsparse.wire.base import Wire
 
 if TYPE_CHECKING:
     from qsparse.run import Settings
+
+
+#: Settings that may change while a run goes on; see `qsparse.checkpoint.Found.compare`.
+_FREE: Final = ("ranks", "steps", "straggler")
 
 
 class Score(NamedTuple):
@@ -187,8 +192,8 @@ class Job:
                     self._record = self._report(t)
             elif t % problem.steps_per_epoch == 0:
                 self._whole, self._losses = self._losses, np.zeros(2)
-            if happened.met and isinstance(happened.phase.meeting, Sync) and self._is_checkpoint_due():
-                self._save()
+            if happened.met and isinstance(happened.phase.meeting, Sync):
+                self._save_if_due()
         if self._reported != self.steps:
             self._record = self._report(self.steps)
         return self._summary(self._record) if self.wire.rank == 0 else {}
@@ -270,17 +275,33 @@ class Job:
         due, self._saved = self._saved, self.clock // self.checkpoints.every
         return self._saved > due or self.clock == self.steps
 
-    def _save(self) -> None:
-        """Leave a checkpoint; all ranks stand at one step."""
-        assert self.checkpoints is not None
+    def _save_if_due(self) -> None:
+        """Leave a checkpoint where one is due or some rank was asked to stop; all ranks stand at one step.
+
+        Raises:
+            Stopped: some rank was asked to stop before the last step.
+        """
+        due, asked = self._is_checkpoint_due(), self.walk.pace.asked
         where = self.checkpoints
+        if where is None or not where.every or not (due or asked):
+            return
         try:
-            save(
-                self.wire, where.folder, self.clock, self._state, self.fingerprint | self._given(), where.keep
-            )
+            left = save(
+                self.wire, where.folder, self.clock, self._state, self.fingerprint | self._given(),
+                where.keep, _FREE,
+            )  # fmt: skip
         except Exception:
             self.told = True
             raise
+        if asked and self.clock < self.steps:
+            self.told = True
+            own = notice.asked() or asked
+            some = "" if notice.asked() else " on another rank"
+            raise Stopped(
+                f"{signal.Signals(own).name}{some} at step {self.clock}: checkpoint {left} left; the same "
+                "command with --resume auto goes on from it",
+                asked,
+            )
 
     def _state(self) -> dict[str, Any]:
         """What this rank goes on from; random streams and the data's order are functions of seed and step."""
@@ -305,12 +326,16 @@ class Job:
         """Stand where the checkpoint was made.
 
         Raises:
-            CheckpointError: it is of another run, or of one that is over.
+            CheckpointError: it is of another run, of one that is over, or cannot be read.
         """
+        with found.understood():
+            self._resume(found)
+
+    def _resume(self, found: Found) -> None:
         given = self._given()
         # With other ranks the same epochs are another number of steps, and schedules go by these.
         stretched = found.ranks != self.wire.size and self.settings.epochs is not None
-        free = ("ranks", "steps", "straggler", *(self.algorithm.axes() if stretched else given))
+        free = (*_FREE, *(self.algorithm.axes() if stretched else given))
         found.compare(self.fingerprint | given, free)
         # Nor is a run over where a longer one was saved: it has neither met for the last time nor reported.
         if found.step > self.steps or (

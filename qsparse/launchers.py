@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 _MATCH = (
@@ -27,6 +28,58 @@ REMEDIES: Final = {
     "PMIX_RANK": f"The launcher speaks PMIx, which only Open MPI understands. {_MATCH}",
     "WORLD_SIZE": "torchrun starts no MPI job: start the program with mpiexec -n N instead.",
 }
+
+
+#: Where launchers say which rank a process is.
+_RANKS: Final = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID", "FLUX_TASK_RANK")
+
+
+def rank_of(environ: Mapping[str, str]) -> int:
+    """Which rank the launcher of a process says that it is; 0 where there is none.
+
+    >>> rank_of({"PMI_RANK": "3", "SLURM_PROCID": "0"})
+    3
+    """
+    return next((found for name in _RANKS if (found := _number(environ.get(name))) is not None), 0)
+
+
+def launched(environ: Mapping[str, str]) -> bool:
+    """Does a launcher wait for this process to join MPI, with one rank or more?
+
+    >>> launched({"PMI_SIZE": "1"}), launched({})
+    (True, False)
+    """
+    if announced_size(environ) is not None:
+        return True
+    return any(name in environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"))
+
+
+def inside_a_rank(environ: Mapping[str, str]) -> str | None:
+    """Why this process, which has a launcher's variables, is no rank of its own, or None.
+
+    A program that a rank starts inherits them, and would join MPI a second time as the same rank, which the
+    library answers by ending the job. Linux only.
+    """
+    own = {name: environ[name] for name in (*_RANKS, "PMI_FD") if name in environ}
+    pid = os.getppid()
+    while pid > 1 and own:
+        try:
+            theirs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if not all(f"{name}={value}".encode() in theirs for name, value in own.items()):
+                return None  # the launcher
+            is_rank = b"/libmpi" in Path(f"/proc/{pid}/maps").read_bytes()
+            above = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return None
+        if is_rank:
+            unset = " ".join(f"-u {name}" for name in sorted({"PMI_SIZE", *own} & environ.keys()))
+            return (
+                f"rank {rank_of(environ)} of an MPI job (process {pid}) has started this process, which has "
+                "inherited the variables of its launcher, and a rank cannot be two processes: start it "
+                f"outside of the job, or without them (env {unset} ...)"
+            )
+        pid = above
+    return None
 
 
 def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:

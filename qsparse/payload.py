@@ -7,7 +7,7 @@ Header, 48 bytes, little endian::
          4     1  version   1
          5     1  kind      0 DATA, 1 SKIP, 2 STOP, 3 ERROR
          6     1  way       0 UP (worker to coordinator), 1 DOWN, 2 BESIDE
-         7     1  reserved  0
+         7     1  asked     0, or the number of the signal by which a rank was asked to stop
          8     4  codec     grammar of the body (0: plain bytes)
         12     4  origin    rank that spoke; 0xFFFFFFFF for the coordinator
         16     4  step      local step at which it spoke
@@ -38,6 +38,7 @@ VERSION: Final = 1
 _HEADER: Final = struct.Struct("<4sBBBBIIIIQQQ")
 HEADER_BYTES: Final = _HEADER.size
 _CHECKSUM: Final = slice(20, 24)
+_ASKED: Final = 7
 
 #: Anything that exposes contiguous bytes.
 Bytes = bytes | bytearray | memoryview
@@ -71,10 +72,10 @@ class Payload:
 
     Attributes:
         frame: all bytes, header included; what a wire carries.
-        kind, way, codec, origin, step, n, nbits: the header's fields.
+        kind, way, codec, origin, step, n, nbits, asked: the header's fields.
     """
 
-    __slots__ = ("codec", "frame", "kind", "n", "nbits", "origin", "step", "way")
+    __slots__ = ("asked", "codec", "frame", "kind", "n", "nbits", "origin", "step", "way")
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Payload:
         step: int,
         n: int,
         nbits: int,
+        asked: int = 0,
     ) -> None:
         self.frame = frame
         self.kind = kind
@@ -96,10 +98,20 @@ class Payload:
         self.step = step
         self.n = n
         self.nbits = nbits
+        self.asked = asked
 
     def silence(self) -> Payload:
         """The SKIP that stands in its place."""
-        return Payload.build(kind=Kind.SKIP, way=self.way, origin=self.origin, step=self.step, n=self.n)
+        skip = Payload.build(kind=Kind.SKIP, way=self.way, origin=self.origin, step=self.step, n=self.n)
+        return skip.asking(self.asked)
+
+    def asking(self, signal: int) -> Payload:
+        """Itself, marked before it is sent: a rank was asked to stop by a signal of this number (0: none)."""
+        if signal != self.asked:
+            self.asked = signal
+            self.frame[_ASKED] = signal
+            self.frame[_CHECKSUM] = _checksum(self.frame).to_bytes(4, "little")
+        return self
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -179,7 +191,7 @@ class Payload:
             )
         if len(view) < HEADER_BYTES:
             raise Truncated(f"a message has {len(view)} bytes, fewer than the {HEADER_BYTES} of a header")
-        _, version, kind, way, _, codec, origin, step, _, n, nbits, nbytes = _HEADER.unpack_from(view)
+        _, version, kind, way, asked, codec, origin, step, _, n, nbits, nbytes = _HEADER.unpack_from(view)
         if version != VERSION:
             raise ForeignFrame(
                 f"a frame has version {version} and this qsparse speaks version {VERSION}: "
@@ -201,8 +213,9 @@ class Payload:
                 f"a frame has kind {kind} and way {way}, which version {VERSION} does not know"
             )
         payload = cls(
-            frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits
-        )
+            frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits,
+            asked=asked,
+        )  # fmt: skip
         return payload, view[end:]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.errors import DataError, SettingError
+from qsparse.folder import Hold
 
 
 class Watcher:
@@ -68,20 +69,23 @@ class Recorder:
         self._arrivals: Any = None
         self._lines = {"history": 0, "arrivals": 0}
 
-    def check(self) -> None:
-        """Refuse a folder that cannot be written, before anything is trained."""
+    def claim(self) -> Hold | None:
+        """Take the folder for this run alone, before anything is trained, written or removed.
+
+        Raises:
+            SettingError: another job has it, or it cannot be written.
+        """
         if self.out is None:
-            return
+            return None
         above = self.out
         while not above.exists() and above != above.parent:
             above = above.parent
         if not above.is_dir():
             raise SettingError(f"cannot write to --out {self.out}: {above} is not a folder")
         try:
-            with tempfile.TemporaryFile(dir=above):
-                pass
+            return Hold(self.out)
         except OSError as error:
-            raise SettingError(f"cannot write to --out {self.out}: {error.strerror} in {above}") from None
+            raise SettingError(f"cannot write to --out {self.out}: {error.strerror}") from None
 
     def open(
         self, steps: int, after: int = 0, lines: Mapping[str, int] | None = None, source: Path | None = None
@@ -95,29 +99,31 @@ class Recorder:
             source: the folder of the run that it goes on from; this one's own unless given.
 
         Raises:
-            DataError: a line of the history that it goes on from cannot be read.
+            DataError: a line of the history that it goes on from cannot be read, or a file not be written.
         """
         self.watcher.started(steps, after)
-        if self.out is None:
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        lines = lines or {}
+        if self.out is not None:
+            with explained(self.out):
+                self._open(self.out, after, lines or {}, source)
+
+    def _open(self, out: Path, after: int, lines: Mapping[str, int], source: Path | None) -> None:
+        out.mkdir(parents=True, exist_ok=True)
         for name in self._lines:
             file = f"{name}.jsonl"
             if source is not None:
-                _copied(source / file, self.out / file)
-            self._lines[name] = _shortened(self.out / file, lines.get(name, 0))
+                _copied(source / file, out / file)
+            self._lines[name] = _shortened(out / file, lines.get(name, 0))
             if self._lines[name] < lines.get(name, 0):
                 warnings.warn(
-                    f"{self.out / file} had {lines[name]} lines after step {after}, and "
+                    f"{out / file} had {lines[name]} lines after step {after}, and "
                     f"{self._lines[name]} of them are left: what was measured before is missing",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        (self.out / "summary.json").unlink(missing_ok=True)
+        (out / "summary.json").unlink(missing_ok=True)
         for name, text in self.files.items():
-            write_whole(self.out / name, text)
-        self._history = (self.out / "history.jsonl").open("a+", encoding="utf-8", errors="replace")
+            write_whole(out / name, text)
+        self._history = (out / "history.jsonl").open("a+", encoding="utf-8", errors="replace")
         self._history.seek(0)
         for number, line in enumerate(self._history, 1):
             try:
@@ -133,7 +139,7 @@ class Recorder:
         """One line of the history."""
         self.watcher.evaluated(record)
         if self._history is not None:
-            with _explained(self._history.name):
+            with explained(self._history.name):
                 self._history.write(json.dumps(record) + "\n")
                 self._history.flush()
             self._lines["history"] += 1
@@ -145,7 +151,7 @@ class Recorder:
         path = self.out / "arrivals.jsonl"
         what = "statistics" if about else "model"
         line = {"rank": rank, "step": step, "about": what, "staleness": staleness}
-        with _explained(path):
+        with explained(path):
             if self._arrivals is None:
                 self._arrivals = path.open("a", encoding="utf-8")
             self._arrivals.write(json.dumps(line) + "\n")
@@ -155,14 +161,15 @@ class Recorder:
         """How many lines there are of each kind, all of them on the disk."""
         for file in (self._history, self._arrivals):
             if file is not None:
-                file.flush()
-                os.fsync(file.fileno())
+                with explained(file.name):
+                    file.flush()
+                    os.fsync(file.fileno())
         return dict(self._lines)
 
     def write(self, summary: Mapping[str, Any]) -> None:
         """The summary, last of all: where it stands, the run ended well."""
         if self.out is not None:
-            with _explained(self.out / "summary.json"):
+            with explained(self.out / "summary.json"):
                 write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
@@ -170,20 +177,27 @@ class Recorder:
         self.watcher.stopped()
         for file in (self._history, self._arrivals):
             if file is not None:
-                with _explained(file.name):
+                with explained(file.name):
                     file.close()
         self._history = self._arrivals = None
 
 
 @contextlib.contextmanager
-def _explained(path: Path | str) -> Iterator[None]:
-    """Say what a failure of the system means."""
+def explained(
+    path: Path | str, remedy: str = "make room there, and resume from the newest checkpoint, if there is one"
+) -> Iterator[None]:
+    """Say what a failure of the system means: of the file that it names, else of ``path``.
+
+    Raises:
+        DataError: in place of an OSError.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; make room there, and resume from the newest checkpoint"
-        ) from None
+        # What was being written may stand in for the file, such as the temporary one beside it.
+        named = error.filename if isinstance(error.filename, str) and error.filename2 is None else None
+        file = path if named is None or Path(named).name.startswith(".") else named
+        raise DataError(f"cannot write {file}: {error.strerror or error}; {remedy}") from None
 
 
 def _copied(source: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -80,7 +81,8 @@ def run(
         make_settings: called once, on every rank, for what to do; the same on all of them.
         make_problem: called with the settings, once, on every rank.
         wire: between the ranks.
-        out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing.
+        out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing. Until the
+            run ends no other has it.
         files: further files by name, e.g. the configuration that repeats the run.
         watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
         checkpoints: whether and where the run leaves checkpoints, and from which it goes on; the same on all
@@ -92,17 +94,36 @@ def run(
     Raises:
         QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
     """
-    recorder = Recorder(out if wire.rank == 0 else None, files or {}, watcher or Watcher())
+    with contextlib.ExitStack() as held:
+        return _run(make_settings, make_problem, wire, held, out, files or {}, watcher, checkpoints)
+
+
+def _run(
+    make_settings: Callable[[], Settings],
+    make_problem: Callable[[Settings], Problem],
+    wire: Wire,
+    held: contextlib.ExitStack,
+    out: Path | None,
+    files: Mapping[str, str],
+    watcher: Watcher | None,
+    checkpoints: Checkpoints | None,
+) -> dict[str, Any]:
+    recorder = Recorder(out if wire.rank == 0 else None, files, watcher or Watcher())
     watched = out is not None or watcher is not None
-    # Looking for one is done together, so all ranks must be looking for the same.
-    agree(wire, lambda: (None, {"checkpoints": repr(checkpoints)}))
+
+    def claim() -> tuple[None, Mapping[str, Any]]:
+        if (hold := recorder.claim()) is not None:
+            held.enter_context(hold)
+        # Looking for one is done together, so all ranks must be looking for the same.
+        return None, {"checkpoints": repr(checkpoints)}
+
+    agree(wire, claim)
     found = None if checkpoints is None else find(wire, checkpoints)
 
     def prepare() -> tuple[Job, Mapping[str, Any]]:
         settings = make_settings()
         check(settings.algorithm, settings.exchange, wire.size)
         _check_ranks(settings, wire.size)
-        recorder.check()
         problem = make_problem(settings)
         steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude

@@ -1,8 +1,9 @@
 """Faults on purpose: ``qsparse train --import faults`` fails where the environment says.
 
 =============  ====================================================================================
-FAULT_KIND     ``raise``, ``nan``, ``exit`` (without farewell), ``kill`` and ``hang`` happen in a local
-               step; ``setup`` while the problem is made; ``evaluate`` in an evaluation
+FAULT_KIND     ``raise``, ``nan``, ``exit`` (without farewell), ``exit 0``, ``kill`` and ``hang`` happen in
+               a local step, and so does a signal by its name (``SIGTERM``); ``setup`` while the problem is
+               made; ``evaluate`` in an evaluation
 FAULT_RANK     the rank that has the fault
 FAULT_STEP     the local step at which it has it
 FAULT_INDEX    which coordinate becomes NaN
@@ -58,8 +59,12 @@ def advance(self: SGD, state: Any, oracle: Any, batch: Any, t: int) -> float:
             state["x"][INDEX] = float("nan")
         elif KIND == "exit":
             os._exit(3)
+        elif KIND == "exit 0":
+            os._exit(0)
         elif KIND == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif KIND.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[KIND])
         elif KIND == "hang":
             note("hangs")
             time.sleep(60)

@@ -9,6 +9,8 @@ def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
     from qsparse.errors import SettingError
+    from qsparse.launchers import launched
+    from qsparse.supervisor import split
 
     try:
         threads_of_a_rank(os.environ)  # numba would answer with a traceback
@@ -16,6 +18,8 @@ def main() -> None:
         raise SystemExit(f"error: SettingError: {error}") from None
     # Before NumPy and torch are loaded, which would start a thread for every core in every rank.
     os.environ.update(thread_settings(os.environ))
+    if launched(os.environ):
+        split()  # now, while this process is small
     from qsparse.cli.commands import qsparse
 
     qsparse(prog_name="qsparse")

@@ -14,6 +14,7 @@ from qsparse.bench.ranks import Measured, measure, run_rank
 from qsparse.cli.launch import environment, mpiexec_command
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
+from qsparse.records import explained
 
 
 def bench_options(ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -52,7 +53,8 @@ def measured_on_ranks(
     measured = measure(body, settings, ranks, rate, mpiexec, environment(os.environ))
     click.echo(show(measured))
     if file is not None:
-        Path(file).write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with explained(file, "make room there, and measure again"):
+            Path(file).write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 @click.command("rank", hidden=True)

@@ -1,16 +1,19 @@
-"""Starting the ranks: ``qsparse train --ranks 4`` turns itself into ``mpiexec -n 4 qsparse train``."""
+"""Starting the ranks: ``qsparse train --ranks 4`` runs ``mpiexec -n 4 qsparse train``."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Final, NoReturn
 
 from qsparse.errors import LaunchError, SettingError, installing
-from qsparse.launchers import clashing_runtimes
+from qsparse.launchers import clashing_runtimes, die_with_launcher
 
 #: Settings for every place; `launch/env.sh` gives the reason of each.
 SETTINGS: Final = {
@@ -130,10 +133,16 @@ def shared_memory_shortage(ranks: int, folder: str = "/dev/shm") -> str | None:
     )
 
 
-def relaunch(ranks: int, argv: Sequence[str]) -> NoReturn:
-    """Become ``mpiexec -n ranks python -m qsparse argv...``; does not return.
+def relaunch(ranks: int, argv: Sequence[str], leaves: Callable[[], Path] | None = None) -> NoReturn:
+    """Run ``mpiexec -n ranks python -m qsparse argv...`` to its end, and end with its status.
 
     Each rank has one thread unless OMP_NUM_THREADS says otherwise, and is told of our terminal, if any.
+    Signals are handed on. Some launchers end with 0 where ranks are lost; so does not this process.
+
+    Args:
+        ranks: how many.
+        argv: what follows ``qsparse`` on the command line.
+        leaves: returns a file that is there when, and only when, the job has ended well.
     """
     terminal = {}
     if sys.stderr.isatty():
@@ -143,4 +152,50 @@ def relaunch(ranks: int, argv: Sequence[str]) -> NoReturn:
         sys.stderr.write(f"warning: {shortage}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(command[0], command, terminal | environment(os.environ))
+    status = _run(command, terminal | environment(os.environ))
+    if status == 0 and leaves is not None and not (file := leaves()).exists():
+        sys.stderr.write(
+            f"error: mpiexec has ended with status 0, and the ranks have not left {file}: they failed\n"
+        )
+        status = 1
+    raise SystemExit(status)
+
+
+def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
+    """The exit status of a command, as a shell counts it; signals are handed on to it."""
+    # On a terminal both get what the keyboard sends. Elsewhere the command has a process group of its own,
+    # so that it gets each signal once, from here.
+    typed = _on_terminal()
+    heard: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if typed and number in (signal.SIGINT, signal.SIGQUIT):
+            return
+        if process is None:
+            heard.append(number)
+        else:
+            process.send_signal(number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        process = subprocess.Popen(
+            command, env=environ, preexec_fn=die_with_launcher, process_group=None if typed else 0
+        )
+        for number in heard:
+            process.send_signal(number)
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - status if status < 0 else status
+
+
+def _on_terminal() -> bool:
+    """Does this process stand in the foreground of a terminal?"""
+    try:
+        with open("/dev/tty", "rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

@@ -6,17 +6,21 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from qsparse import notice
 from qsparse.cli.launch import relaunch
-from qsparse.errors import QsparseError, RankError, SettingError
-from qsparse.launchers import announced_size
+from qsparse.errors import LaunchError, QsparseError, RankError, SettingError, Stopped
+from qsparse.launchers import inside_a_rank, launched
 from qsparse.wire.base import Wire
 from qsparse.wire.mpi import MpiWire
 from qsparse.wire.threads import run_threads
 
 
-def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
+def on_ranks(
+    kind: str, ranks: int | None, body: Callable[[Wire], Any], *, leaves: Callable[[], Path] | None = None
+) -> Any:
     """Run a body on every rank and return what rank 0 (or this process's rank) returns.
 
     Under a launcher this process is one rank. Otherwise ``mpi`` with more than one rank starts this
@@ -26,18 +30,22 @@ def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
         kind: ``mpi`` or ``threads``.
         ranks: how many; None is as many as there are.
         body: called with the wire.
+        leaves: returns a file that is there when, and only when, a job has ended well; where this process
+            starts the ranks it looks for it.
     """
     if ranks is not None and ranks < 1:
         raise SettingError(f"--ranks must be at least 1, not {ranks}")
-    under_launcher = launched()
+    under_launcher = launched(os.environ)
     if kind == "threads":
         if under_launcher:
             raise SettingError("--wire threads makes its own ranks: start it without a launcher")
-        return run_threads(ranks or 1, body)[0]
+        return _on_threads(ranks or 1, body)
     if not under_launcher:
         if ranks is not None and ranks > 1:
-            relaunch(ranks, sys.argv[1:])
-        return run_threads(1, body)[0]
+            relaunch(ranks, sys.argv[1:], leaves)
+        return _on_threads(1, body)
+    if (inside := inside_a_rank(os.environ)) is not None:
+        raise LaunchError(inside)
     wire = MpiWire()
     try:
         if ranks is not None and ranks != wire.size:
@@ -45,15 +53,29 @@ def on_ranks(kind: str, ranks: int | None, body: Callable[[Wire], Any]) -> Any:
         result = body(wire)
         wire.close()
         return result
+    except Stopped as error:
+        _say_stopped(error, wire.rank)
+        wire.close()
+        raise SystemExit(error.status) from None
     except BaseException as error:
         fail(wire, error)
 
 
-def launched() -> bool:
-    """Does a launcher wait for this process to join MPI, with one rank or more?"""
-    if announced_size(os.environ) is not None:
-        return True
-    return any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"))
+def _on_threads(ranks: int, body: Callable[[Wire], Any]) -> Any:
+    try:
+        return run_threads(ranks, body)[0]
+    except Stopped as error:
+        _say_stopped(error, 0)
+        raise SystemExit(error.status) from None
+
+
+def _say_stopped(error: Stopped, rank: int) -> None:
+    """By the ranks that got the signal, and by rank 0."""
+    if rank == 0 or notice.asked():
+        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"[rank {rank}] {error}\n")
+            sys.stderr.flush()
 
 
 def fail(wire: MpiWire, error: BaseException) -> NoReturn:
@@ -64,7 +86,8 @@ def fail(wire: MpiWire, error: BaseException) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stderr.write(message(error, wire.rank))
         sys.stderr.flush()
-    wire.abort(1)
+    if wire.size > 1:
+        wire.abort(1)
     raise SystemExit(1)
 
 

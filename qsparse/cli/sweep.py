@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from qsparse.cli.ranks import launched
 from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, missing, rates, runs_of
 from qsparse.cli.train import train
 from qsparse.errors import SettingError
-from qsparse.records import write_whole
+from qsparse.folder import Hold
+from qsparse.launchers import launched
+from qsparse.records import explained, write_whole
 from qsparse.sweep import measured, methods
-from qsparse.sweep.methods import Sweep
+from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run, execute
+
+_REMEDY: Final = "make room there, or name another --out; the same command goes on with what is missing"
 
 
 class _Command(click.Command):
@@ -79,7 +83,7 @@ def sweep(
     qsparse sweep figure-1 --data mnist --model cnn --ranks 4 --epochs 3 --lr 0.05
     """
     ctx = click.get_current_context()
-    if launched():
+    if launched(os.environ):
         raise SettingError("sweep starts the ranks of its runs: start it without a launcher, with --ranks N")
     measured.check_target(target)
     found = methods.find(sweep, topk)
@@ -95,6 +99,18 @@ def sweep(
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
     if len(left) < len(runs):
         say(f"{len(runs) - len(left)} of {len(runs)} runs are done")
+    with explained(folder, _REMEDY):
+        hold = Hold(folder)
+    with hold:
+        _work(ctx, found, chosen, runs, left, every, jobs, target, folder, say)
+
+
+def _work(
+    ctx: click.Context, found: Sweep, chosen: Sequence[Method], runs: list[Run], left: Sequence[Run],
+    every: Callable[[Method], Iterator[Run]], jobs: int, target: float | None, folder: Path,
+    say: Callable[[str], Any],
+) -> None:  # fmt: skip
+    """Run what is missing, and write down what all runs came to."""
     try:
         failed = execute(left, jobs, say)
     except KeyboardInterrupt:
@@ -132,8 +148,8 @@ def _conclude(
         click.echo(measured.table(record))
         if found.source:
             click.echo(f"\nPublished: {found.source}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(written[0], json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    with explained(written[0], _REMEDY):
+        write_whole(written[0], json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     # Before what draws, which may lack its library.
     for run, error in failed.items():
         click.echo(f"\nFAILED: {run}: {error}\n  {run.command}\n  its output: {run.folder / 'log.txt'}")

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from qsparse import notice
 from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import threads_of_a_rank
+from qsparse.cli.naming import default_folder
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
-from qsparse.cli.settings import make_settings, preset_name
+from qsparse.cli.settings import make_settings
 from qsparse.errors import SettingError, installing
 from qsparse.kernels import threads
 from qsparse.records import Several, Watcher
@@ -157,7 +159,11 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     type=click.IntRange(min=1),
     help="Of torch and of the compressors, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
-@click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="Folder of the results.  [default: runs/DATA-ALGORITHM, and what differs from the defaults]",
+)
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
@@ -204,7 +210,13 @@ def train(**options: Any) -> None:  # fmt: skip
     """
     settle(options)
     load = _shared(lambda: load_data(options))
-    on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
+    with notice.listening(checkpoints=options["checkpoint_every"] is not None):
+        on_ranks(
+            options["wire"],
+            options["ranks"],
+            functools.partial(_train, options, load),
+            leaves=lambda: _out(options) / "summary.json",
+        )
 
 
 def settle(options: dict[str, Any]) -> None:
@@ -221,6 +233,11 @@ def settle(options: dict[str, Any]) -> None:
             raise SettingError(
                 f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
             ) from None
+
+
+def _out(options: Mapping[str, Any]) -> Path:
+    """The folder of the results."""
+    return Path(options["out"]) if options["out"] else default_folder(options, train.params)
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
@@ -242,7 +259,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             Recipe(options["augment"], options["label_smoothing"], options["clip"], options["precision"]),
         )  # fmt: skip
 
-    out = options["out"] or f"runs/{Path(options['data'].replace(':', '-')).name}-{preset_name(options)}"
+    out = str(_out(options))
     watcher = Watcher()
     if wire.rank == 0:
         watcher = Progress(options["quiet"])

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import qsparse
 from qsparse.errors import SettingError, installing
+from qsparse.folder import Hold
+from qsparse.records import explained, write_whole
 from qsparse.report.base import Table, new_figure, number
 
 if TYPE_CHECKING:
@@ -89,14 +91,20 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
     """Run an experiment and write ``out/NAME.json`` and ``out/NAME.png``; returns what is to be printed.
 
     Raises:
-        SettingError: a library is missing or the folder cannot be made, before the run.
-        DataError: the data is nowhere.
+        SettingError: a library is missing, the folder cannot be made, or the same experiment is under way
+            there; before the run.
+        DataError: the data is nowhere, or the results cannot be written.
     """
     figure = new_figure("reproduce", 11, 4.5)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        hold = Hold(out, name=f".{experiment.name}.lock")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
+    with hold:
+        return _reproduce(experiment, data_dir, out, say, figure)
+
+
+def _reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say, figure: Figure) -> str:
     begin = time.perf_counter()
     measured = experiment.measure(data_dir, say)
     seconds = time.perf_counter() - begin
@@ -113,9 +121,11 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
         "bars": [{**bar._asdict(), "met": bar.met} for bar in bars],
     }
     file = out / f"{experiment.name}.json"
-    file.write_text(json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    text = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     experiment.draw(measured, figure)
-    figure.savefig(file.with_suffix(".png"), dpi=150)
+    with explained(file, "make room there, and run it again"):
+        write_whole(file, text)
+        figure.savefig(file.with_suffix(".png"), dpi=150)
     held = [str(bar) for bar in bars] or ["quick: too short to be held against what was published"]
     last = f"{seconds:,.0f} seconds; written to {file} and {file.with_suffix('.png')}"
     return "\n\n".join([*map(str, tables), "\n".join(held), last])

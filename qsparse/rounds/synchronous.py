@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qsparse import notice
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.exchange.base import Exchange
 from qsparse.ledger import Ledger
@@ -32,10 +33,13 @@ class Pace:
         t: the steps that this rank has taken.
         clock: the steps that the workers have taken on average, as far as this rank was told; schedules
             go by it. Where everybody waits for everybody it is t.
+        asked: the number of the signal by which some rank was asked to stop, 0 without one; where everybody
+            waits for everybody it is the same on all ranks after each meeting.
     """
 
     t: int = 0
     clock: int = 0
+    asked: int = 0
 
 
 class Shrinkage:
@@ -199,14 +203,17 @@ class Station:
         Returns:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
-        news = self.seat.news(v, t, self.pace.clock, measure, last) if self.works else None
+        # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
+        signal = notice.asked() if isinstance(self.algorithm.meeting, Sync) else 0
+        news = self.seat.news(v, t, self.pace.clock, measure, last).asking(signal) if self.works else None
         with self.ledger.timed("exchange"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
         if payloads is not None:
             assert self.desk is not None
             self.desk.take(payloads, self.pace.clock)
-            reply = self.desk.reply(t, self.desk.replier)
+            signal = max([signal, *(payload.asked for payload in payloads)])
+            reply = self.desk.reply(t, self.desk.replier).asking(signal)
             self.desk.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         if self.algorithm.trigger.asks:
             asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
@@ -215,6 +222,7 @@ class Station:
         else:
             with self.ledger.timed("exchange"):
                 reply = self.exchange.broadcast(self.wire, reply)
+        self.pace.asked = max(self.pace.asked, reply.asked)
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:

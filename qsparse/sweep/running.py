@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from qsparse.folder import LOCK, Hold
+from qsparse.records import explained
+
 #: What a run writes to its standard output and error.
 LOG: Final = "log.txt"
 # The kernel ends a run whose sweep was killed: begun again, both would write to one folder.
@@ -141,10 +144,17 @@ def accuracy(run: Run) -> float:
 
 
 def _start(run: Run) -> subprocess.Popen[bytes]:
-    if run.conflict():  # of a run that is to be replaced, nothing may be gone on with
-        shutil.rmtree(run.folder)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / LOG).open("wb") as log:
+    with explained(run.folder, "make room there; the same command goes on with what is missing"):
+        if run.conflict():  # of a run that is to be replaced, nothing may be gone on with
+            with Hold(run.folder):
+                for path in run.folder.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif path.name != LOCK:
+                        path.unlink()
+        run.folder.mkdir(parents=True, exist_ok=True)
+        log = (run.folder / LOG).open("wb")
+    with log:
         return subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, *run.words],
             stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
+from qsparse.folder import Hold
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way
 from qsparse.rounds.synchronous import Pace, Station, averaging
@@ -90,6 +91,8 @@ class Attached:
         self.ledger = self.wire.ledger
         self.steps = 0
         self._met = 0
+        #: Folders of checkpoints that are this loop's until it ends.
+        self._holds: dict[Path, Hold] = {}
         #: What ended the exchange before its time.
         self._failed: BaseException | None = None
         self._optimizer = optimizer
@@ -120,6 +123,14 @@ class Attached:
         # The optimizer would drop the gradients' memory; this keeps them views of one vector.
         optimizer.zero_grad = flat.zero_grad  # type: ignore[method-assign]
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Was some rank asked to stop, by a signal, before the last meeting? The same on all ranks.
+
+        Within ``qsparse.notice.listening``; save and leave the loop then.
+        """
+        return self._pace.asked > 0
+
     def save(self, folder: str | Path, *others: Any, keep: int = 3, **notes: Any) -> None:
         """Leave a checkpoint of all ranks, which have taken as many steps; collective.
 
@@ -129,12 +140,13 @@ class Attached:
         Args:
             folder: of the checkpoints, which all ranks see.
             others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
-            keep: how many checkpoints stay, at least 1.
+            keep: how many checkpoints of this loop stay, at least 1; those of another run are left alone,
+                with a warning.
             notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
 
         Raises:
-            CheckpointError: it could not be written; on all ranks, which may go on: the checkpoints before it
-                are as they were, and so is the loop.
+            CheckpointError: it could not be written, or another job that is alive saves into the folder; on
+                all ranks, which may go on: the checkpoints before it are as they were, and so is the loop.
             SettingError: ``keep`` is less than 1, or a tensor has left what is exchanged.
         """
         self._refuse_if_failed()
@@ -145,7 +157,10 @@ class Attached:
             )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
         try:
-            save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
+            save(
+                self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep,
+                claim=functools.partial(self._claim, Path(folder)),
+            )  # fmt: skip
         except CheckpointError:
             raise  # all have been told, and still stand at one step
         except BaseException as error:
@@ -176,16 +191,27 @@ class Attached:
         def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
             assert found is not None
             found.compare(settings)
-            state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
-            return self._go_on(state, others), {"steps": self.steps}
+            with found.understood():
+                state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
+            with found.understood():
+                return self._go_on(state, others), {"steps": self.steps}
 
         try:
-            found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
+            found = find(self.wire, Checkpoints(Path(folder), resume="auto"), settings)
             return {} if found is None else agree(self.wire, prepare)
         except BaseException as error:
             # Raised on all ranks, of which some may have gone on already.
             self._failed = error
             raise
+
+    def _claim(self, folder: Path) -> None:
+        """Hold a folder of checkpoints until the loop ends."""
+        if folder in self._holds:
+            return
+        try:
+            self._holds[folder] = Hold(folder, "name another folder for the checkpoints", takes_over=True)
+        except SettingError as error:
+            raise CheckpointError(str(error)) from None
 
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
@@ -303,6 +329,9 @@ class Attached:
             raise self._failed
 
     def _detach(self) -> None:
+        for hold in self._holds.values():
+            hold.release()
+        self._holds.clear()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

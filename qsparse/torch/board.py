@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.errors import SettingError, installing
-from qsparse.records import Watcher
+from qsparse.records import Watcher, explained
 
 
 class Board(Watcher):
@@ -35,20 +35,23 @@ class Board(Watcher):
 
     def started(self, steps: int, after: int = 0) -> None:
         """Begin a file of events."""
-        for old in self._folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._writer = self._make(str(self._folder))
+        with explained(self._folder):
+            for old in self._folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._writer = self._make(str(self._folder))
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Write a line of the history."""
-        for name, value in scalars(record):
-            self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
+        with explained(self._folder):
+            for name, value in scalars(record):
+                self._writer.add_scalar(name, value, record["step"])
+            self._writer.flush()
 
     def stopped(self) -> None:
         """End the file."""
         if self._writer is not None:
-            self._writer.close()
+            with explained(self._folder):
+                self._writer.close()
 
 
 #: Scalar and where it stands in a line of the history.

@@ -46,6 +46,7 @@ from qsparse.guard import Duties, failure, guard
 from qsparse.launchers import REMEDIES, announced_size
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
+from qsparse.supervisor import ended
 from qsparse.wire.base import ANY, Wire
 
 #: Longer messages travel in pieces of this many bytes.
@@ -219,6 +220,8 @@ class MpiWire(Wire):
         unread = sum(map(len, self._ready))
         self._closed = True
         _open.remove(self)
+        if not _open:
+            ended()
         self._comm.Free()
         if unread:
             warnings.warn(
@@ -426,6 +429,7 @@ def _end(status: int, reason: str) -> NoReturn:
     """Tell the others, let them print, end the job."""
     MPI = _mpi()
     _flush_output()
+    ended()
     if not MPI.Is_initialized() or MPI.Is_finalized():
         os._exit(status)
     try:
