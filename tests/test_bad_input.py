@@ -382,9 +382,17 @@ def test_faults_beside_the_training(tmp_path: Path, kind: str, rank: int, exchan
         assert (out / "history.jsonl").read_text() == ""
 
 
-@pytest.mark.parametrize("kind", ["exit", "kill"])
-def test_a_rank_that_vanishes(tmp_path: Path, kind: str) -> None:
-    """Nothing can be said by a rank that is gone; the launcher ends the others."""
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("exit", "left with status 3 before the run had ended"),
+        ("exit 0", "left with status 0 before the run had ended"),
+        ("kill", "was ended by SIGKILL"),
+        ("SIGSEGV", "was ended by SIGSEGV"),
+    ],
+)
+def test_a_rank_that_vanishes(tmp_path: Path, kind: str, how: str) -> None:
+    """It can say nothing itself; its supervisor does, and the launcher ends the others."""
     out = tmp_path / "out"
     pids = tmp_path / "pids"
     pids.mkdir()
@@ -393,6 +401,7 @@ def test_a_rank_that_vanishes(tmp_path: Path, kind: str) -> None:
         timeout=LIMIT, check=False, env=fault(kind, 1, 20, notes=pids),
     )  # fmt: skip
     failed(finished, out)
+    assert [line for line in finished.stderr.splitlines() if line.startswith(f"[rank 1] {how}")], finished
     ended(pids, 3)
 
 

@@ -234,9 +234,7 @@ def test_a_loop_keeps_and_finds_its_own(tmp_path: Path) -> None:
         loop(1, 4)
     with pytest.warns(RuntimeWarning, match="another run"):
         assert loop(1, 4)["t"] == 3
-    seeds = [
-        json.loads(path.read_text())["settings"]["seed"] for path in sorted(tmp_path.glob("*/manifest.json"))
-    ]
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("*/manifest.json")]
     assert sorted(each["settings"]["seed"] for each in manifests) == [1, 2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -104,24 +105,53 @@ def test_mpiexec_beside_python_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
         launch.mpiexec_command(0)
 
 
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands in for mpiexec: a program that tells how it was started, and ends with a status."""
+    path = tmp_path / "mpiexec"
+    path.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"json.dump([sys.argv[1:], dict(os.environ)], open({str(tmp_path / 'told')!r}, 'w'))\n"
+        "sys.exit(int(os.environ.get('STATUS', 0)))\n"
+    )
+    path.chmod(0o755)
+    monkeypatch.setattr(launch, "mpiexec_command", lambda ranks: [str(path), "-n", str(ranks)])
+    return tmp_path / "told"
+
+
 @pytest.mark.parametrize("threads", [None, "2"])
-def test_relaunch_becomes_mpiexec(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], threads: str | None
+def test_relaunch_runs_mpiexec(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: Path, threads: str | None
 ) -> None:
-    seen = []
-    monkeypatch.setattr(launch.os, "execvpe", lambda *call: seen.append(call))
-    monkeypatch.setattr(launch, "mpiexec_command", lambda ranks: ["/opt/mpiexec", "-n", str(ranks)])
     monkeypatch.setattr(launch, "shared_memory_shortage", lambda ranks: "too little")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     if threads is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    launch.relaunch(4, ["train", "--lr", "0.1"])
-    ((file, command, environ),) = seen
-    assert file == "/opt/mpiexec"
-    assert command == ["/opt/mpiexec", "-n", "4", sys.executable, "-m", "qsparse", "train", "--lr", "0.1"]
+    with pytest.raises(SystemExit) as ended:
+        launch.relaunch(4, ["train", "--lr", "0.1"])
+    assert ended.value.code == 0
+    command, environ = json.loads(tool.read_text())
+    assert command == ["-n", "4", sys.executable, "-m", "qsparse", "train", "--lr", "0.1"]
     assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == (threads or "1")
     assert "too little" in capsys.readouterr().err
+
+
+def test_a_status_of_mpiexec_is_believed_if_there_are_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tool: Path
+) -> None:
+    """Some launchers end with 0 where ranks are lost."""
+    for status, there, code in (("0", True, 0), ("0", False, 1), ("9", True, 9), ("143", False, 143)):
+        monkeypatch.setenv("STATUS", status)
+        file = tool.with_name("summary.json")
+        file.unlink(missing_ok=True)
+        if there:
+            file.write_text("")
+        with pytest.raises(SystemExit) as ended:
+            launch.relaunch(2, ["train"], lambda file=file: file)
+        assert ended.value.code == code
+        told = f"error: the ranks have failed: mpiexec ended with status 0, and there is no {file}\n"
+        assert capsys.readouterr().err == (told if code == 1 else "")
 
 
 def test_threads_of_a_rank() -> None:

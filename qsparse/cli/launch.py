@@ -155,7 +155,7 @@ def relaunch(ranks: int, argv: Sequence[str], leaves: Callable[[], Path] | None 
     status = _run(command, terminal | environment(os.environ))
     if status == 0 and leaves is not None and not (file := leaves()).exists():
         sys.stderr.write(
-            f"error: mpiexec has ended with status 0, and the ranks have not left {file}: they failed\n"
+            f"error: the ranks have failed: mpiexec ended with status 0, and there is no {file}\n"
         )
         status = 1
     raise SystemExit(status)
