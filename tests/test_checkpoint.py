@@ -671,3 +671,112 @@ def test_a_run_afresh_comes_after_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the fault"):
         train(algorithm, tmp_path, steps=60, watcher=fault)
     assert fault.first == 7
+
+
+# --- other versions, and what goes away ---------------------------------------------------------------
+
+
+def of_version(checkpoint: Path, version: str, **settings: Any) -> None:
+    """Make a checkpoint one that another version has left."""
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["blake2b"]
+    manifest["settings"] |= {"qsparse": version, **settings}
+    path.write_text(json.dumps(manifest | {"blake2b": qsparse.checkpoint._digest_of(manifest)}))
+
+
+def test_another_version_goes_on_with_a_word(tmp_path: Path) -> None:
+    """Where format and algorithm are the same; settings that only one of the versions has do not matter."""
+    algorithm = preset("topk-sgd(lr=0.1, momentum=0.9)")
+    train(algorithm, tmp_path / "old", steps=20, every=10)
+    of_version(tmp_path / "old" / "checkpoints" / named(tmp_path / "old")[-1], "0.0.9", since_removed=3)
+    with pytest.warns(
+        RuntimeWarning, match=r"was made by qsparse 0\.0\.9, and qsparse .* goes on from it"
+    ) as told:
+        summary = train(algorithm, tmp_path / "old", steps=40, every=10)
+    assert len([each for each in told if "0.0.9" in str(each.message)]) == 1, "rank 0 says it, once"
+    whole = train(algorithm, tmp_path / "whole", steps=40)
+    assert summary["model_sha256"] == whole["model_sha256"]
+    assert summary["resumed"][0]["step"] == 20
+
+    # Theirs are of the same run, and make room.
+    assert [name.rpartition("-")[2] for name in named(tmp_path / "old")] == ["20", "30", "40"]
+    of_version(tmp_path / "old" / "checkpoints" / named(tmp_path / "old")[-1], "9.9", seed=5)
+    with (
+        pytest.warns(RuntimeWarning, match=r"by qsparse 9\.9"),
+        pytest.raises(CheckpointError, match="of another run: seed is 5 there and 0 here"),
+    ):
+        train(algorithm, tmp_path / "old", steps=60)
+
+
+@LEFTOVERS
+def test_what_another_version_has_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = preset("topk-sgd(lr=0.1)")
+    train(algorithm, tmp_path, steps=20)
+    state = Found.state
+    monkeypatch.setattr(
+        Found, "state", lambda self, rank: {"walk": {}, "resumed": state(self, rank)["resumed"]}
+    )
+    with pytest.raises(KeyError):
+        train(algorithm, tmp_path, steps=30)
+    of_version(tmp_path / "checkpoints" / named(tmp_path)[-1], "9.9")
+    reason = (
+        r"made by qsparse 9\.9, and qsparse .* does not find in it what it needs \(KeyError: .*go on with the"
+    )
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match=reason):
+        train(algorithm, tmp_path, steps=30)
+
+
+@LEFTOVERS
+def test_ranks_of_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qsparse.job import Job
+
+    own = Job._fingerprint
+
+    def fingerprint(self: Job) -> dict[str, Any]:
+        return own(self) | ({"qsparse": "9.9"} if self.wire.rank == 1 else {})
+
+    monkeypatch.setattr(Job, "_fingerprint", fingerprint)
+    with pytest.raises(DisagreementError, match=r"disagree about qsparse: .* and rank 1 has '9\.9'"):
+        train(preset("sgd"), tmp_path, steps=5, every=None)
+
+
+@LEFTOVERS
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(qsparse.checkpoint, "FORMAT", 2)
+        train(preset("sgd"), tmp_path, steps=20)
+    with pytest.raises(CheckpointError, match="has format 2, and this version reads 1"):
+        train(preset("sgd"), tmp_path, steps=30)
+
+
+@LEFTOVERS
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is read"])
+def test_a_checkpoint_that_goes_away_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Another job may remove older ones while this one looks for the newest."""
+    train(preset("sgd"), tmp_path / "run", steps=20)
+    folder = tmp_path / "run" / "checkpoints"
+
+    def gone(*_: Any) -> None:
+        for path in folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+    name = "_check" if when == "before it is looked at" else "everybodys"
+    before = getattr(qsparse.checkpoint, name)
+
+    def act(*args: Any) -> Any:
+        if name == "_check":
+            gone()
+            return before(*args)
+        answers = before(*args)
+        if isinstance(answers[0], dict) and answers[0].get("manifest"):
+            gone()
+        return answers
+
+    monkeypatch.setattr(qsparse.checkpoint, name, act)
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of .* is whole|and is gone: another job removes"
+    ):
+        train(preset("sgd"), tmp_path / "new", steps=30, every=None, resume=str(tmp_path / "run"))
