@@ -168,7 +168,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     "--checkpoint-every",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="Leave a checkpoint in --out at the first meeting after so many steps, and at the end.",
+    help="Leave a checkpoint in --out at the first meeting after so many steps, at the end, and on SIGTERM.",
 )
 @click.option(
     "--keep", type=click.IntRange(min=1), default=3, show_default=True, help="Checkpoints that stay."
