@@ -39,6 +39,7 @@ _HEADER: Final = struct.Struct("<4sBBBBIIIIQQQ")
 HEADER_BYTES: Final = _HEADER.size
 _CHECKSUM: Final = slice(20, 24)
 _ASKED: Final = 7
+_LAST_SIGNAL: Final = 31
 
 #: Anything that exposes contiguous bytes.
 Bytes = bytes | bytearray | memoryview
@@ -212,6 +213,8 @@ class Payload:
             raise ForeignFrame(
                 f"a frame has kind {kind} and way {way}, which version {VERSION} does not know"
             )
+        if asked > _LAST_SIGNAL:
+            raise ForeignFrame(f"a frame speaks of signal {asked}, which version {VERSION} does not know")
         payload = cls(
             frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits,
             asked=asked,

@@ -118,6 +118,23 @@ def test_the_error_says_which():
         Payload.parse(b"HTTP/1.1 200 OK")
 
 
+def test_whoever_was_asked_to_stop_marks_a_frame():
+    """In the header, before it is sent; the rest of it, and frames of others, stay as they were."""
+    plain, marked = (Payload.build([b"abc"], origin=3, step=7, n=9, nbits=24) for _ in range(2))
+    assert plain.asking(0) is plain
+    assert marked.asking(15) is marked
+    assert [Payload.parse(bytes(each.frame)).asked for each in (plain, marked, marked.silence())] == [
+        0,
+        15,
+        15,
+    ]
+    differ = [i for i, (a, b) in enumerate(zip(plain.frame, marked.frame, strict=True)) if a != b]
+    assert set(differ) <= {7, *range(20, 24)}
+    assert marked.asking(0).frame == plain.frame
+    with pytest.raises(ForeignFrame, match="speaks of signal 32, which version 1 does not know"):
+        Payload.parse(bytes(marked.asking(32).frame))
+
+
 def test_a_kind_of_a_later_release_is_foreign():
     from qsparse import payload as module
 
