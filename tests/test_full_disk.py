@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,16 +131,3 @@ def test_what_others_write(tmp_path: Path) -> None:
             assert isinstance(result.exception, SystemExit | QsparseError), result
             assert NO_ROOM in result.stderr, (words, result.stderr)
             assert result.stderr.startswith("error: "), (words, result.stderr)
-
-
-def test_a_cache_of_kernels_is_no_condition(tmp_path: Path) -> None:
-    """A run compiles for itself where the disk of the cache is full."""
-    with disk(tmp_path / "disk", 16) as folder:
-        fill(folder)
-        done = subprocess.run(
-            [sys.executable, "-m", "qsparse", "train", "--steps", "3", "--quiet", "--out", str(tmp_path / "out")],
-            env={**os.environ, "NUMBA_CACHE_DIR": str(folder), "QSPARSE_CACHE": str(folder)},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done
-        assert "Traceback" not in done.stderr, done
