@@ -52,7 +52,8 @@ class FlatModel:
         for name, tensor in (*every, *beside):
             if is_lazy(tensor):
                 raise SettingError(
-                    f"{name!r} has no shape yet: send one batch through the model before you attach it"
+                    f"{name!r} has no shape yet, because its layer is lazy: run the model on one batch, then "
+                    "make the optimizer and attach both"
                 )
         named = [(name, p) for name, p in every if p.requires_grad]
         if not named:
