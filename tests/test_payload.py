@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.compressors import accumulate_into, decompress, subtract_from
-from qsparse.errors import Corrupted, ForeignFrame, SettingError, Truncated, WireError
-from qsparse.payload import HEADER_BYTES, MAGIC, VERSION, Kind, Payload, Way
-from qsparse.seeds import COORDINATOR
+from qsparse.compressors import Float32, accumulate_into, decompress, subtract_from
+from qsparse.errors import Corrupted, ForeignFrame, NotFinite, SettingError, Truncated, WireError
+from qsparse.payload import HEADER_BYTES, MAGIC, VERSION, Floats, Kind, Payload, Way
+from qsparse.seeds import COORDINATOR, Seed
 
 held = settings(derandomize=True, deadline=None, database=None)
 FIELDS = ("kind", "way", "codec", "origin", "step", "n", "nbits")
@@ -59,6 +60,47 @@ def test_a_frame_does_not_follow_the_arrays_it_was_built_from():
     payload = Payload.build([memoryview(array).cast("B")])
     array[:] = 1
     assert payload.body == bytes(16)
+
+
+def test_the_checksum_of_a_long_frame_is_that_of_zlib():
+    sections = [np.random.default_rng(0).bytes(size) for size in (1, 70_001, 3, 2_000_000)]
+    frame = bytes(Payload.build(sections, step=7).frame)
+    body = b"".join(sections)
+    assert frame[HEADER_BYTES:] == body
+    header = frame[:20] + bytes(4) + frame[24:HEADER_BYTES]
+    assert int.from_bytes(frame[20:24], "little") == zlib.crc32(header, zlib.crc32(body))
+    assert Payload.parse(frame).step == 7
+    for place in (HEADER_BYTES, HEADER_BYTES + 70_000, len(frame) - 1):
+        altered = bytearray(frame)
+        altered[place] ^= 1
+        with pytest.raises(Corrupted, match="checksum"):
+            Payload.parse(altered)
+
+
+def test_a_long_frame_stays_while_anybody_has_a_part_of_it():
+    def made(byte):
+        return Payload.build([bytes([byte]) * 2_000_000])
+
+    kept = [made(1), made(2).frame, made(3).body[5:], np.frombuffer(made(4).body, np.uint8)]
+    for byte in range(5, 12):
+        made(byte)
+    for byte, part in enumerate((kept[0].body, kept[1][HEADER_BYTES:], kept[2], kept[3]), 1):
+        assert set(bytes(part)) == {byte}
+    where = {np.frombuffer(made(byte).frame, np.uint8).ctypes.data for byte in range(5)}
+    assert len(where) == 1, "each frame is gone when the next is made, so one place is enough"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000])
+def test_values_that_are_not_finite_make_no_frame(size):
+    x = np.ones(size, np.float32)
+    assert Payload.build([b"ab", x.view(Floats)]).body == b"ab" + x.tobytes()
+    for value in (np.nan, np.inf, -np.inf):
+        x[size // 2] = value
+        with pytest.raises(NotFinite):
+            Payload.build([x.view(Floats)])
+        with pytest.raises(NotFinite, match=f"element {size // 2} is {value}, which") as caught:
+            Float32().compress(x, Seed(0))
+        assert caught.value.index == size // 2
 
 
 def test_frames_laid_end_to_end_are_split():

@@ -245,20 +245,22 @@ class Compressor(ABC):
         out = Writer()
         try:
             nbits = self.write_sum(total, seed, out)
+            return Payload.build(
+                out.sections,
+                way=_WAYS.get(seed.use, Way.BESIDE),
+                codec=self.codec,
+                origin=seed.rank,
+                step=seed.step,
+                n=total.size,
+                nbits=nbits,
+            )
         except NotFinite as error:
+            if error.index < 0:
+                total.add()  # raises where it is an entry that is not finite
             if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
                 raise
             # Found in a part, it was counted from there.
             raise _unsendable(total.out, error.index) from None
-        return Payload.build(
-            out.sections,
-            way=_WAYS.get(seed.use, Way.BESIDE),
-            codec=self.codec,
-            origin=seed.rank,
-            step=seed.step,
-            n=total.size,
-            nbits=nbits,
-        )
 
     def decompress(self, payload: Payload, out: Vector) -> Vector:
         """Write the vector that a payload spells into ``out``; see `decompress`."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import Corrupted
-from qsparse.payload import Bytes, raw
+from qsparse.payload import Bytes, Floats, raw
 
 
 def varint(value: int) -> bytes:
@@ -31,7 +31,7 @@ class Writer:
     """Collects the sections of a body."""
 
     def __init__(self) -> None:
-        self.sections: list[Bytes] = []
+        self.sections: list[Bytes | Floats] = []
 
     def u8(self, value: int) -> None:
         """One byte."""

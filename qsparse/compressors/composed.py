@@ -39,7 +39,7 @@ from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import bitstream, pack, random, threads
 from qsparse.kernels import indices as gaps
 from qsparse.kernels.scratch import scratch
-from qsparse.payload import Bytes, raw
+from qsparse.payload import Bytes, Floats, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -87,7 +87,7 @@ class Section(NamedTuple):
         subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what it does not say.
     """
 
-    parts: list[Bytes]
+    parts: list[Bytes | Floats]
     nbits: int
     coded: bool = False
     subtracted: bool = False
@@ -302,6 +302,12 @@ class Float32(Quantizer):
     def encode(self, values: Vector, seed: Seed) -> Section:
         """The bytes of the values."""
         return Section([raw(values.astype("<f4", copy=False))], 32 * values.size)
+
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        """As `encode`; where nothing is added, whether they are finite shows as they are copied."""
+        if total.y is None and total.x.dtype == np.float32:
+            return Section([total.x.view(Floats)], 32 * total.size)
+        return self.encode(total.add_reach()[0], seed)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
