@@ -152,11 +152,11 @@ class Payload:
             NotFinite: a section of `Floats` has a value that is not finite; which one is not said.
         """
         pieces = [s for s in sections if len(s)]
-        nbytes = sum(memoryview(piece).nbytes for piece in pieces)
+        arrays = [_bytes(piece) for piece in pieces]
+        nbytes = sum(data.size for data in arrays)
         frame = _room(HEADER_BYTES + nbytes)
         at, checksum = HEADER_BYTES, 0
-        for piece in pieces:
-            data = _bytes(piece)
+        for piece, data in zip(pieces, arrays, strict=True):
             checksum = _put(data, checksum, frame[at : at + data.size], isinstance(piece, Floats))
             at += data.size
         view = raw(frame)
@@ -198,7 +198,7 @@ class Payload:
             )
         if len(view) < HEADER_BYTES:
             raise Truncated(f"a message has {len(view)} bytes, fewer than the {HEADER_BYTES} of a header")
-        _, version, kind, way, _, codec, origin, step, _, n, nbits, nbytes = _HEADER.unpack_from(view)
+        _, version, kind, way, reserved, codec, origin, step, _, n, nbits, nbytes = _HEADER.unpack_from(view)
         if version != VERSION:
             raise ForeignFrame(
                 f"a frame has version {version} and this qsparse speaks version {VERSION}: "
@@ -218,6 +218,16 @@ class Payload:
         if kind not in Kind.__members__.values() or way not in Way.__members__.values():
             raise ForeignFrame(
                 f"a frame has kind {kind} and way {way}, which version {VERSION} does not know"
+            )
+        if reserved:
+            raise ForeignFrame(
+                f"a frame has {reserved} in a byte that version {VERSION} leaves at 0: install the same "
+                "release on every rank"
+            )
+        if kind != Kind.DATA and (codec or nbits or (nbytes and kind != Kind.ERROR)):
+            raise Corrupted(
+                f"a frame of kind {Kind(kind).name} has codec {codec}, {nbits} bits and a body of {nbytes} "
+                "bytes, which no sender gives it"
             )
         payload = cls(
             frame, kind=Kind(kind), way=Way(way), codec=codec, origin=origin, step=step, n=n, nbits=nbits
@@ -240,7 +250,7 @@ def _put(data: npt.NDArray[np.uint8], checksum: int, out: npt.NDArray[np.uint8],
     """out = data; the checksum that continues with them."""
     if data.size < _LONG and not floats:
         out[:] = data
-        return zlib.crc32(data, checksum)
+        return zlib.crc32(raw(data), checksum)
     from qsparse.kernels.checksum import copy
 
     checksum, largest = copy(data, checksum, out)

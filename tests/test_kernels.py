@@ -226,6 +226,19 @@ def test_the_largest_shows_while_floats_are_copied(size):
             assert out.tobytes() == marked.tobytes()
 
 
+@pytest.mark.parametrize("first", [0, 2, 50])
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
+def test_floats_are_copied_from_anywhere_and_the_largest_shows(first, n):
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    for value in (None, -np.inf, np.nan):
+        if value is not None and n:
+            x[n // 2] = value
+        out = np.empty(n, np.float32)
+        most = vector.copy_largest(frozen(bytes(first) + x.tobytes())[first:], out)
+        assert out.tobytes() == x.tobytes()
+        assert int(most) == vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))
+
+
 @pytest.mark.parametrize("size", [64, 128])
 def test_folding_keeps_the_checksum(size):
     data = np.random.default_rng(3).bytes(5 * size)

@@ -31,6 +31,9 @@ FIELDS = ("kind", "way", "codec", "origin", "step", "n", "nbits")
     nbits=st.integers(0, 2**64 - 1),
 )
 def test_a_frame_is_read_as_it_was_built(body, **fields):
+    if fields["kind"] is not Kind.DATA:
+        fields |= {"codec": 0, "nbits": 0}
+        body = body if fields["kind"] is Kind.ERROR else []
     built = Payload.build(body, **fields)
     read = Payload.parse(bytes(built.frame))
     assert {name: getattr(read, name) for name in FIELDS} == fields
@@ -104,7 +107,8 @@ def test_values_that_are_not_finite_make_no_frame(size):
 
 
 def test_frames_laid_end_to_end_are_split():
-    frames = [Payload.build([b"a" * i], kind=kind, step=i) for i, kind in enumerate(Kind)]
+    bodies = {Kind.DATA: [b"data"], Kind.ERROR: [b"what went wrong"]}
+    frames = [Payload.build(bodies.get(kind, []), kind=kind, step=i) for i, kind in enumerate(Kind)]
     message = b"".join(bytes(payload.frame) for payload in frames)
     again = Payload.split(message)
     assert [bytes(p.frame) for p in again] == [bytes(p.frame) for p in frames]
@@ -167,6 +171,25 @@ def test_a_kind_of_a_later_release_is_foreign():
     frame[5] = 77
     frame[20:24] = module._checksum(memoryview(frame)).to_bytes(4, "little")
     with pytest.raises(ForeignFrame, match="kind 77"):
+        Payload.parse(frame)
+
+
+@pytest.mark.parametrize("kind", [Kind.SKIP, Kind.STOP, Kind.ERROR])
+def test_only_data_has_a_body_that_is_read(kind):
+    for more in ({"codec": 1}, {"nbits": 1}) + (({"sections": [b"a"]},) if kind is not Kind.ERROR else ()):
+        with pytest.raises(Corrupted, match=f"kind {kind.name}"):
+            Payload.parse(Payload.build(**{"kind": kind, "n": 4} | more).frame)
+    with pytest.raises(Corrupted, match="spells no vector"):
+        decompress(Payload.build([WHOLE + b"\0" + bytes(16)], kind=kind, codec=1, n=4), np.empty(4))
+
+
+def test_the_reserved_byte_is_that_of_a_later_release():
+    from qsparse import payload as module
+
+    frame = bytearray(Payload.build().frame)
+    frame[7] = 1
+    frame[20:24] = module._checksum(memoryview(frame)).to_bytes(4, "little")
+    with pytest.raises(ForeignFrame, match="leaves at 0"):
         Payload.parse(frame)
 
 

@@ -42,7 +42,7 @@ def fold_copy(data, state, most, out):
 def crc32(data: _Bytes, start: int = 0) -> int:
     """`zlib.crc32` of read-only data: the checksum of them and of what comes before, which is ``start``."""
     if data.size < _SHORT or not simd.FOLDED:
-        return zlib.crc32(data, start)
+        return _zlib(data, start)
     state = _begun(data, start)
     fold(data, state)
     return _ended(data, state)
@@ -58,7 +58,7 @@ def copy(data: _Bytes, start: int, out: _Bytes) -> tuple[int, float]:
         for first in range(0, data.size, _PART):
             part = data[first : first + _PART]
             out[first : first + _PART] = part
-            start = zlib.crc32(part, start)
+            start = _zlib(part, start)
             most = max(most, _largest(part))
         return start, _as_float(most)
     state, maxima = _begun(data, start), np.zeros(simd.FOLDED // 4, np.int32)
@@ -67,6 +67,10 @@ def copy(data: _Bytes, start: int, out: _Bytes) -> tuple[int, float]:
     for end in ends:
         out[end] = data[end]
     return _ended(data, state), _as_float(max(maxima.max(), *(_largest(data[end]) for end in ends)))
+
+
+def _zlib(data: Any, start: int) -> int:
+    return zlib.crc32(data, start)
 
 
 def _largest(data: _Bytes) -> Any:
@@ -90,4 +94,4 @@ def _begun(data: _Bytes, start: int) -> _Bytes:
 
 def _ended(data: _Bytes, state: _Bytes) -> int:
     # zlib adds all ones to what it begins with, which were added to the state.
-    return zlib.crc32(data[_whole(data, state) :], zlib.crc32(state, 0xFFFF_FFFF))
+    return _zlib(data[_whole(data, state) :], _zlib(state, 0xFFFF_FFFF))

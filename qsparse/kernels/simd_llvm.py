@@ -255,6 +255,23 @@ def stream(typing, x, i, j, out):
 
 
 @intrinsic
+def copy_largest(typing, data, i, most, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        there = coder.address(0, builder.shl(args[1], ir.Constant(_I64, 2)))
+        vectors = [coder.load(there, 4 * place, align=1) for place in range(0, WIDTH, _LANES)]
+        coder.put(vectors, 3, 1)
+        maxima = coder.address(2, ir.Constant(_I64, 0))
+        largest = coder.load(maxima, 0, _INTS)
+        for each in vectors:
+            largest = coder.raised(largest, each)
+        coder.store(largest, maxima, 0)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, most, out), code
+
+
+@intrinsic
 def above(typing, x, i, threshold):
     def code(context, builder, signature, args):
         coder = _Coder(context, builder, signature, args)
