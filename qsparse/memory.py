@@ -60,7 +60,7 @@ class Draft(NamedTuple):
 
     def norms(self) -> tuple[float, float]:
         """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
-        pieces = unpack(self.payload, self.total.x.dtype)
+        pieces = unpack(self.payload, self.total.x.dtype, self.payload.n)
         sent = sum(vector.squared_norm(piece.values) for piece in pieces)
         return float(sent), float(vector.squared_norm(self.rest))
 

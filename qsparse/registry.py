@@ -38,6 +38,10 @@ _HOMES = {
 }
 _parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
 _plugins_loaded = False
+#: Why entries of the group could not be loaded, by "name = module".
+_failed: dict[str, str] = {}
+#: How deep parts may lie within each other in a text: everything that walks them calls itself.
+_DEEPEST = 50
 #: Python 3.11 counts the depth of the trees it makes once for all threads, and raises SystemError where the
 #: counts of two mix. Reentrant, because a collection of garbage may run anything between two nodes.
 _parsing = threading.RLock()
@@ -91,11 +95,17 @@ def build(text: str, kind: str) -> Any:
     try:
         with _parsing:
             tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
+        # ValueError: characters that no text has, such as zero bytes.
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise SettingError(
-            f"cannot read {text!r} as {_a(kind)}: {error.msg}; write name(setting=value, …), "
+            f"cannot read {_brief(text)} as {_a(kind)}: {reason}; write name(setting=value, …), "
             "compressors joined by >>"
         ) from None
+    except (RecursionError, MemoryError):
+        raise _too_deep(text, kind) from None
+    if _depth(tree) > _DEEPEST:
+        raise _too_deep(text, kind)
     return _make(tree, kind, text)
 
 
@@ -178,9 +188,35 @@ def _build_policy(text: str) -> Any:
     for rule in filter(None, (part.strip() for part in text.split(";"))):
         pattern, colon, inner = rule.partition(":")
         if not colon or not pattern.strip():
-            raise SettingError(f"cannot read {rule!r} in a policy: write PATTERN: COMPRESSOR; …")
+            raise SettingError(f"cannot read {_brief(rule)} in a policy: write PATTERN: COMPRESSOR; …")
+        if ":" in inner:
+            raise CompositionError(
+                f"cannot read {_brief(rule)} in a policy: a policy stands alone; write PATTERN: COMPRESSOR; …"
+            )
         rules.append((pattern.strip(), build(inner, "compressor")))
     return find("policy", "compressor")(tuple(rules))
+
+
+def _depth(tree: ast.expr) -> int:
+    """How deep parts, joints and lists of a text lie within each other."""
+    depth = 0
+    level: list[ast.AST] = [tree]
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
+
+
+def _too_deep(text: str, kind: str) -> SettingError:
+    return SettingError(
+        f"cannot read {_brief(text)} as {_a(kind)}: parts lie more than {_DEEPEST} deep within each other; "
+        "write fewer"
+    )
+
+
+def _brief(text: str) -> str:
+    """A text for a message, shortened where it is very long."""
+    return repr(text if len(text) <= 200 else f"{text[:150]} … {text[-40:]}")
 
 
 def _make(tree: ast.expr, kind: str, text: str) -> Any:
@@ -228,7 +264,7 @@ def _value(tree: ast.expr, kind: str, text: str) -> Any:
         return _make(tree, _kind_of(tree, kind), text)
     try:
         value = ast.literal_eval(tree)
-    except ValueError:
+    except (ValueError, TypeError):
         raise SettingError(
             f"cannot read a setting in {text!r}: expected a number, a word or a part"
         ) from None
@@ -259,7 +295,11 @@ def _a(kind: str) -> str:
 def _unknown(name: str, kind: str, known: list[str]) -> UnknownPart:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}")
+    lost = "".join(
+        f"; the entry point {entry!r} of qsparse.parts could not be loaded ({reason})"
+        for entry, reason in _failed.items()
+    )
+    return UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}{lost}")
 
 
 def _load(kind: str) -> None:
@@ -270,4 +310,8 @@ def _load(kind: str) -> None:
     if not _plugins_loaded:
         _plugins_loaded = True
         for entry in entry_points(group="qsparse.parts"):
-            entry.load()
+            try:
+                entry.load()
+            except Exception as error:
+                # One package that is broken must not hide the parts of others; who misses its parts is told.
+                _failed[f"{entry.name} = {entry.value}"] = f"{type(error).__name__}: {error}"

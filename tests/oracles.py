@@ -189,6 +189,16 @@ def levels_random(x, inverse, high, zero, key, first):
     return [zero + int(math.copysign(1, v)) * level for v, level in zip(x, levels, strict=True)]
 
 
+def crc32(data, start=0):
+    """CRC-32 bit by bit: the polynomial 0x04C11DB7 with its lowest power first."""
+    rest = start ^ WORD
+    for byte in data:
+        rest ^= byte
+        for _ in range(8):
+            rest = (rest >> 1) ^ (0xEDB88320 if rest & 1 else 0)
+    return rest ^ WORD
+
+
 def norm1(x):
     """Σ|x_i|, rounded once."""
     return math.fsum(abs(float(v)) for v in x)

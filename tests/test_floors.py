@@ -43,6 +43,7 @@ NEIGHBOURS = {
     ("run", "checkpoint"),
     ("run", "job"),
     ("job", "checkpoint"),
+    ("payload", "kernels.checksum"),
     ("triggers", "memory"),
     ("triggers", "schedules"),
     ("triggers", "compressors.base"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+import zlib
 
 import numpy as np
 import oracles
@@ -16,6 +17,7 @@ from qsparse.compressors.base import reach
 from qsparse.kernels import (
     accumulate,
     bitstream,
+    checksum,
     indices,
     pack,
     quantize,
@@ -183,6 +185,91 @@ def test_vector_code_agrees_with_its_twin(name, scale):
     assert int(call(x, np.float32(scale), y, third, out)) == int(wanted)
     assert out.tobytes() == twin.tobytes()
     np.testing.assert_array_equal(third, sums)
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def frozen(data):
+    array = np.frombuffer(data, np.uint8)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("first", [0, 1, 50])
+@pytest.mark.parametrize("folded", [True, False])
+def test_checksums_are_those_of_zlib(monkeypatch, first, folded):
+    if not folded:
+        monkeypatch.setattr(simd, "FOLDED", 0)
+    data = np.random.default_rng(1).bytes(200_000)
+    for size in (0, 1, 3, 100, 16_383, 16_384, 16_385, 20_003, 131_072, 199_900):
+        some = frozen(data)[first : first + size]
+        for start in (0, 1, 0xFFFF_FFFF):
+            wanted, out = zlib.crc32(some, start), np.zeros(size + 2, np.uint8)
+            assert checksum.crc32(some, start) == wanted
+            assert checksum.copy(some, start, out[1:-1])[0] == wanted
+            assert out[1:-1].tobytes() == some.tobytes()
+            assert out[0] == out[-1] == 0
+    assert oracles.crc32(data[:20_003], 7) == zlib.crc32(data[:20_003], 7)
+
+
+@pytest.mark.parametrize("size", [1, 5, 100, 4096, 5000, 40_000])
+def test_the_largest_shows_while_floats_are_copied(size):
+    x = np.random.default_rng(2).standard_normal(size).astype(np.float32)
+    out = np.empty(4 * size, np.uint8)
+    for place in {0, size // 2, size - 1}:
+        for value in (-7.5, np.inf, -np.inf, np.nan):
+            marked = x.copy()
+            marked[place] = value
+            largest = checksum.copy(frozen(marked), 0, out)[1]
+            assert largest == abs(value) or (np.isnan(value) and np.isnan(largest))
+            assert out.tobytes() == marked.tobytes()
+
+
+@pytest.mark.parametrize("first", [0, 2, 50])
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
+def test_floats_are_copied_from_anywhere_and_the_largest_shows(first, n):
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    for value in (None, -np.inf, np.nan):
+        if value is not None and n:
+            x[n // 2] = value
+        out = np.empty(n, np.float32)
+        most = vector.copy_largest(frozen(bytes(first) + x.tobytes())[first:], out)
+        assert out.tobytes() == x.tobytes()
+        assert int(most) == vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_folding_keeps_the_checksum(size):
+    data = np.random.default_rng(3).bytes(5 * size)
+    state, most, out = frozen(data)[:size].copy(), np.zeros(size // 4, np.int32), bytearray(5 * size)
+    for i in range(size, 5 * size, size):
+        simd_plain.fold_copy(frozen(data), i, state, most, np.frombuffer(out, np.uint8))
+    # One that begins and ends with zeros: linear, so that what is folded has the checksum of the whole.
+    assert oracles.crc32(state.tobytes(), 0xFFFF_FFFF) == oracles.crc32(data, 0xFFFF_FFFF)
+    assert bytes(out[size:]) == data[size:]
+    magnitudes = np.frombuffer(data[size:], np.int32).reshape(4, -1) & 0x7FFF_FFFF
+    assert np.array_equal(most, magnitudes.max(axis=0))
+
+
+@pytest.mark.skipif(not JIT or not simd.FOLDED, reason="nothing folds but the twin")
+def test_vector_code_folds_as_its_twin_does():
+    import numba
+
+    @numba.njit
+    def call(data, i, state, most, out):
+        simd.fold(data, i, state)
+        simd.fold_copy(data, i + 3, state, most, out)
+
+    size = simd.FOLDED
+    data = frozen(np.random.default_rng(4).bytes(3 * size))
+    states = [data[-size:].copy() for _ in range(2)]
+    maxima, outs = np.zeros((2, size // 4), np.int32), np.zeros((2, data.size), np.uint8)
+    call(data, 5, states[0], maxima[0], outs[0])
+    simd_plain.fold(data, 5, states[1])
+    simd_plain.fold_copy(data, 8, states[1], maxima[1], outs[1])
+    for pair in (states, maxima, outs):
+        assert np.array_equal(*pair)
 
 
 # --- positions -----------------------------------------------------------------------------------

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.compressors import accumulate_into, decompress, subtract_from
-from qsparse.errors import Corrupted, ForeignFrame, SettingError, Truncated, WireError
-from qsparse.payload import HEADER_BYTES, MAGIC, VERSION, Kind, Payload, Way
-from qsparse.seeds import COORDINATOR
+from qsparse.compressors import Float32, accumulate_into, decompress, subtract_from
+from qsparse.errors import Corrupted, ForeignFrame, NotFinite, SettingError, Truncated, WireError
+from qsparse.payload import HEADER_BYTES, MAGIC, VERSION, Floats, Kind, Payload, Way
+from qsparse.seeds import COORDINATOR, Seed
 
 held = settings(derandomize=True, deadline=None, database=None)
 FIELDS = ("kind", "way", "codec", "origin", "step", "n", "nbits")
@@ -30,6 +31,9 @@ FIELDS = ("kind", "way", "codec", "origin", "step", "n", "nbits")
     nbits=st.integers(0, 2**64 - 1),
 )
 def test_a_frame_is_read_as_it_was_built(body, **fields):
+    if fields["kind"] is not Kind.DATA:
+        fields |= {"codec": 0, "nbits": 0}
+        body = body if fields["kind"] is Kind.ERROR else []
     built = Payload.build(body, **fields)
     read = Payload.parse(bytes(built.frame))
     assert {name: getattr(read, name) for name in FIELDS} == fields
@@ -61,8 +65,50 @@ def test_a_frame_does_not_follow_the_arrays_it_was_built_from():
     assert payload.body == bytes(16)
 
 
+def test_the_checksum_of_a_long_frame_is_that_of_zlib():
+    sections = [np.random.default_rng(0).bytes(size) for size in (1, 70_001, 3, 2_000_000)]
+    frame = bytes(Payload.build(sections, step=7).frame)
+    body = b"".join(sections)
+    assert frame[HEADER_BYTES:] == body
+    header = frame[:20] + bytes(4) + frame[24:HEADER_BYTES]
+    assert int.from_bytes(frame[20:24], "little") == zlib.crc32(header, zlib.crc32(body))
+    assert Payload.parse(frame).step == 7
+    for place in (HEADER_BYTES, HEADER_BYTES + 70_000, len(frame) - 1):
+        altered = bytearray(frame)
+        altered[place] ^= 1
+        with pytest.raises(Corrupted, match="checksum"):
+            Payload.parse(altered)
+
+
+def test_a_long_frame_stays_while_anybody_has_a_part_of_it():
+    def made(byte):
+        return Payload.build([bytes([byte]) * 2_000_000])
+
+    kept = [made(1), made(2).frame, made(3).body[5:], np.frombuffer(made(4).body, np.uint8)]
+    for byte in range(5, 12):
+        made(byte)
+    for byte, part in enumerate((kept[0].body, kept[1][HEADER_BYTES:], kept[2], kept[3]), 1):
+        assert set(bytes(part)) == {byte}
+    where = {np.frombuffer(made(byte).frame, np.uint8).ctypes.data for byte in range(5)}
+    assert len(where) == 1, "each frame is gone when the next is made, so one place is enough"
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000])
+def test_values_that_are_not_finite_make_no_frame(size):
+    x = np.ones(size, np.float32)
+    assert Payload.build([b"ab", x.view(Floats)]).body == b"ab" + x.tobytes()
+    for value in (np.nan, np.inf, -np.inf):
+        x[size // 2] = value
+        with pytest.raises(NotFinite):
+            Payload.build([x.view(Floats)])
+        with pytest.raises(NotFinite, match=f"element {size // 2} is {value}, which") as caught:
+            Float32().compress(x, Seed(0))
+        assert caught.value.index == size // 2
+
+
 def test_frames_laid_end_to_end_are_split():
-    frames = [Payload.build([b"a" * i], kind=kind, step=i) for i, kind in enumerate(Kind)]
+    bodies = {Kind.DATA: [b"data"], Kind.ERROR: [b"what went wrong"]}
+    frames = [Payload.build(bodies.get(kind, []), kind=kind, step=i) for i, kind in enumerate(Kind)]
     message = b"".join(bytes(payload.frame) for payload in frames)
     again = Payload.split(message)
     assert [bytes(p.frame) for p in again] == [bytes(p.frame) for p in frames]
@@ -142,6 +188,25 @@ def test_a_kind_of_a_later_release_is_foreign():
     frame[5] = 77
     frame[20:24] = module._checksum(memoryview(frame)).to_bytes(4, "little")
     with pytest.raises(ForeignFrame, match="kind 77"):
+        Payload.parse(frame)
+
+
+@pytest.mark.parametrize("kind", [Kind.SKIP, Kind.STOP, Kind.ERROR])
+def test_only_data_has_a_body_that_is_read(kind):
+    for more in ({"codec": 1}, {"nbits": 1}) + (({"sections": [b"a"]},) if kind is not Kind.ERROR else ()):
+        with pytest.raises(Corrupted, match=f"kind {kind.name}"):
+            Payload.parse(Payload.build(**{"kind": kind, "n": 4} | more).frame)
+    with pytest.raises(Corrupted, match="spells no vector"):
+        decompress(Payload.build([WHOLE + b"\0" + bytes(16)], kind=kind, codec=1, n=4), np.empty(4))
+
+
+def test_the_reserved_byte_is_that_of_a_later_release():
+    from qsparse import payload as module
+
+    frame = bytearray(Payload.build().frame)
+    frame[7] = 1
+    frame[20:24] = module._checksum(memoryview(frame)).to_bytes(4, "little")
+    with pytest.raises(ForeignFrame, match="leaves at 0"):
         Payload.parse(frame)
 
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from qsparse import registry
@@ -22,9 +23,12 @@ from qsparse.compressors import (
     Selector,
     Sign,
     TopK,
+    decompress,
 )
+from qsparse.compressors.blockwise import Piecewise
 from qsparse.errors import CompositionError, QsparseError, SettingError, UnknownPart
 from qsparse.registry import build, names, parameters, spell
+from qsparse.seeds import Seed
 from qsparse.testing.laws import EXAMPLES
 
 
@@ -220,6 +224,57 @@ def test_text_that_says_nothing_is_refused_and_never_evaluated(text):
         compressor(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(" >> ".join(["sign"] * 3000), "(" * 3000 + "sign" + ")" * 3000, "topk(k=" + "-" * 20_000 + "1)"),
+        *("blockwise(" * 60 + "sign" + ", size=9)" * 60, "topk(k=" + "[" * 90 + "]" * 90 + ")"),
+        *("a:" * 3000 + "sign", "sign" + "()" * 3000, "a\0b", "\udc80", "topk(k={1: [2], [3]: 4}[0])"),
+        *("topk(k={[1]})", "topk(k=" + "9" * 5000 + ")"),
+    ],
+    ids=range(12),
+)
+def test_text_that_nests_without_end_is_refused_in_a_short_sentence(text):
+    with pytest.raises((SettingError, CompositionError), match="cannot read") as caught:
+        compressor(text)
+    assert len(str(caught.value)) < 600
+
+
+def test_stretches_that_no_receiver_would_read_are_refused():
+    def nested(deep, text="sign"):
+        for _ in range(deep):
+            text = f"blockwise({text}, size=2)"
+        return text
+
+    x = np.arange(4, dtype=np.float32)
+    payload = compressor(nested(8)).compress(x, Seed(0))
+    assert decompress(payload, np.empty(4)).shape == (4,)
+    for text in (nested(9), f"bysize(sign, {nested(8)}, limit=3)", f"a: sign; *: {nested(8)}"):
+        with pytest.raises(SettingError, match="lie 9 deep within each other, and receivers read 8"):
+            compressor(text)
+
+    class Strange(Piecewise):
+        """Has a constructor of its own."""
+
+        registered_name = "strange"
+
+        def spelling(self):
+            return "strange"
+
+        def parts(self, n):
+            return [(n, compressor(nested(8)))]
+
+    with pytest.raises(SettingError, match="9 deep"):
+        Strange().compress(x, Seed(0))
+
+
+def test_long_text_that_does_not_nest_is_read():
+    assert compressor(f"blockwise(sign, layers={[3] * 5000})").layers == (3,) * 5000
+    assert len(compressor("; ".join(f"layer{i}.*: sign" for i in range(500))).rules) == 500
+    triggers = " & ".join(["every(2)"] * 40)
+    assert build(spell(build(triggers, "trigger")), "trigger") == build(triggers, "trigger")
+
+
 def test_parts_join_one_way_only():
     for text in ("sign >> topk(k=3)", "sign >> sign", "topk(k=3) >> topk(k=3)", "topk(k=3) & sign"):
         with pytest.raises(CompositionError, match="cannot be joined"):
@@ -309,6 +364,37 @@ def test_a_package_adds_parts_by_an_entry_point(tmp_path, root):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "plugged in\n"
+
+
+BROKEN = """
+from qsparse.errors import UnknownPart
+from qsparse.registry import build, names
+assert "evens" in names("compressor"), names("compressor")
+for _ in range(2):
+    try:
+        build("odds", "compressor")
+    except UnknownPart as error:
+        for lost in ("aaa = no_such_module_at_all", "zzz = breaks_for_qsparse"):
+            assert f"{lost!r} of qsparse.parts could not be loaded (" in str(error), error
+        assert "ModuleNotFoundError" in str(error) and "ZeroDivisionError: division by zero" in str(error)
+print("others are there")
+"""
+
+
+def test_an_entry_point_that_fails_hides_no_other_and_is_named(tmp_path, root):
+    (tmp_path / "evens_for_qsparse.py").write_text(PLUGIN)
+    (tmp_path / "breaks_for_qsparse.py").write_text("1 / 0")
+    info = tmp_path / "three_for_qsparse-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: three-for-qsparse\nVersion: 1.0\n")
+    entries = "aaa = no_such_module_at_all\nmmm = evens_for_qsparse\nzzz = breaks_for_qsparse\n"
+    (info / "entry_points.txt").write_text(f"[qsparse.parts]\n{entries}")
+    script = f"import sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]\n" + BROKEN
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "others are there\n"
 
 
 def test_a_compressor_with_the_name_of_a_preset_is_found_inside_one():

@@ -122,6 +122,7 @@ BARS: Final = (
     Bar("blockwise(sign, size=4096)", "errorfeedback", "encode", "to_add", 1.5),
     Bar("uniform(bits=4)", "innovation", "encode", "to_add", 3.5),
     Bar("qsgd(levels=15)", "stateless", "encode", "to_add", 5.0),
+    Bar("float32", "stateless", "encode", "to_add", 2.0),
     Bar(*_ONE_PERCENT, "decode", "to_add", 0.3),
     Bar(*_ONE_PERCENT, "encode", "torch_topk", 25.0, at_least=True),
     Bar(*_ONE_PERCENT, "encode", "argpartition", 6.0, at_least=True),

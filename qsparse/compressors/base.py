@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.body import Reader, Writer
+from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.errors import CompositionError, Corrupted, NotFinite, SettingError
 from qsparse.kernels import accumulate, vector
-from qsparse.payload import Payload, Way
+from qsparse.payload import Kind, Payload, Way
 from qsparse.registry import spell
 from qsparse.seeds import Seed
 from qsparse.types import CACHE_LINE, Layout, Vector
@@ -32,6 +32,11 @@ Indices = npt.NDArray[np.intp]
 LARGEST: Final = float(np.finfo(np.float32).max)
 #: Vectors of so many entries are larger than the caches of a core.
 LONG: Final = 1 << 20
+#: No vector has more entries: kernels count bits of positions in 64 bits.
+_LONGEST: Final = 1 << 48
+#: How many values are made of next to no bytes where nobody has said how many to expect, and of each byte.
+_MADE: Final = 1 << 26
+_MADE_OF_A_BYTE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Compressor(ABC):
         mine = Writer()
         nbits = self.write(total.add(), seed, mine)
         # Copied first, as it may be the very numbers that are subtracted from.
-        body = b"".join(mine.sections)
+        body = joined(mine.sections)
         reader = Reader(memoryview(body))
         subtract(read_body(reader, self.codec, total.size, 0, total.out.dtype), total.out)
         out.sections.append(body)
@@ -250,12 +255,14 @@ class Compressor(ABC):
         out = Writer()
         try:
             nbits = self.write_sum(total, seed, out)
+            return framed(out, self.codec, total.size, nbits, seed)
         except NotFinite as error:
+            if error.index < 0:
+                total.add()  # raises where it is an entry that is not finite
             if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
                 raise
             # Found in a part, it was counted from there.
             raise unsendable(total.out, error.index) from None
-        return framed(out, self.codec, total.size, nbits, seed)
 
     def decompress(self, payload: Payload, out: Vector) -> Vector:
         """Write the vector that a payload spells into ``out``; see `decompress`."""
@@ -313,14 +320,35 @@ def unsendable(x: Vector, index: int) -> NotFinite:
     return NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
 
 
-def unpack(payload: Payload, dtype: np.dtype[Any] | type = np.float32) -> Iterator[Piece]:
+def unpack(
+    payload: Payload, dtype: np.dtype[Any] | type = np.float32, n: int | None = None
+) -> Iterator[Piece]:
     """The values that a payload spells, from the payload alone.
 
+    Args:
+        payload: of kind DATA.
+        dtype: float32 or float64, of the values.
+        n: how many values are expected. A few bytes may stand for any number of them: without it, a payload
+            is refused that would make many more than its bytes let expect.
+
     Raises:
-        Corrupted: the body contradicts itself or the header.
+        Corrupted: the body contradicts itself or the header, or is none that a sender can write.
+        SettingError: the payload has another length.
     """
+    if n is not None and payload.n != n:
+        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {n}")
+    if payload.kind is not Kind.DATA:
+        raise Corrupted(f"a frame of kind {payload.kind.name} spells no vector")
+    if payload.n > _LONGEST:
+        raise Corrupted(f"a frame says that it spells {payload.n} values, more than any vector has")
     reader = Reader(payload.body)
-    yield from read_body(reader, payload.codec, payload.n, 0, np.dtype(dtype))
+    if n is None:
+        reader.most = max(_MADE, _MADE_OF_A_BYTE * len(payload.body))
+    return _pieces(reader, payload, np.dtype(dtype))
+
+
+def _pieces(reader: Reader, payload: Payload, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    yield from read_body(reader, payload.codec, payload.n, 0, dtype)
     if len(reader.rest):
         raise Corrupted(f"{len(reader.rest)} bytes of a frame's body were not read")
 
@@ -337,9 +365,7 @@ def subtract_from(payload: Payload, out: Vector) -> Vector:
 
 def fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
     """What `unpack` gives for a vector of this length and type."""
-    if payload.n != out.size:
-        raise SettingError(f"a payload of {payload.n} values does not fit a vector of {out.size}")
-    return unpack(payload, out.dtype)
+    return unpack(payload, out.dtype, out.size)
 
 
 def subtract(pieces: Iterable[Piece], out: Vector) -> Vector:
@@ -367,8 +393,9 @@ def decompress(payload: Payload, out: Vector) -> Vector:
         Corrupted: the body contradicts itself or the header.
         SettingError: ``out`` has another length.
     """
+    pieces = fitting(payload, out)
     out[...] = 0
-    return accumulate_into(payload, out)
+    return apply(pieces, out, np.add, accumulate.add_at)
 
 
 def refuse(part: object, reason: str) -> SettingError:

@@ -48,7 +48,8 @@ class Piecewise(Compressor):
         return any(part.sparse for _, part in self.parts(0))
 
     def check(self, n: int) -> None:
-        """Each part must fit its stretch."""
+        """Each part must fit its stretch, and a receiver must be able to read what lies within it."""
+        _check_depth(self)
         for size, part, _ in self.runs(n):
             part.check(size)
 
@@ -148,6 +149,22 @@ def _filled(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
     return tuple(buckets)
 
 
+def _depth(part: Compressor) -> int:
+    """How deep the stretches of a part's stretches nest; 0 where it has none."""
+    if not isinstance(part, Piecewise):
+        return 0
+    return 1 + max((_depth(inner) for _, inner in part.parts(0)), default=0)
+
+
+def _check_depth(part: Piecewise) -> None:
+    depth = _depth(part)
+    if depth > _DEEPEST:
+        raise refuse(
+            part,
+            f"stretches lie {depth} deep within each other, and receivers read {_DEEPEST}: leave some out",
+        )
+
+
 def _check_inner(outer: Piecewise, *parts: object) -> None:
     for part in parts:
         if not isinstance(part, Compressor):
@@ -155,6 +172,7 @@ def _check_inner(outer: Piecewise, *parts: object) -> None:
         # A policy is spelled with colons, which cannot stand inside another part's text.
         if isinstance(part, Policy):
             raise CompositionError(f"{spell(outer)}: a policy stands alone; write one policy with all rules")
+    _check_depth(outer)
 
 
 @register("blockwise")
@@ -311,6 +329,8 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
         raise Corrupted("a frame has stretches without coordinates")
     if sum(size * count for size, count, _ in runs) != n:
         raise Corrupted(f"the stretches of a frame do not add up to its {n} coordinates")
+    if any(run[::2] == following[::2] for run, following in itertools.pairwise(runs)):
+        raise Corrupted("a frame counts neighbouring stretches of one size apart")
     reader.depth += 1
     if reader.depth > _DEEPEST:
         raise Corrupted(f"a frame nests stretches more than {_DEEPEST} deep")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import Corrupted
-from qsparse.payload import Bytes, raw
+from qsparse.payload import Bytes, Floats, raw
 
 
 def varint(value: int) -> bytes:
@@ -27,11 +29,16 @@ def varint_size(value: int) -> int:
     return max(1, -(-value.bit_length() // 7))
 
 
+def joined(sections: Iterable[Bytes | Floats]) -> bytes:
+    """Sections end to end, copied."""
+    return b"".join(cast(Any, sections))
+
+
 class Writer:
     """Collects the sections of a body."""
 
     def __init__(self) -> None:
-        self.sections: list[Bytes] = []
+        self.sections: list[Bytes | Floats] = []
 
     def u8(self, value: int) -> None:
         """One byte."""
@@ -66,6 +73,8 @@ class Reader:
         self.tables = 0
         #: Whether the quantizer section that is being read has entropy-coded values.
         self.coded = coded
+        #: How many values may be made of next to no bytes: of a key, or of codes that take no bits.
+        self.most: int | None = None
 
     def take(self, count: int) -> memoryview:
         """The next bytes."""
@@ -90,22 +99,48 @@ class Reader:
         """A float32."""
         return float(struct.unpack("<f", self.take(4))[0])
 
+    def scale(self) -> float:
+        """A float32 that multiplies codes: finite, and not negative."""
+        value = self.f32()
+        if not 0 <= value < math.inf or math.copysign(1, value) < 0:
+            raise Corrupted(f"a frame has a scale of {value:g}, which no quantizer writes")
+        return value
+
     def varint(self) -> int:
-        """A number written by `Writer.varint`."""
+        """A number written by `Writer.varint`, in no more bytes than it takes."""
         value = shift = 0
         while True:
             byte = self.u8()
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
-                return value
+                break
             if shift > 63:
                 raise Corrupted("the body of a frame holds a number of more than 64 bits")
+        if value >> 64 or (shift > 7 and byte == 0):
+            raise Corrupted("the body of a frame holds a number in more bytes than it takes")
+        return value
 
     def array(self, count: int, dtype: str) -> npt.NDArray[Any]:
         """The next ``count`` values of a dtype."""
         kind = np.dtype(dtype).newbyteorder("<")
         return _frozen(np.frombuffer(self.take(count * kind.itemsize), kind))
+
+    def packed(self, count: int, bits: int) -> npt.NDArray[np.uint8]:
+        """The bytes of ``count`` numbers of so many bits, end to end; what fills the last byte is zero."""
+        data = self.array((count * bits + 7) // 8, "u1")
+        last = count * bits % 8
+        if last and data[-1] >> last:
+            raise Corrupted("the last byte of packed numbers is filled with something else than zeros")
+        return data
+
+    def make(self, count: int) -> None:
+        """Refuse to make so many values of next to no bytes where nobody has said how many are expected."""
+        if self.most is not None and count > self.most:
+            raise Corrupted(
+                f"a frame says that it spells {count} values in a few bytes: where so many are expected, say "
+                "it, as in unpack(payload, n=…)"
+            )
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

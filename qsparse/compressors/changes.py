@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, Indices, as_vector, finite, fitting, framed, unsendable
+from qsparse.compressors.base import LARGEST, Indices, as_vector, fitting, framed, unsendable
 from qsparse.compressors.body import Writer
 from qsparse.compressors.composed import COMPOSED, FLOAT32, index_width, write_indices
 from qsparse.kernels import select
@@ -39,14 +39,13 @@ def compress_changes(x: Vector, known: Vector, seed: Seed) -> Payload:
     """
     x, n = as_vector(x), x.size
     indices = _changed(x, known)
-    out = Writer()
     if indices is None:
-        return framed(out, COMPOSED, n, FLOAT32.write(finite(x), seed, out), seed)
+        return FLOAT32.compress(x, seed)
     values = x[indices] + x.dtype.type(0)
     wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
     if wrong.size:
         raise unsendable(x, int(indices[wrong[0]]))
-    k = values.size
+    k, out = values.size, Writer()
     if n:
         write_indices(indices, n, out)
     if k:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.compressors.base import (
+    LARGEST,
     Claims,
     Compressor,
     Indices,
@@ -32,14 +33,15 @@ from qsparse.compressors.base import (
     Sum,
     body_reader,
     cannot_join,
+    reach,
     subtract,
 )
-from qsparse.compressors.body import Reader, Writer, varint_size
+from qsparse.compressors.body import Reader, Writer, joined, varint_size
 from qsparse.errors import CompositionError, Corrupted
-from qsparse.kernels import bitstream, pack, random, threads
+from qsparse.kernels import bitstream, pack, random, threads, vector
 from qsparse.kernels import indices as gaps
 from qsparse.kernels.scratch import scratch
-from qsparse.payload import Bytes, raw
+from qsparse.payload import Bytes, Floats, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -51,6 +53,8 @@ _CODED: Final = 64
 _PART: Final = 512 * threads.GRAIN
 #: A length beyond every k.
 _LONG: Final = 1 << 48
+#: The bits of infinity; those of NaN without its sign are more.
+_INFINITE: Final = 0x7F80_0000
 ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
 
 
@@ -77,6 +81,18 @@ def stored(values: npt.NDArray[Any]) -> Fill:
     return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
 
 
+def finite_floats(values: npt.NDArray[Any]) -> Fill:
+    """Copies of values, as `stored`; Corrupted where one is not finite, which no sender writes."""
+
+    def fill(start: int, out: npt.NDArray[Any]) -> None:
+        with np.errstate(invalid="ignore"):
+            np.copyto(out, values[start : start + out.size], casting="same_kind")
+        if not reach(out) <= LARGEST:
+            raise Corrupted("a frame has a value that is not finite")
+
+    return fill
+
+
 class Section(NamedTuple):
     """A quantizer's part of a body.
 
@@ -87,7 +103,7 @@ class Section(NamedTuple):
         subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what it does not say.
     """
 
-    parts: list[Bytes]
+    parts: list[Bytes | Floats]
     nbits: int
     coded: bool = False
     subtracted: bool = False
@@ -318,10 +334,25 @@ class Float32(Quantizer):
         """The bytes of the values."""
         return Section([raw(values.astype("<f4", copy=False))], 32 * values.size)
 
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        """As `encode`; where nothing is added, whether they are finite shows as they are copied."""
+        if total.y is None and total.x.dtype == np.float32:
+            return Section([total.x.view(Floats)], 32 * total.size)
+        return self.encode(total.add_reach()[0], seed)
+
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        return stored(section.array(k, "f4"))
+        data = section.array(4 * k, "u1")
+        others = finite_floats(data.view("<f4"))
+
+        def fill(start: int, out: npt.NDArray[Any]) -> None:
+            if out.dtype != np.float32:
+                others(start, out)
+            elif not vector.copy_largest(data[4 * start : 4 * (start + out.size)], out) < _INFINITE:
+                raise Corrupted("a frame has a value that is not finite")
+
+        return fill
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """As it is: exact."""
@@ -390,7 +421,7 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
         k = values.size
         if indices is None or k == n:
             out.u8(ALL)
-        elif key is not None:
+        elif key is not None and k > 0:
             out.u8(_SEEDED)
             out.varint(k)
             out.u64(key)
@@ -404,7 +435,7 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
     out.u8(quantizer.code | (_CODED if section.coded else 0))
     if total.rest and total.out is not None and not section.subtracted:
         # Copied first, as it may be the very numbers that are subtracted from.
-        body = b"".join(section.parts)
+        body = joined(section.parts)
         reader = Reader(memoryview(body), section.coded)
         subtract(_pieces(quantizer.decode(reader, k), indices, k, n, 0, total.out.dtype), total.out)
         out.sections.append(body)
@@ -418,28 +449,28 @@ def write_indices(indices: Indices, n: int, out: Writer) -> None:
     k = indices.size
     parameters = np.empty(_blocks(k), np.uint8)
     rice = int(gaps.rice_plan(indices, n, parameters))
-    length = (rice + 7) // 8
-    fixed = (k * index_width(n) + 7) // 8
-    bitmap = (n + 7) // 8
-    shortest = min(length + varint_size(length), bitmap, fixed)
-    if shortest == fixed:
-        out.u8(_FIXED)
-        out.varint(k)
-        data = np.zeros(fixed, np.uint8)
+    coding = _shortest(n, k, rice)
+    out.u8(coding)
+    out.varint(k)
+    if coding == _FIXED:
+        data = np.zeros((k * index_width(n) + 7) // 8, np.uint8)
         pack.pack(indices, 0, index_width(n), data)
-    elif shortest == bitmap:
-        out.u8(_BITMAP)
-        out.varint(k)
-        data = np.zeros(bitmap, np.uint8)
+    elif coding == _BITMAP:
+        data = np.zeros((n + 7) // 8, np.uint8)
         gaps.bitmap_encode(indices, data)
     else:
-        out.u8(_RICE)
-        out.varint(k)
-        out.varint(length)
+        out.varint((rice + 7) // 8)
         words = bitstream.zeroed(rice)
         gaps.rice_encode(indices, n, parameters, rice, words)
         data = bitstream.as_bytes(words, rice)
     out.array(data)
+
+
+def _shortest(n: int, k: int, rice: int) -> int:
+    """The coding of k positions that takes the fewest bytes; ``rice`` are the bits of theirs."""
+    length = (rice + 7) // 8
+    sizes = (k * index_width(n) + 7) // 8, (n + 7) // 8, length + varint_size(length)
+    return (_FIXED, _BITMAP, _RICE)[sizes.index(min(sizes))]
 
 
 def _blocks(k: int) -> int:
@@ -494,35 +525,42 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     if coding == ALL:
         return None
     k = reader.varint()
-    if k > n:
-        raise Corrupted(f"a frame keeps {k} of {n} coordinates")
+    if k >= n:
+        raise Corrupted(f"a frame names {k} of {n} coordinates, which is not fewer than all")
     # Room is made for k indices once the bytes that spell them are there.
     if coding == _FIXED:
-        data = reader.array((k * index_width(n) + 7) // 8, "u1")
+        data = reader.packed(k, index_width(n))
         indices = _places(k)
         pack.unpack(data, 0, index_width(n), indices)
         wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
+        wrong = wrong or _shortest(n, k, _rice_bits(indices, n)) != _FIXED
     elif coding == _BITMAP:
         words = bitstream.as_words(reader.array((n + 7) // 8, "u1"))
         indices = _places(k)
         wrong = gaps.bitmap_decode(words, n, indices) < 0
+        wrong = wrong or _shortest(n, k, _rice_bits(indices, n)) != _BITMAP
     elif coding == _RICE:
         data = reader.array(reader.varint(), "u1")
         # A gap takes at least one bit.
         indices = _places(min(k, 8 * data.size))
-        used = gaps.rice_decode(
-            bitstream.as_words(data), n, np.empty(_blocks(indices.size), np.uint8), indices
-        )
-        wrong = indices.size < k or (used + 7) // 8 != data.size
+        parameters = np.empty(_blocks(indices.size), np.uint8)
+        used = int(gaps.rice_decode(bitstream.as_words(data), n, parameters, indices))
+        wrong = indices.size < k or (used + 7) // 8 != data.size or _shortest(n, k, used) != _RICE
+        wrong = wrong or (used % 8 > 0 and data[-1] >> used % 8 > 0)
     elif coding == _SEEDED:
+        reader.make(n)
         indices = _places(k)
         random.sample(*random.halves(reader.u64()), n, indices)
-        wrong = False
+        wrong = k == 0
     else:
         raise Corrupted(f"a frame writes its indices in coding {coding}, which this release does not know")
     if wrong:
         raise Corrupted(f"the {k} indices of a frame do not fit a vector of {n}")
     return indices
+
+
+def _rice_bits(indices: Indices, n: int) -> int:
+    return int(gaps.rice_plan(indices, n, np.empty(_blocks(indices.size), np.uint8)))
 
 
 def _places(k: int) -> Indices:

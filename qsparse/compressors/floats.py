@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from qsparse.compressors.body import Reader
-from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, finite_floats
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -34,7 +34,7 @@ class Float16(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        return stored(section.array(k, "f2"))
+        return finite_floats(section.array(k, "f2"))
 
     def promise(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: tiny values vanish and large ones saturate."""
@@ -63,7 +63,7 @@ class BFloat16(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
-        return stored((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
+        return finite_floats((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
 
     def promise(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: the smallest denormals vanish."""

@@ -8,11 +8,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import refuse
+from qsparse.compressors.base import LARGEST, reach, refuse
 from qsparse.compressors.body import Reader, varint, varint_size
 from qsparse.compressors.composed import Fill, Section, stored
 from qsparse.errors import Corrupted
 from qsparse.kernels import ans, bitstream, pack, quantize, threads
+from qsparse.kernels.scratch import scratch
 from qsparse.kernels.threads import GRAIN
 from qsparse.payload import Bytes, raw
 from qsparse.types import Vector
@@ -32,12 +33,23 @@ def code_width(levels: int) -> int:
     return levels.bit_length()
 
 
-def read_width(section: Reader) -> int:
+def read_width(section: Reader, least: int) -> int:
     """The width of codes (u8) as a section states it; Corrupted where no quantizer writes such codes."""
     bits = section.u8()
-    if not 1 <= bits <= WIDEST:
+    if not least <= bits <= WIDEST:
         raise Corrupted(f"a frame has codes of {bits} bits, which no quantizer writes")
     return bits
+
+
+def are_scales(values: npt.NDArray[np.float32]) -> bool:
+    """Are all of them what `Reader.scale` takes?"""
+    # Infinity, NaN and what is negative, zero too, have the larger bits.
+    return bool(np.all(values.view(np.uint32) < 0x7F80_0000))
+
+
+def are_filled(rows: npt.NDArray[np.uint8], bits: int) -> bool:
+    """Are the last bytes of rows that end with so many bits filled with zeros?"""
+    return bits % 8 == 0 or not np.any(rows[:, -1] >> bits % 8)
 
 
 def check_coder(part: object, coder: str) -> None:
@@ -120,27 +132,41 @@ def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
     return raw(data)
 
 
-def on_grid(section: Reader, count: int, bits: int, grid: Grid) -> Fill:
-    """The values of the codes that `spelled` wrote."""
+def on_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: int) -> Fill:
+    """The values of the codes that `spelled` wrote, of ``low`` to ``high``."""
     if section.coded:
-        return valued(stored(unsqueezed(section, count, 1 << bits)), np.int32, grid)
-    return valued(unpacked(section, count, bits), _kind(bits), grid)
+        coded = unsqueezed(section, count, 1 << bits, (count * bits + 7) // 8)
+        return valued(stored(coded), np.int32, grid, low, high, 1 << 31)
+    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high, 1 << bits)
 
 
-def valued(codes: Fill, kind: type, grid: Grid) -> Fill:
-    """The values of codes that come in arrays of a kind."""
+def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
+    """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not of low … high.
+
+    So is what leads beyond float32: only some codes of a grid may reach so far.
+    """
+    edges = (grid.origin + grid.step * (code - grid.zero) for code in (low, high))
+    far = not max(map(abs, edges)) <= LARGEST
 
     def fill(start: int, out: Vector) -> None:
-        some: Codes = np.empty(out.size, kind)
+        some: Codes = scratch("codes", out.size, kind)
         codes(start, some)
-        quantize.grid_values(some, *grid, out)
+        if (low > 0 and some.min() < low) or (high < end - 1 and some.max() > high):
+            raise Corrupted("a frame has codes that its quantizer does not write")
+        if not far:
+            quantize.grid_values(some, *grid, out)
+            return
+        with np.errstate(over="ignore"):  # where the JIT is off
+            quantize.grid_values(some, *grid, out)
+        if not reach(out) <= LARGEST:
+            raise Corrupted("a frame has values beyond float32")
 
     return fill
 
 
 def unpacked(section: Reader, count: int, bits: int) -> Fill:
     """The codes that `packed` wrote."""
-    data = section.array((count * bits + 7) // 8, "u1")
+    data = section.packed(count, bits)
 
     def fill(start: int, out: Codes) -> None:
         here = data[start * bits // 8 : ((start + out.size) * bits + 7) // 8]
@@ -162,8 +188,7 @@ def squeezed(codes: Codes, symbols: int, limit: int) -> Bytes | None:
     counts = histogram.sum(axis=1)
     present = np.flatnonzero(counts)
     first, last = int(present[0]), int(present[-1])
-    # A short message has no use for fine frequencies.
-    scale = min(ans.SCALE, max(codes.size.bit_length(), (present.size - 1).bit_length()))
+    scale = _scale(codes.size, counts)
     frequencies = np.empty(last + 1 - first, np.int32)
     ans.scaled(counts[first : last + 1], scale, frequencies)
     words = bitstream.zeroed(_HEAD + 2 * ans.SCALE * frequencies.size)
@@ -183,9 +208,13 @@ def squeezed(codes: Codes, symbols: int, limit: int) -> Bytes | None:
     return b"".join((varint(length), head, states.astype("<u4").tobytes(), stream.tobytes()))
 
 
-def unsqueezed(section: Reader, count: int, symbols: int) -> Codes:
+def unsqueezed(section: Reader, count: int, symbols: int, limit: int | None = None) -> Codes:
     """The codes that `squeezed` wrote."""
-    data = section.array(section.varint(), "u1")
+    length = section.varint()
+    if limit is not None and varint_size(length) + length >= limit:
+        raise Corrupted(f"a frame has coded values in no fewer than the {limit} bytes of packed ones")
+    section.make(count)
+    data = section.array(length, "u1")
     words = bitstream.as_words(data)
     head = int(words[0])
     scale, first, span = head & 15, head >> 4 & 0xFFF, (head >> 16 & 0xFFF) + 1
@@ -194,7 +223,8 @@ def unsqueezed(section: Reader, count: int, symbols: int) -> Codes:
     if scale <= ans.SCALE and first + span <= symbols:
         table = ans.table_decode(words, _HEAD, scale, frequencies)
     rest = data[2 * -(-table // 16) :]
-    if table < 0 or rest.size < 8 or rest.size % 2:
+    filled = table % 16 and bitstream.get(words, table, 16 - table % 16)
+    if table < 0 or rest.size < 8 or rest.size % 2 or filled:
         raise Corrupted("a frame has coded values with a table that does not fit")
     states = np.frombuffer(rest[:8].tobytes(), "<u4").astype(np.int64)
     halves = np.zeros(rest.size // 2 - 4 + ans.AHEAD, np.uint16)
@@ -203,7 +233,20 @@ def unsqueezed(section: Reader, count: int, symbols: int) -> Codes:
     fine = states.min() >= ans.LOWEST and states.max() < 1 << 31
     if not fine or ans.decode(halves, states, frequencies, scale, first, codes) < 0:
         raise Corrupted(f"a frame has coded values that are not {count}")
+    histogram = np.zeros((first + span, 2), np.int64)
+    ans.count(codes, histogram)
+    wanted = np.empty(span, np.int32)
+    counts = histogram.sum(axis=1)[first:]
+    ans.scaled(counts, scale, wanted)
+    missing = counts[0] == 0 or counts[-1] == 0
+    if missing or scale != _scale(count, counts) or not np.array_equal(frequencies, wanted):
+        raise Corrupted("a frame has coded values with the table of others")
     return codes
+
+
+def _scale(count: int, counts: npt.NDArray[np.int64]) -> int:
+    """The binary digits of the sum of frequencies; a short message has no use for fine ones."""
+    return min(ans.SCALE, max(count.bit_length(), (int(np.count_nonzero(counts)) - 1).bit_length()))
 
 
 def contraction(omega: float) -> float | None:

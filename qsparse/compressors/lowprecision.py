@@ -97,9 +97,11 @@ class LowPrecision(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """δ·code."""
-        bits, end = read_width(section), section.f32()
-        half = 1 << max(bits - 1, 1)
-        return on_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)))
+        bits, end = read_width(section, 2), section.scale()
+        half = 1 << (bits - 1)
+        # A grid of no width has one code.
+        low, high = (0, 2 * half - 1) if end > 0 else (half, half)
+        return on_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""

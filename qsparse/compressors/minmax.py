@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import refuse
+from qsparse.compressors.base import LARGEST, refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, spelled
+from qsparse.errors import Corrupted
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -57,7 +58,10 @@ class MinMax(Quantizer):
     def decode(section: Reader, k: int) -> Fill:
         """min + (max − min)/s·code."""
         levels, low, high = struct.unpack("<Hff", section.take(10))
-        return on_grid(section, k, code_width(levels), Grid(0, low, (high - low) / max(levels, 1)))
+        if levels == 0 or not -LARGEST <= low <= high <= LARGEST:
+            raise Corrupted(f"a frame has {levels} levels from {low:g} to {high:g}: no quantizer writes them")
+        most = levels if low < high else 0
+        return on_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased."""

@@ -14,7 +14,17 @@ import numpy.typing as npt
 from qsparse.compressors.base import LARGEST, Sum, refuse
 from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, read_width, spelled
+from qsparse.compressors.grids import (
+    Grid,
+    are_filled,
+    are_scales,
+    check_coder,
+    code_width,
+    contraction,
+    on_grid,
+    read_width,
+    spelled,
+)
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register
@@ -116,8 +126,11 @@ class QSGD(Quantizer):
         rows = data.reshape(count, stride)
         if np.any(rows[:, :3] != (ALL, cls.code, width)):
             return False
-        steps = rows[:, 3:_HEAD].copy().view("<f4").reshape(count)
-        quantize.values_blocks(data, size, 1 << (width - 1), width, steps, _HEAD, stride, out)
+        steps, zero = rows[:, 3:_HEAD].copy().view("<f4").reshape(count), 1 << (width - 1)
+        if not are_scales(steps) or zero * float(steps.max()) > LARGEST or not are_filled(rows, size * width):
+            return False
+        if not quantize.values_blocks(data, size, zero, width, steps, _HEAD, stride, out):
+            return False
         section.take(data.size)
         return True
 
@@ -129,8 +142,10 @@ class QSGD(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """step·level."""
-        width, step = read_width(section), section.f32()
-        return on_grid(section, k, width, Grid(1 << (width - 1), 0.0, step))
+        width, step = read_width(section, 2), section.scale()
+        zero = 1 << (width - 1)
+        # There are as many levels below zero as above, so code 0 is none.
+        return on_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
 
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless scaled."""

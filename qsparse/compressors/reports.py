@@ -83,4 +83,5 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     if reader.depth:
         raise Corrupted("a frame holds reports within a stretch of its coordinates")
     reports, workers = _unbundled(reader, n)
+    reader.make(n)
     yield Piece(start, start + n, None, add_up(reports, np.empty(n, dtype), workers))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qsparse.compressors.base import LARGEST, Sum, refuse
 from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.grids import are_filled, are_scales
 from qsparse.errors import NotFinite
 from qsparse.kernels import signs, threads, vector
 from qsparse.payload import raw
@@ -113,8 +114,7 @@ class Sign(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """±scale."""
-        scale = section.f32()
-        data = section.array((k + 7) // 8, "u1")
+        scale, data = section.scale(), section.packed(k, 1)
 
         def fill(start: int, out: Vector) -> None:
             signs.decode(data[start // 8 :], np.array([scale], out.dtype), out.size, 0, 0, out)
@@ -131,8 +131,10 @@ class Sign(Quantizer):
         rows = data.reshape(count, stride)
         if np.any(rows[:, 0] != ALL) or np.any(rows[:, 1] != cls.code):
             return False
-        scales = rows[:, 2:_HEAD].copy().view("<f4").reshape(count).astype(out.dtype)
-        signs.decode(data, scales, size, _HEAD, stride, out)
+        scales = rows[:, 2:_HEAD].copy().view("<f4").reshape(count)
+        if not are_scales(scales) or not are_filled(rows, size):
+            return False
+        signs.decode(data, scales.astype(out.dtype), size, _HEAD, stride, out)
         section.take(data.size)
         return True
 

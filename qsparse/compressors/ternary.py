@@ -22,6 +22,7 @@ from qsparse.compressors.grids import (
     unsqueezed,
     valued,
 )
+from qsparse.errors import Corrupted
 from qsparse.kernels import pack, quantize, random, threads
 from qsparse.payload import raw
 from qsparse.registry import register
@@ -78,12 +79,16 @@ class Ternary(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """scale·code."""
-        scale = section.f32()
+        scale = section.scale()
+        size, grid = (k + 4) // 5, Grid(1, 0.0, scale)
+        low, high = (0, 2) if scale > 0 else (1, 1)
         if section.coded:
-            return valued(stored(unsqueezed(section, k, 3)), np.int32, Grid(1, 0.0, scale))
-        data = section.array((k + 4) // 5, "u1")
+            return valued(stored(unsqueezed(section, k, 3, size)), np.int32, grid, low, high, 3)
+        data = section.array(size, "u1")
+        if data.max() >= 3**5 or data[-1] >= 3 ** (k - 5 * (size - 1)):
+            raise Corrupted("a frame has five trits in a byte beyond 242, or more of them than it has values")
         return valued(
-            lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, Grid(1, 0.0, scale)
+            lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, grid, low, high, 3
         )
 
     def promise(self, k: int) -> QuantizerClaims:

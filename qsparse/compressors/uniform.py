@@ -62,8 +62,9 @@ class Uniform(Quantizer):
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """2τR·q − R."""
-        bits, radius = read_width(section), section.f32()
-        return on_grid(section, k, bits, _grid(bits, radius))
+        bits, radius = read_width(section, 1), section.scale()
+        high = (1 << bits) - 1 if radius > 0 else 0
+        return on_grid(section, k, bits, _grid(bits, radius), 0, high)
 
     def promise(self, k: int) -> QuantizerClaims:
         """‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""

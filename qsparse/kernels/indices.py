@@ -101,6 +101,8 @@ def rice_encode(indices, n, parameters, bits, words):
 def rice_decode(words, n, parameters, out):
     """Read k = out.size indices below n and return how many bits they took, or −1 where they do not fit.
 
+    Nor do parameters that `rice_plan` does not choose.
+
     ``parameters`` has room for ⌈k/BLOCK⌉.
     """
     k = out.size
@@ -142,6 +144,7 @@ def rice_decode(words, n, parameters, out):
         if bit + r * (stop - start) > 32 * within:
             return -1
         most = n >> r
+        ahead = before
         for i in range(start, stop):
             # Checked before the shift, which could overflow into a negative index.
             if out[i] > most:
@@ -149,7 +152,7 @@ def rice_decode(words, n, parameters, out):
             before += (out[i] << r | get(words, bit, r)) + 1
             out[i] = before
             bit += r
-        if before >= n:
+        if before >= n or _expected(before - ahead - (stop - start), stop - start) != r:
             return -1
     return bit
 

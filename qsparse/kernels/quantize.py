@@ -129,8 +129,12 @@ def levels_blocks(x, size, levels, zero, keys, bits, first, stride, data, norms)
 
 @kernel
 def values_blocks(data, size, zero, bits, steps, first, stride, out):
-    """What `levels_blocks` wrote, in steps."""
+    """What `levels_blocks` wrote, in steps; False where there is a code 0, which it does not write."""
     codes = np.empty(size, np.uint8)
+    least = np.uint8(1)
     for block in range(steps.size):
         unpack_bytes(data[block * stride + first : (block + 1) * stride], bits, codes)
+        for i in range(size):
+            least = min(least, codes[i])
         grid_values(codes, zero, 0.0, np.float64(steps[block]), out[block * size : (block + 1) * size])
+    return least > 0

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba.core.config
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
+
+from qsparse.kernels.simd_plain import fold_factors
 
 WIDTH = 64
 _LANES = 16
@@ -25,6 +29,18 @@ _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _FLOATS = ir.VectorType(ir.FloatType(), _LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), 8)
 _INTS = ir.VectorType(_I32, _LANES)
+
+
+def _multiplied() -> int:
+    """Bits that the processor multiplies without carries at a time; 0 where it cannot."""
+    asked: str | None = numba.core.config.CPU_FEATURES  # type: ignore[attr-defined]
+    features = set((get_host_cpu_features() if asked is None else asked).split(","))
+    return 256 if features >= {"+vpclmulqdq", "+avx"} else 128 if "+pclmul" in features else 0
+
+
+_WIDE = _multiplied()
+#: Bytes that are folded at a time, in four vectors; 0 where the processor has no instruction for it.
+FOLDED = 4 * _WIDE // 8
 
 
 class _Coder:
@@ -43,16 +59,16 @@ class _Coder:
             self._context.make_array(kind)(self._context, self.builder, self.args[array]).data, [index]
         )
 
-    def load(self, pointer: Any, place: int, kind: Any = _FLOATS) -> Any:
-        """Sixteen entries from number ``place`` behind the pointer."""
+    def load(self, pointer: Any, place: int, kind: Any = _FLOATS, align: int = 4) -> Any:
+        """Sixteen entries, or those of another kind, from number ``place`` behind the pointer."""
         value = self.builder.load(self._as(pointer, place, kind))
-        value.align = 4
+        value.align = align
         return value
 
-    def store(self, value: Any, pointer: Any, place: int, streamed: bool = False) -> None:
+    def store(self, value: Any, pointer: Any, place: int, streamed: bool = False, align: int = 4) -> None:
         """Where `load` reads."""
         instruction = self.builder.store(value, self._as(pointer, place, value.type))
-        instruction.align = 64 if streamed else 4
+        instruction.align = 64 if streamed else align
         if streamed:
             mark = self.builder.module.add_metadata([ir.Constant(_I32, 1)])
             instruction.set_metadata("nontemporal", mark)
@@ -146,6 +162,55 @@ class _Coder:
             vectors.append(self.builder.select(lanes, minus, plus))
         return vectors
 
+    def folded(self, data: int, i: int, state: int) -> list[Any]:
+        """Four vectors of data from a byte on, which were added to the state."""
+        kind = ir.VectorType(_I64, _WIDE // 64)
+        name = "llvm.x86.pclmulqdq" + ("" if _WIDE == 128 else f".{_WIDE}")
+        times = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(kind, [kind, kind, _I8]), name
+        )
+        factors = ir.Constant(kind, [*fold_factors(FOLDED)] * (kind.count // 2))
+        there, kept = self.address(data, self.args[i]), self.address(state, ir.Constant(_I64, 0))
+        vectors = []
+        for place in range(0, FOLDED, _WIDE // 8):
+            new, old = self.load(there, place, kind, 1), self.load(kept, place, kind, 1)
+            low, high = (
+                self.builder.call(times, [old, factors, ir.Constant(_I8, half)]) for half in (0x00, 0x11)
+            )
+            self.store(self.builder.xor(self.builder.xor(low, high), new), kept, place, align=1)
+            vectors.append(new)
+        return vectors
+
+    def raised(self, largest: Any, value: Any) -> Any:
+        """The larger of each integer and the bits of a float without its sign."""
+        bits = ir.Constant(largest.type, [0x7FFF_FFFF] * largest.type.count)
+        magnitude = self.builder.and_(self.builder.bitcast(value, largest.type), bits)
+        return self.builder.select(self.builder.icmp_signed(">", magnitude, largest), magnitude, largest)
+
+
+@intrinsic
+def fold(typing, data, i, state):
+    def code(context, builder, signature, args):
+        _Coder(context, builder, signature, args).folded(0, 1, 2)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, state), code
+
+
+@intrinsic
+def fold_copy(typing, data, i, state, most, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        kind = ir.VectorType(_I32, _WIDE // 32)
+        there, largest = coder.address(4, args[1]), coder.address(3, ir.Constant(_I64, 0))
+        for number, each in enumerate(coder.folded(0, 1, 2)):
+            coder.store(each, there, number * _WIDE // 8, align=1)
+            before = coder.load(largest, number * kind.count, kind)
+            coder.store(coder.raised(before, each), largest, number * kind.count)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, state, most, out), code
+
 
 @intrinsic
 def lowest(typing, mask):
@@ -187,6 +252,23 @@ def stream(typing, x, i, j, out):
         return context.get_dummy_value()
 
     return types.void(x, types.intp, types.intp, out), code
+
+
+@intrinsic
+def copy_largest(typing, data, i, most, out):
+    def code(context, builder, signature, args):
+        coder = _Coder(context, builder, signature, args)
+        there = coder.address(0, builder.shl(args[1], ir.Constant(_I64, 2)))
+        vectors = [coder.load(there, 4 * place, align=1) for place in range(0, WIDTH, _LANES)]
+        coder.put(vectors, 3, 1)
+        maxima = coder.address(2, ir.Constant(_I64, 0))
+        largest = coder.load(maxima, 0, _INTS)
+        for each in vectors:
+            largest = coder.raised(largest, each)
+        coder.store(largest, maxima, 0)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, most, out), code
 
 
 @intrinsic
@@ -246,11 +328,8 @@ def _add_largest(streamed: bool) -> Any:
             coder.put(vectors, 5, 3, streamed)
             there = coder.address(4, ir.Constant(_I64, 0))
             largest = coder.load(there, 0, _INTS)
-            bits = ir.Constant(_INTS, [0x7FFF_FFFF] * _LANES)
             for each in vectors:
-                magnitude = builder.and_(builder.bitcast(each, _INTS), bits)
-                larger = builder.icmp_signed(">", magnitude, largest)
-                largest = builder.select(larger, magnitude, largest)
+                largest = coder.raised(largest, each)
             coder.store(largest, there, 0)
             return context.get_dummy_value()
 

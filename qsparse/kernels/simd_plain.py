@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import numpy as np
 
 WIDTH = 64
+#: Bytes that `fold` takes at a time; 0: zlib is faster.
+FOLDED = 0
+#: CRC-32's polynomial, without x³².
+_POLYNOMIAL = 0x04C1_1DB7
 
 
 def lowest(mask):
@@ -30,6 +37,14 @@ def get_mask(data, at):
 def stream(x, i, j, out):
     """out[j …] = x[i …]."""
     out[j : j + WIDTH] = x[i : i + WIDTH]
+
+
+def copy_largest(data, i, most, out):
+    """out[i …] = the float32 that lie in bytes; their bits without the sign raise the 16 maxima."""
+    some = out[i : i + WIDTH]
+    some.view(np.uint8)[:] = data[4 * i : 4 * (i + WIDTH)]
+    bits = np.abs(some).view(np.int32).reshape(-1, most.size)
+    np.maximum(most, bits.max(axis=0), out=most)
 
 
 def above(x, i, threshold):
@@ -107,3 +122,43 @@ def add_largest(x, scale, y, i, most, out):
 
 
 stream_largest = add_largest
+
+
+def fold_factors(size):
+    """By what the two halves of 16 bytes are multiplied to be moved ``size`` bytes on, modulo the polynomial.
+
+    Bytes have their lowest bit first, so polynomials are reflected: the factors are x^(8·size + 32) and
+    x^(8·size − 32), bit i of 33 for the power 32 − i (Gopal et al., 2009).
+    """
+    factors = []
+    for power in (8 * size + 32, 8 * size - 32):
+        rest = 1
+        for _ in range(power):
+            rest <<= 1
+            if rest >> 32:
+                rest ^= 1 << 32 | _POLYNOMIAL
+        factors.append(int(f"{rest:032b}"[::-1], 2) << 1)
+    return factors
+
+
+def _times(a, b):
+    """The product without carries."""
+    return functools.reduce(operator.xor, (a << i for i in range(b.bit_length()) if b >> i & 1), 0)
+
+
+def fold(data, i, state):
+    """state = the state moved on by its size, plus data[i …]: has the checksum of both, end to end."""
+    factors = fold_factors(state.size)
+    halves = [int(half) for half in state.view(np.uint64)]
+    for place in range(0, len(halves), 2):
+        product = _times(halves[place], factors[0]) ^ _times(halves[place + 1], factors[1])
+        new = np.frombuffer(product.to_bytes(16, "little"), np.uint8)
+        state[8 * place : 8 * place + 16] = new ^ data[i + 8 * place : i + 8 * place + 16]
+
+
+def fold_copy(data, i, state, most, out):
+    """`fold`, and out[i …] = data[i …]; as float32 its entries, without their signs, raise the maxima."""
+    fold(data, i, state)
+    some = data[i : i + state.size]
+    out[i : i + state.size] = some
+    np.maximum(most, np.frombuffer(some.tobytes(), np.int32) & 0x7FFF_FFFF, out=most)

@@ -122,6 +122,19 @@ def add_reach(x, scale, y, streamed, out):
 
 
 @kernel
+def copy_largest(data, out):
+    """out = the float32 that lie in read-only bytes, aligned or not; returns what `largest` says of it."""
+    most = np.zeros(16, np.int32)
+    whole = out.size - out.size % simd.WIDTH
+    for i in range(0, whole, simd.WIDTH):
+        simd.copy_largest(data, i, most, out)
+    rest = out[whole:].view(np.uint8)
+    for i in range(rest.size):
+        rest[i] = data[4 * whole + i]
+    return max(most.max(), largest(out[whole:].view(np.int32), np.int32(0x7FFF_FFFF)))
+
+
+@kernel
 def add_scaled(x, a, y, out):
     """out = x + a·y, rounded once."""
     for i in range(x.size):

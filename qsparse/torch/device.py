@@ -156,7 +156,7 @@ class _Draft(Draft):
     def rest(self) -> Any:
         """target − sent, (n,), in place of the target; made when it is first asked for."""
         left: Any = self.total.x
-        for piece in unpack(self.payload, _numpy_type(left)):
+        for piece in unpack(self.payload, _numpy_type(left), self.payload.n):
             stretch = left[piece.start : piece.stop]
             said = torch.from_numpy(piece.values).to(left.device)
             if piece.indices is None:

@@ -75,7 +75,8 @@ class Ask(Watchful):
                 continue
             way = float(np.linalg.norm(before - state["at"][m]))
             if self.smoothness is None and way > 0:
-                change = sum(vector.squared_norm(piece.values) for piece in unpack(payload, model.dtype))
+                pieces = unpack(payload, model.dtype, model.size)
+                change = sum(vector.squared_norm(piece.values) for piece in pieces)
                 state["L"][m] = max(state["L"][m], np.sqrt(change) / way)
             state["at"][m] = before
             state["alone"][m] = 0
