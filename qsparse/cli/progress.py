@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
+from qsparse.outcome import TRAINED
 from qsparse.records import Watcher
 
 
@@ -49,6 +50,13 @@ class Progress(Watcher):
         if self._bar is not None:
             self._say(refresh=True)
 
+    def warned(self, text: str) -> None:
+        """Say it above the bar, though it be quiet."""
+        if self._bar is not None:
+            self._bar.clear()
+        sys.stderr.write(f"warning: {text}\n")
+        sys.stderr.flush()
+
     def _say(self, refresh: bool) -> None:
         # Who coordinates workers that do not wait hears of no loss.
         loss = "" if self._loss is None else f"loss {self._loss:.3f}"
@@ -72,11 +80,15 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     ]
     for way in ("up", "down"):
         paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
-        gain = (
-            f", {dense / paper:,.{0 if dense >= 100 * paper else 2}f} times fewer than dense" if paper else ""
-        )
+        gain = ""
+        if paper and summary.get("outcome", TRAINED) == TRAINED:
+            gain = f", {dense / paper:,.{0 if dense >= 100 * paper else 2}f} times fewer than dense"
         rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
         rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
+    if shares := summary.get("worker_steps"):
+        taken = sum(shares.values())
+        each = ", ".join(f"rank {rank}: {steps / taken:.1%}" for rank, steps in shares.items())
+        rows.append(("steps of workers", f"{taken:,} in all ({each})"))
     seconds = summary["seconds"]
     spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
     rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))

@@ -19,9 +19,10 @@ from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
-from qsparse.cli.settings import make_settings, preset_name
+from qsparse.cli.settings import default_batch, make_settings, preset_name
 from qsparse.errors import SettingError, installing
 from qsparse.kernels import threads
+from qsparse.outcome import STATUS, TRAINED, verdict
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
@@ -99,7 +100,10 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 @click.option("--compressor", help="Replace the up link's compressor, e.g. 'topk(ratio=0.01) >> sign'.")
 @click.option("--memory", help="Replace the up link's memory.")
 @click.option("--down", help="Compress the down link, e.g. 'blockwise(sign, size=4096)'.")
-@click.option("--down-memory", help="The down link's memory.  [default: innovation if --down is given]")
+@click.option(
+    "--down-memory",
+    help="The down link's memory.  [default: the algorithm's; innovation if it has none and --down is given]",
+)
 @click.option("--local", help="Replace the local step, e.g. 'adamw(lr=0.001)'.")
 @click.option("--trigger", help="Replace the trigger, e.g. 'randomgap(H=8)'.")
 @click.option("--server", help="Replace the server rule.")
@@ -129,10 +133,16 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 )
 @click.option("--ranks", type=int, help="Start this many ranks, unless mpirun did.")
 @click.option(
-    "--epochs", type=float, help="Passes over each worker's share.  [default: 60, or as --steps says]"
+    "--epochs",
+    type=float,
+    help="Passes over each worker's share.  [default: 60, 400 where each step is one, or as --steps says]",
 )
 @click.option("--steps", type=int, help="Local steps, instead of epochs.")
-@click.option("--batch", type=int, default=16, show_default=True, help="Examples of one worker's step.")
+@click.option(
+    "--batch",
+    type=int,
+    help="Examples of one worker's step.  [default: 16; its whole share with gd, lag-*, laq and qgd]",
+)
 @click.option(
     "--augment",
     default="none",
@@ -204,7 +214,8 @@ def train(**options: Any) -> None:  # fmt: skip
     """
     settle(options)
     load = _shared(lambda: load_data(options))
-    on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load))
+    if on_ranks(options["wire"], options["ranks"], functools.partial(_train, options, load)):
+        raise SystemExit(STATUS)
 
 
 def settle(options: dict[str, Any]) -> None:
@@ -221,9 +232,12 @@ def settle(options: dict[str, Any]) -> None:
             raise SettingError(
                 f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
             ) from None
+    if options["batch"] is None:
+        options["batch"] = default_batch(options)
 
 
-def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
+def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> bool:
+    """Train on this rank; returns on rank 0 whether the model was not trained: it diverged, or starved."""
     try:
         from qsparse.torch.problem import Classification, use_threads
         from qsparse.torch.recipe import Recipe
@@ -259,6 +273,10 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     )  # fmt: skip
     if summary and not options["quiet"]:
         click.echo(table(summary, out))
+    if word := verdict(summary):
+        sys.stdout.flush()
+        click.echo(f"warning: {word}", err=True)
+    return bool(summary) and summary["outcome"] != TRAINED
 
 
 def _choose_length(options: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from qsparse.errors import SettingError
+from qsparse.outcome import TRAINED
 from qsparse.report.base import Table, mean, new_figure, number, spread
 from qsparse.report.pictures import ACCURACY, PICTURES
 from qsparse.report.runs import Method, Run, at, methods
@@ -120,8 +121,10 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
 
 
 def _gain(run: Run, way: str) -> float | None:
-    """How many times fewer paper bits than dense; known once the run has ended."""
-    if run.summary is None or not run.summary["paper_bits"][way]:
+    """How many times fewer paper bits than dense; known once the run has ended, if it has trained."""
+    if run.summary is None or run.summary.get("outcome", TRAINED) != TRAINED:
+        return None
+    if not run.summary["paper_bits"][way]:
         return None
     return float(run.summary["dense_bits"][way] / run.summary["paper_bits"][way])
 
