@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from qsparse.outcome import STATUS
+
 #: What a run writes to its standard output and error.
 LOG: Final = "log.txt"
 # The kernel ends a run whose sweep was killed: begun again, both would write to one folder.
@@ -77,7 +79,7 @@ class Run:
             return ""
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             return f"its config.toml cannot be read ({error})"
-        wanted = tomllib.loads(self.config)
+        wanted = {**self.unsaid, **tomllib.loads(self.config)}
         return ", ".join(
             f"{name} was {found.get(name, 'not set')} and is {wanted.get(name, 'not set')}"
             for name in sorted(found.keys() | wanted.keys())
@@ -123,8 +125,8 @@ def execute(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[
                 del under_way[run]
                 ended += 1
                 seconds = time.monotonic() - begin
-                if status == 0 and run.done():
-                    outcome = f"accuracy {accuracy(run):.4f}"
+                if status in (0, STATUS) and run.done():
+                    outcome = f"accuracy {accuracy(run):.4f}" + (", but it did not train" if status else "")
                 else:
                     failed[run] = _reason(run, status)
                     outcome = f"FAILED: {failed[run]}"
