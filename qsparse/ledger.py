@@ -3,14 +3,15 @@
 Paper bits are counted where a message is committed (up, once per speaking worker) or received
 (down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
 handed to the wire, headers and forwarded copies included; greetings, reports and errors are counted
-apart ("beside"). Bits and bytes are never mixed.
+apart ("beside"). What a rank sends and what it receives crosses its link; the link that carried most is the
+one that a run waits for. Bits and bytes are never mixed.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ class Ledger:
     def __init__(self) -> None:
         self.paper_bits = {"up": 0, "down": 0}
         self.wire_bytes = {"up": 0, "down": 0, "beside": 0}
+        #: Sent and received by this rank, by way of the message; both directions of its link together.
+        self.link_bytes = {"up": 0, "down": 0}
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
         #: Skips to which the errors of a compressor forced the trigger, however much there was to say.
@@ -58,6 +61,12 @@ class Ledger:
     def sent(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
         self.wire_bytes[payload.way.name.lower()] += len(payload)
+        self.received(payload)
+
+    def received(self, payload: Payload) -> None:
+        """Count the bytes of a frame that came: called by the wire."""
+        if payload.way is not Way.BESIDE:
+            self.link_bytes[payload.way.name.lower()] += len(payload)
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
         """Note a report that came when it liked: called by the coordinator that took it.
@@ -99,6 +108,7 @@ class Ledger:
         return {
             "paper_bits": dict(self.paper_bits),
             "wire_bytes": dict(self.wire_bytes),
+            "link_bytes": dict(self.link_bytes),
             "messages": dict(self.messages),
             "skips": self.skips,
             "starved": self.starved,
@@ -108,9 +118,9 @@ class Ledger:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Count on from what a rank had counted before it was ended."""
-        for name in ("paper_bits", "wire_bytes", "messages", "seconds"):
+        for name in ("paper_bits", "wire_bytes", "link_bytes", "messages", "seconds"):
             counters = getattr(self, name)
-            for key, value in snapshot[name].items():
+            for key, value in snapshot.get(name, {}).items():
                 counters[key] += value
         self.skips += snapshot["skips"]
         self.starved += snapshot.get("starved", 0)
@@ -118,7 +128,7 @@ class Ledger:
 
 
 def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The counters of a whole job: sums over the ranks, seconds as means."""
+    """The counters of a whole job: sums over the ranks, seconds as means, the bytes of the busiest link."""
     parts = list(snapshots)
 
     def total(name: str) -> dict[str, int]:
@@ -127,6 +137,7 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
     return {
         "paper_bits": total("paper_bits"),
         "wire_bytes": total("wire_bytes"),
+        "link_bytes": max((part["link_bytes"] for part in parts), key=lambda link: sum(link.values())),
         "messages": total("messages"),
         "skips": sum(part["skips"] for part in parts),
         "starved": sum(part.get("starved", 0) for part in parts),
@@ -134,3 +145,39 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
             activity: sum(part["seconds"][activity] for part in parts) / len(parts) for activity in ACTIVITIES
         },
     }
+
+
+#: One way, or both together.
+Gains = dict[str, float | None]
+
+
+def link_bytes(counted: Mapping[str, Any]) -> Mapping[str, int]:
+    """The bytes of the busiest link by way, of a line of a history or a summary.
+
+    Files from before links were counted have the sum over the ranks, which is what the coordinator's link
+    carried where all talk to it.
+    """
+    found: Mapping[str, int] = counted.get("link_bytes") or counted["wire_bytes"]
+    return found
+
+
+def dense_link_bytes(summary: Mapping[str, Any]) -> Mapping[str, float]:
+    """What plain SGD in float32 would have had cross the busiest link, by way; for old files as above."""
+    if "dense_link_bytes" in summary:
+        found: Mapping[str, float] = summary["dense_link_bytes"]
+        return found
+    crossed = (summary["ranks"] - 1) / summary["workers"] / 8
+    return {way: crossed * bits for way, bits in summary["dense_bits"].items()}
+
+
+def gains(dense: Mapping[str, float], sent: Mapping[str, float]) -> Gains:
+    """How many times less was sent than dense: in ``all``, ``up`` and ``down`` together, and each way.
+
+    None where nothing was sent.
+
+    >>> gains({"up": 80, "down": 80}, {"up": 1, "down": 15})
+    {'all': 10.0, 'up': 80.0, 'down': 5.333333333333333}
+    """
+    pairs = {way: (dense[way], sent[way]) for way in ("up", "down")}
+    pairs = {"all": (dense["up"] + dense["down"], sent["up"] + sent["down"]), **pairs}
+    return {name: much / little if little else None for name, (much, little) in pairs.items()}

@@ -9,7 +9,6 @@ import numpy as np
 
 from qsparse.compressors import Compressor, Float32
 from qsparse.compressors.base import Sum
-from qsparse.compressors.totals import add_up
 from qsparse.errors import DisagreementError, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
@@ -63,12 +62,7 @@ class Sender:
         added = self.memory.addend(self.state, clock)
         total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.keeps_rest)
         try:
-            if self.memory.demanding:
-                total = Sum(total.add())
-                tolerance = self.memory.tolerance(self.state, total.x)
-                payload = self.compressor.within(total.x, tolerance).compress(total.x, seed)
-            else:
-                payload = self.compressor.compress_sum(total, seed)
+            payload = self.memory.compress(self.state, self.compressor, total, seed)
             return Draft(payload, total, clock, news)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
@@ -124,4 +118,4 @@ class Receiver:
                     f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
                     f"{total.size} were expected: the models differ"
                 )
-        return self.memory.restore(self.state, add_up(spoken, total, self.speakers))
+        return self.memory.merge(self.state, spoken, total, self.speakers)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from qsparse.compressors.base import Sum, accumulate_into, subtract_from, unpack
+from qsparse.compressors.base import Compressor, Sum, accumulate_into, subtract_from, unpack
+from qsparse.compressors.changes import compress_changes, put_changes
+from qsparse.compressors.totals import add_up
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.payload import Payload
 from qsparse.registry import register, spell
 from qsparse.schedules import momentum_weight
+from qsparse.seeds import Seed
 from qsparse.types import State, Vector, aligned
 
 
@@ -72,6 +76,10 @@ class Memory(ABC):
     personal: ClassVar[bool] = True
     #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
     keeps_rest: ClassVar[bool] = False
+    #: Does the receiver take the total as it is?
+    adds_nothing: ClassVar[bool] = False
+    #: Does it tell a model exactly? Then it goes with float32, on the down link.
+    exact: ClassVar[bool] = False
 
     @property
     def demanding(self) -> bool:
@@ -89,6 +97,19 @@ class Memory(ABC):
         None: nothing. Changes no state.
         """
 
+    def compress(self, state: State, compressor: Compressor, total: Sum, seed: Seed) -> Payload:
+        """Spell what is to be said, the addend included, and leave the rest where ``total`` wants it.
+
+        Changes no state; errors as of `Compressor.compress`.
+        """
+        if not self.demanding:
+            return compressor.compress_sum(total, seed)
+        x = total.add()
+        payload = compressor.within(x, self.tolerance(state, x)).compress(x, seed)
+        if total.rest and total.out is not None:
+            subtract_from(payload, total.out)
+        return payload
+
     @abstractmethod
     def commit(self, state: State, draft: Draft) -> Vector | None:
         """The draft was sent.
@@ -105,7 +126,7 @@ class Memory(ABC):
         return math.inf
 
     def known(self, state: State) -> Vector:
-        """What both ends know, (n,); asked of memories that `repeats`."""
+        """What both ends know, (n,); asked of memories that `repeats` or are `exact`."""
         known: Vector = state["known"]
         return known
 
@@ -116,12 +137,23 @@ class Memory(ABC):
     def restore(self, state: State, total: Vector) -> Vector:
         """What the receiver makes of the decoded total of one round."""
 
+    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, speakers: int) -> Vector:
+        """What the receiver makes of the messages of one round, in the order given.
+
+        Args:
+            payloads: of those that spoke, each of as many values as ``out``.
+            out: (n,); overwritten, and perhaps what is returned.
+            speakers: the result is a mean over so many, silent ones included.
+        """
+        return self.restore(state, add_up(payloads, out, speakers))
+
 
 @register("stateless")
 @dataclass(frozen=True)
 class Stateless(Memory):
     """Remembers nothing."""
 
+    adds_nothing: ClassVar[bool] = True
     personal: ClassVar[bool] = False
 
     def init(self, start: Vector) -> State:
@@ -154,6 +186,7 @@ class ErrorFeedback(Memory):
             where a learning rate falls (the authors' code of Basu et al., 2019).
     """
 
+    adds_nothing: ClassVar[bool] = True
     keeps_rest: ClassVar[bool] = True
     decay: float = 1.0
     reset: tuple[int, ...] = ()
@@ -220,6 +253,56 @@ class Innovation(Memory):
     def restore(self, state: State, total: Vector) -> Vector:
         """known += total."""
         np.add(state["known"], total, out=state["known"])
+        known: Vector = state["known"]
+        return known
+
+
+@register("changes")
+@dataclass(frozen=True)
+class Changes(Memory):
+    """Both ends keep the model; the entries that are not what they were are said, with their new values.
+
+    Exact, and as small as what has changed: the answer to sparse reports, of which a model moves in at most
+    as many coordinates as all workers spoke of. Where that is no smaller, all entries are said.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def init(self, start: Vector) -> State:
+        """Both ends have ``start``; its zeros lose their signs, as those of whole models do."""
+        return {"known": start + start.dtype.type(0)}
+
+    def enter(self, state: State, start: Vector) -> None:
+        """Both ends have the model."""
+        np.add(start, 0, out=state["known"])
+
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """Nothing."""
+        return None
+
+    def compress(self, state: State, compressor: Compressor, total: Sum, seed: Seed) -> Payload:
+        """What has changed."""
+        return compress_changes(total.x, state["known"], seed)
+
+    def shift(self, state: State, by: Vector) -> None:
+        """known −= by."""
+        np.subtract(state["known"], by, out=state["known"])
+
+    def commit(self, state: State, draft: Draft) -> Vector | None:
+        """Both ends have it."""
+        put_changes(draft.payload, state["known"])
+        return None
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """The whole of it."""
+        np.copyto(state["known"], total)
+        known: Vector = state["known"]
+        return known
+
+    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, speakers: int) -> Vector:
+        """Put what has changed into what is there."""
+        for payload in payloads:
+            put_changes(payload, state["known"])
         known: Vector = state["known"]
         return known
 

@@ -1,4 +1,4 @@
-"""How a run ended: did its loss fall, could its workers speak, and what would dense messages have taken?"""
+"""How a run ended: did its loss fall, and could its workers speak?"""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
-from qsparse.compressors import Float32
 from qsparse.ledger import Snapshot
-from qsparse.seeds import Seed
-from qsparse.types import Vector
 
 #: What ``outcome`` in a summary may be: only of a run that trained are bits a gain.
 TRAINED: Final = "trained"
@@ -108,23 +103,3 @@ def verdict(summary: Mapping[str, Any]) -> str | None:
             "gain; see docs/sharp-bits.md"
         )
     return None
-
-
-def dense(parameters: Vector, reports: int, travelling: int) -> dict[str, dict[str, int]]:
-    """What float32 both ways between workers and one coordinator would have taken, in bits and in bytes.
-
-    Args:
-        parameters: the model, (n,).
-        reports: steps of all workers.
-        travelling: of these, those of workers that are not the coordinator's own rank: only these go over the
-            wire.
-
-    Returns:
-        ``dense_bits``, against which paper bits are held, and ``dense_bytes``, for wire bytes.
-    """
-    bits = 32 * parameters.size * reports
-    frame = len(Float32().compress(np.zeros(parameters.size, np.float32), Seed(0, use="up")))
-    return {
-        "dense_bits": {"up": bits, "down": bits},
-        "dense_bytes": {"up": frame * travelling, "down": frame * travelling},
-    }

@@ -178,7 +178,7 @@ def merged(states: Sequence[State], rank: int) -> State:
     snapshots = [each["ledger"] for each in states]
     counted = combine(snapshots) | {"staleness": snapshots[0]["staleness"]}
     if rank:
-        for name in ("paper_bits", "wire_bytes", "messages"):
+        for name in ("paper_bits", "wire_bytes", "link_bytes", "messages"):
             counted[name] = dict.fromkeys(counted[name], 0)
         counted["skips"] = counted["starved"] = 0
     state["ledger"] = counted

@@ -24,6 +24,10 @@ class ServerRule(ABC):
     one_by_one: ClassVar[bool] = False
     #: Does the model never move, so that there is nothing to answer?
     silent: ClassVar[bool] = False
+    #: Is x all that it remembers and goes by, so that any rank that has x can take the step as well?
+    replayable: ClassVar[bool] = False
+    #: Does a report move coordinates, too, that it says nothing of?
+    moves_all: ClassVar[bool] = False
 
     def init(self, start: Vector) -> State:
         """The state at the common starting point."""
@@ -66,6 +70,7 @@ class ServerRule(ABC):
 class Descend(ServerRule):
     """x −= lr·u. With reports in parameter units and lr = 1 it averages the workers' models."""
 
+    replayable: ClassVar[bool] = True
     lr: Rate = 1.0
 
     def __post_init__(self) -> None:
@@ -81,6 +86,7 @@ class Descend(ServerRule):
 class Majority(ServerRule):
     """x −= lr·sign(u), sign(0) = 0: the majority of raw signs (Bernstein et al., 2018)."""
 
+    replayable: ClassVar[bool] = True
     lr: Rate
 
     def __post_init__(self) -> None:
@@ -114,6 +120,7 @@ class VarianceReduced(ServerRule):
     """
 
     one_by_one: ClassVar[bool] = True
+    moves_all: ClassVar[bool] = True
     lr: Rate
     l1: float
     l2: float

@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):
     command = ["bench", "kernels", "--n", "64", "--ratio", "0.5", "--rounds", "1", "--json", str(tmp_path)]
     done = CliRunner().invoke(qsparse, command)
     assert done.exit_code == 1
-    assert "cannot write --json" in done.stderr
+    assert "cannot write to --json" in done.stderr
 
 
 def test_ratios_are_medians_of_rounds_and_the_right_way_up():

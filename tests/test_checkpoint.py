@@ -73,7 +73,7 @@ def preset(text: str, **axes: str) -> Algorithm:
     algorithm: Algorithm = build(text, "algorithm")
     parts = {axis: build(text, axis) for axis, text in axes.items() if axis in ("local", "trigger", "server")}
     for way in ("up", "down"):
-        link = getattr(algorithm, way)
+        link = {"up": algorithm.up, "down": algorithm.answer}[way]
         if f"{way}_compressor" in axes:
             link = replace(link, compressor=build(axes[f"{way}_compressor"], "compressor"))
         if f"{way}_memory" in axes:

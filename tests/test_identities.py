@@ -130,7 +130,7 @@ def test_the_virtual_iterate_shows_what_is_lost() -> None:
     whole = wild("dist-ef-sgdm")
     for memory in (Forgetful(), ErrorFeedback(decay=0.9)):
         assert departure(replace(whole, up=Link(whole.up.compressor, memory)))[0] > 1e-3
-    assert departure(replace(whole, down=Link(whole.down.compressor, Believing())))[0] > 1e-3
+    assert departure(replace(whole, down=Link(whole.answer.compressor, Believing())))[0] > 1e-3
 
 
 @pytest.mark.parametrize("ahead", ["none", "1"])
@@ -261,7 +261,7 @@ def served(algorithm: Algorithm, workers: int = WORKERS) -> asynchronous.Trained
 def test_exact_values_both_ways_are_the_baseline(name: str) -> None:
     """Bit for bit, given one order; with Algorithm 1 and 3."""
     quantized = row(f"{name}(lr=0.02, inner=39, l1=0.05)")
-    memory = quantized.down.memory
+    memory = quantized.answer.memory
     assert isinstance(memory, Snapshot)
     exact = served(replace(quantized, up=Link(), down=Link(memory=memory)))
     baseline = served(row(f"{name.replace('lpg', 'fpg')}(lr=0.02, inner=39, l1=0.05)"))

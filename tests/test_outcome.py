@@ -20,7 +20,8 @@ from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.outcome import DIVERGED, STARVED, STATUS, TRAINED, Starving, judged
 from qsparse.promises import doubt
 from qsparse.registry import build, spell
-from qsparse.report.page import _gain
+from qsparse.report.page import _gains
+from qsparse.report.runs import Method as Shown
 from qsparse.report.runs import Run
 from qsparse.seeds import Seed
 from qsparse.sweep.measured import common_target, measure, table
@@ -286,10 +287,10 @@ def test_dense_is_dense(tmp_path: Path, exchange: Any) -> None:
         spell(exchange), ranks=4,
     )  # fmt: skip
     bits = sum(one["paper_bits"].values()) / sum(one["dense_bits"].values())
-    taken = sum(one["wire_bytes"].values()) / sum(one["dense_bytes"].values())
+    taken = sum(one["wire_bytes"].values()) / sum(one["dense_link_bytes"].values())
     assert bits == taken == (2 if exchange == AllGather() else 1)
     frame = len(Float32().compress(np.zeros(650, np.float32), Seed(0)))
-    assert one["dense_bytes"] == {"up": 3 * 3 * frame, "down": 3 * 3 * frame}
+    assert one["dense_link_bytes"] == {"up": 3 * 3 * frame, "down": 3 * 3 * frame}
 
 
 # --- sweeps and reports -------------------------------------------------------------------------------
@@ -298,9 +299,16 @@ def test_dense_is_dense(tmp_path: Path, exchange: Any) -> None:
 def test_a_run_that_collapsed_sets_no_target_and_gains_nothing() -> None:
     def run(method: str, bits: int, *curve: float, **more: Any) -> dict[str, Any]:
         ways = {"up": bits, "down": bits}
-        points = [{"step": t, "test_accuracy": each, "paper_bits": ways, "wire_bytes": ways}
+        points = [{"step": t, "test_accuracy": each, "paper_bits": ways, "wire_bytes": ways, "link_bytes": ways}
                   for t, each in enumerate(curve, 1)]  # fmt: skip
-        summary = {"test_accuracy": curve[-1], "steps": 2, "paper_bits": ways, "wire_bytes": ways, **more}
+        summary = {
+            "test_accuracy": curve[-1],
+            "steps": 2,
+            "paper_bits": ways,
+            "wire_bytes": ways,
+            "link_bytes": ways,
+            **more,
+        }
         return {"method": method, "lr": None, "seed": 0, "folder": "", "curve": points, "summary": summary}
 
     runs = [
@@ -322,7 +330,8 @@ def test_a_run_that_collapsed_sets_no_target_and_gains_nothing() -> None:
     # Nor against a baseline that has not learned.
     assert all(row["gain"] is None for row in measure(methods, [{**runs[0], "summary": runs[0]["summary"] | {
         "outcome": DIVERGED}}, *runs[1:]], None)["rows"])  # fmt: skip
-    one = {"paper_bits": {"up": 5}, "dense_bits": {"up": 50}}
-    for outcome, gain in ((TRAINED, 10.0), (STARVED, None), (DIVERGED, None)):
-        shown = Run(Path("x"), {}, [], {**one, "outcome": outcome})
-        assert _gain(shown, "up") == gain
+    ways = {"up": 5, "down": 5}
+    one = {"wire_bytes": ways, "link_bytes": ways, "dense_link_bytes": {"up": 50, "down": 50}}
+    for outcome, gained in ((TRAINED, [10.0]), (STARVED, []), (DIVERGED, [])):
+        shown = Shown("x", (Run(Path("x"), {}, [], {**one, "outcome": outcome}),))
+        assert _gains(shown, "all") == _gains(shown, "up") == gained

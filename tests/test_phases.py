@@ -119,7 +119,7 @@ def test_refusals() -> None:
         (replace(snapshot, prelude=None), "go together"),
         (replace(snapshot, server=dense.server), "go together"),
         (replace(snapshot, local=preset("gd").local), "go together"),
-        (replace(dense, down=snapshot.down, meeting=Async()), None),
+        (replace(dense, down=snapshot.answer, meeting=Async()), None),
         (replace(dense, server=preset("asylpg").prelude.server), "never moves the model"),
         (
             replace(dense, prelude=replace(dense, server=snapshot.prelude.server, length=1)),
@@ -127,7 +127,7 @@ def test_refusals() -> None:
         ),
         (replace(snapshot, up=preset("laq").up), "use memory stateless"),
         (replace(preset("acc-asyfpg"), meeting=dense.meeting), "use meeting asynchronous"),
-        (replace(dense, down=replace(snapshot.down, compressor=build("sign", "compressor"))), "has but one"),
+        (replace(dense, down=replace(snapshot.answer, compressor=build("sign", "compressor"))), "has but one"),
     ]
     for algorithm, reason in refused:
         exchange = natural_exchange(algorithm)

@@ -143,14 +143,16 @@ def test_the_table_is_of_what_the_runs_left(done: tuple[Path, Path, Result]) -> 
         assert row["seeds"] == [0, 1]
         assert row["reached"] == 2
         points = [to_target(run, found["target"]) for run in runs[row["method"]]]
-        for name in ("paper_bits", "wire_bytes"):
+        for name in ("paper_bits", "wire_bytes", "link_bytes"):
             for way in ("up", "down"):
                 wanted = statistics.mean(point[name][way] for point in points if point)
                 assert row["to_target"][name][way] == wanted
                 ratio = dense["to_target"][name][way] / row["to_target"][name][way]
                 assert row["gain"][name][way] == pytest.approx(ratio)
     assert dense["in_all"]["paper_bits"]["up"] == 2 * 2 * EPOCH * 32 * PARAMETERS
-    assert dense["gain"]["paper_bits"] == {"up": 1, "down": 1}
+    assert dense["gain"]["paper_bits"] == dense["gain"]["link_bytes"] == {"all": 1, "up": 1, "down": 1}
+    link = [sum(row["to_target"]["link_bytes"].values()) for row in (dense, rare)]
+    assert rare["gain"]["link_bytes"]["all"] == pytest.approx(link[0] / link[1])
     assert rare["gain"]["paper_bits"]["up"] > 100
     assert rare["published"] == "> 100"
     worst = min(max(point["test_accuracy"] for point in run["curve"]) for run in found["runs"])
@@ -159,7 +161,7 @@ def test_the_table_is_of_what_the_runs_left(done: tuple[Path, Path, Result]) -> 
     told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
     assert found["target_is"] == told
     assert f"({told})" in result.stdout
-    shown = re.search(r"^rare .*\s([\d,.]+) +> 100 ", result.stdout, re.MULTILINE)
+    shown = re.search(r"^rare .*\s([\d,.]+) +> 100$", result.stdout, re.MULTILINE)
     assert shown, result.stdout
     assert float(shown[1].replace(",", "")) == pytest.approx(rare["gain"]["paper_bits"]["up"], rel=0.01)
 
@@ -179,7 +181,7 @@ def test_best_of_a_grid_and_targets() -> None:
     def run(lr: str, seed: int, *curve: float) -> dict[str, Any]:
         def at(step: int) -> dict[str, Any]:
             ways = {"up": 100 * step, "down": 7 * step}
-            return {"paper_bits": ways, "wire_bytes": ways}
+            return {"paper_bits": ways, "wire_bytes": ways, "link_bytes": ways}
 
         points = [{"step": t, "test_accuracy": share, **at(t)} for t, share in enumerate(curve, 1)]
         summary = {"test_accuracy": curve[-1], "steps": len(curve), **at(len(curve))}
@@ -477,7 +479,7 @@ def test_nothing_runs_where_something_is_wrong(
 @pytest.mark.parametrize(
     ("text", "texts"),
     [
-        ("model = 3 4", ["is no TOML"]),
+        ("model = 3 4", ["is not valid TOML"]),
         ("model = 'mlp'", ["has no methods: write a table [methods.NAME]"]),
         ("methods = 3", ["has no methods"]),
         ("[methods]\na = 3", ["has no methods"]),

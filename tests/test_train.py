@@ -175,7 +175,7 @@ def test_the_summary_has_what_is_promised(results: Any, wire: str) -> None:
         assert one["dense_bits"] == {"up": dense, "down": dense}
         frame = len(Float32().compress(np.zeros(PARAMETERS, np.float32), Seed(0)))
         travelling = frame * (workers - (name != "apart")) * one["steps"]
-        assert one["dense_bytes"] == {"up": travelling, "down": travelling}
+        assert one["dense_link_bytes"] == {"up": travelling, "down": travelling}
         assert one["outcome"] == "trained"
         assert one["warnings"] == []
         # What the coordinator says to itself is no traffic; in an allgather each message travels
@@ -324,7 +324,7 @@ def test_a_number_of_threads_that_is_none(tmp_path: Path) -> None:
     [
         ("sync-every = 4\nsync_every = 4", "has 'sync_every' in two spellings: keep one"),
         ("stepz = 4", "has 'stepz', which is no option of train: ['algorithm', 'augment', 'batch',"),
-        ("steps = ", "is no TOML: "),
+        ("steps = ", "is not valid TOML: "),
         ("config = 'other.toml'", "has 'config', which is no option of train"),
     ],
 )
@@ -362,7 +362,11 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     assert one["test_accuracy"] >= 0.97
     assert one["dense_bits"]["up"] / one["paper_bits"]["up"] >= 500
     assert f"test accuracy    {one['test_accuracy']:.4f}\n" in finished.stdout
-    assert f"paper bits up    {one['paper_bits']['up']:,}, 1,584 times fewer than dense\n" in finished.stdout
+    told = finished.stdout
+    assert re.search(
+        r"^busiest link     566,\d{3} bytes up and down, 96\d times fewer than dense$", told, re.M
+    )
+    assert f"paper bits up    {one['paper_bits']['up']:,}, 1,584 times fewer than dense\n" in told
     assert f"written to       {tmp_path / 'out'}\n" in finished.stdout
     # No bar where there is no terminal.
     assert finished.stderr == "", finished

@@ -16,7 +16,7 @@ from qsparse import launchers
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import LaunchError
 from qsparse.launchers import announced_size, clashing_runtimes
-from qsparse.wire.mpi import _Patience
+from qsparse.wire.waiting import Patience
 
 pytest.importorskip("mpi4py")
 
@@ -27,7 +27,7 @@ STRICT = {"PYTHONWARNINGS": "error"}
 def test_a_wait_is_overslept_by_a_tenth_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    patience = _Patience()
+    patience = Patience()
     for _ in range(100):
         patience.rest(False)
     assert pauses[0] == 20e-6
@@ -130,30 +130,30 @@ def test_foreign_and_altered_messages_are_refused_by_name() -> None:
         from qsparse.wire.mpi import MpiWire
 
         wire = MpiWire()
-        raw = wire._comm
+        raw, tag = wire._comm, wire.number
         sound = Payload.build([b"x" * 100], origin=wire.rank, step=5)
         altered = bytearray(sound.frame)
         altered[70] ^= 1
-        eight = lambda n: n.to_bytes(8, "little")
-        # What rank 1 sends past the wire, by tag, and how rank 0 must call it.
+        long = lambda length, piece: b"QSPL" + length.to_bytes(8, "little") + piece.to_bytes(8, "little")
+        # What rank 1 sends past the wire, and how rank 0 must call it.
         cases = [
-            ([(1, b"hello, this is no frame at all")], ForeignFrame, "b'hell'"),
-            ([(1, b"")], Truncated, "empty"),
-            ([(1, sound.frame[:20])], Truncated, "header"),
-            ([(1, sound.frame[:-1])], Truncated, "announces"),
-            ([(1, altered)], Corrupted, "checksum"),
-            ([(1, bytes(sound.frame) + b"tail")], ForeignFrame, "tail"),
-            ([(9, sound.frame)], ForeignFrame, "tag 9"),
-            ([(3, sound.frame)], ForeignFrame, "tag 3"),
-            ([(2, b"123")], Truncated, "3 bytes"),
-            ([(2, eight(1 << 63))], Corrupted, "more than there is memory"),
-            ([(2, eight(10)), (3, b"12345"), (3, b"1234567")], Corrupted, "exceed"),
-            ([(2, eight(200)), (3, sound.frame)], Truncated, "ended after 148"),
-            ([(2, eight(148)), (3, altered)], Corrupted, "checksum"),
+            ([b"hello, this is no frame at all"], ForeignFrame, "b'hell'"),
+            ([b"QSPZ1234"], ForeignFrame, "b'QSPZ'"),
+            ([b""], Truncated, "empty"),
+            ([sound.frame[:20]], Truncated, "header"),
+            ([sound.frame[:-1]], Truncated, "announces"),
+            ([altered], Corrupted, "checksum"),
+            ([bytes(sound.frame) + b"tail"], ForeignFrame, "tail"),
+            ([b"QSPL123"], Truncated, "7 bytes"),
+            ([long(1 << 63, 10)], Corrupted, "more than there is memory"),
+            ([long(10, 5), b"12345", b"1234567"], Corrupted, "exceed"),
+            ([long(10, 5), b"123"], Corrupted, "pieces of 5 bytes, and one has 3"),
+            ([long(200, 148), sound.frame], Truncated, "ended after 148"),
+            ([long(148, 148), altered], Corrupted, "checksum"),
         ]
         for messages, kind, text in cases:
             if wire.rank:
-                for tag, data in messages:
+                for data in messages:
                     raw.Send([data, MPI.BYTE], 0, tag)
                 wire.send([sound], 0)
             else:

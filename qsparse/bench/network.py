@@ -145,6 +145,7 @@ class Network:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             start_new_session=True,  # an interrupt is for us; we close the pipe
         )
         self._holders.append(holder)
@@ -157,7 +158,7 @@ class Network:
 
 def sent_bytes(interface: str) -> int:
     """What the link has sent since it was made, headers included: the kernel's counter."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
+    for line in Path("/proc/self/net/dev").read_text(encoding="utf-8", errors="replace").splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == interface:
             return int(counters.split()[8])
@@ -170,6 +171,6 @@ def _entering(process: int) -> list[str]:
 
 def _run(process: int, command: str, text: str = "") -> None:
     words: Sequence[str] = [*_entering(process), *command.split()]
-    done = subprocess.run(words, input=text, capture_output=True, text=True)
+    done = subprocess.run(words, input=text, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise LaunchError(f"this machine cannot limit a link: {command!r} says {done.stderr.strip()!r}")

@@ -7,6 +7,9 @@ import os
 
 def main() -> None:
     """Run the command line; the entry point of ``qsparse`` and ``python -m qsparse``."""
+    from qsparse.cli.streams import complained_of, prepare_streams
+
+    prepare_streams()
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
     from qsparse.errors import SettingError
 
@@ -18,4 +21,9 @@ def main() -> None:
     os.environ.update(thread_settings(os.environ))
     from qsparse.cli.commands import qsparse
 
-    qsparse(prog_name="qsparse")
+    try:
+        qsparse(prog_name="qsparse")
+    except OSError as error:
+        if not complained_of(error):
+            raise
+        raise SystemExit(1) from None

@@ -6,18 +6,21 @@ import click
 
 from qsparse.bench.allreduce import COMPRESSORS, check, table
 from qsparse.cli.bench_ranks import bench_options, measured_on_ranks
+from qsparse.cli.options import LENGTH, SEED
 from qsparse.registry import build
 
 
 @click.command("allreduce")
 @bench_options(ranks=2)
-@click.option("--n", type=int, default=25_600_000, show_default=True, help="Coordinates of a rank's vector.")
+@click.option(
+    "--n", type=LENGTH, default=25_600_000, show_default=True, help="Coordinates of a rank's vector."
+)
 @click.option("--rounds", type=int, default=7, show_default=True, help="Timed calls of each method.")
 @click.option(
     "--compressor", "compressors", multiple=True, default=COMPRESSORS, show_default=True,
     help="Of ours; may be repeated.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the vectors.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the vectors.")
 def allreduce(
     ranks: int,
     rate: str | None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,18 +10,18 @@ import click
 from tabulate import tabulate
 
 from qsparse.bench.kernels import RESNET50, Settings, measure
-from qsparse.errors import SettingError
+from qsparse.cli.options import LENGTH, PATH, check_json, write_json
 
 
 @click.command("kernels")
-@click.option("--n", type=int, default=RESNET50, show_default=True, help="Values of a vector.")
+@click.option("--n", type=LENGTH, default=RESNET50, show_default=True, help="Values of a vector.")
 @click.option(
     "--ratio", "ratios", type=float, multiple=True, default=(0.001, 0.01, 0.1), show_default=True,
     help="Share that top-k keeps; several times for several.",
 )  # fmt: skip
 @click.option("--rounds", type=int, default=7, show_default=True, help="Timed rounds, after one untimed.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of the rank.")
-@click.option("--json", "file", type=click.Path(), help="Also write all figures to this file.")
+@click.option("--json", "file", type=PATH, help="Also write all figures to this file.")
 @click.option("--quiet", is_flag=True, help="No lines of progress.")
 def kernels(
     n: int, ratios: tuple[float, ...], rounds: int, threads: int, file: str | None, quiet: bool
@@ -34,16 +32,11 @@ def kernels(
     """
     settings = Settings(n=n, shares=ratios, rounds=rounds, threads=threads)
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            # Before minutes are spent on figures that have no place to go.
-            sink = file and stack.enter_context(open(file, "w", encoding="utf-8"))
-        except OSError as error:
-            raise SettingError(f"cannot write --json {file}: {error.strerror}") from None
-        found = measure(settings, say)
-        if sink:
-            json.dump(found, sink, indent=1)
+    # Before minutes are spent on figures that have no place to go.
+    check_json(file)
+    found = measure(settings, say)
     click.echo(_table(found))
+    write_json(file, found)
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from qsparse.bench.ranks import measure
 from qsparse.bench.train import METHODS, NAMES, best, check, table
 from qsparse.cli.bench_ranks import bench_options, measured_on_ranks
 from qsparse.cli.launch import environment, mpiexec_command
+from qsparse.cli.options import PATH
 
 _BODY = "qsparse.bench.train:measure"
 
@@ -22,9 +23,7 @@ _BODY = "qsparse.bench.train:measure"
     "--method", "names", multiple=True, type=click.Choice(NAMES), help="Only this; may be repeated."
 )
 @click.option("--tune", is_flag=True, help="Choose the step sizes anew, without a limit, before.")
-@click.option(
-    "--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download."
-)
+@click.option("--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the model, shares and batches.")
 def train(
     ranks: int, rate: str | None, file: str | None, target: float, most: float, names: tuple[str, ...],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -27,8 +26,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except QsparseError as error:
-            sys.stderr.write(message(error))
+        except (QsparseError, MemoryError) as error:
+            click.echo(message(error), nl=False, err=True)
             ctx.exit(1)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 import numpy as np
 from tabulate import tabulate
 
+from qsparse.cli.options import LENGTH, SEED
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, find, kinds, names, spell
 from qsparse.seeds import Seed
@@ -43,8 +43,8 @@ def _summary(name: str, kind: str) -> str:
 
 @click.command("bits")
 @click.argument("spec")
-@click.option("--n", type=click.IntRange(min=1), required=True, help="Length of the vector.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the measured vector.")
+@click.option("--n", type=LENGTH, required=True, help="Length of the vector.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the measured vector.")
 def bits(spec: str, n: int, seed: int) -> None:
     """What a compressor SPEC sends for a vector of N values: paper bits and wire bytes.
 
@@ -74,7 +74,6 @@ def bits(spec: str, n: int, seed: int) -> None:
 @click.argument("part", required=False)
 def laws(part: str | None) -> None:
     """Hold every registered part, or one of any kind given as MODULE:PART, to the laws of its kind."""
-    sys.path.insert(0, "")
     module = importlib.import_module("qsparse.testing.laws")
     parts = None if part is None else module.load(part)
     report = module.run(parts)

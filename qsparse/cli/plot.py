@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from qsparse.cli.options import PATH
+
 
 @click.command("plot")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path())
-@click.option(
-    "--out", type=click.Path(), default="plots", show_default=True, help="Folder of index.html and PNGs."
-)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=PATH)
+@click.option("--out", type=PATH, default="plots", show_default=True, help="Folder of index.html and PNGs.")
 @click.option("--target", type=float, help="A test accuracy: mark what it takes to reach it.")
 @click.option("--title", help="Of the page.  [default: Runs]")
 @click.option("--quiet", is_flag=True, help="No table.")

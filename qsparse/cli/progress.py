@@ -10,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
+from qsparse.ledger import gains
 from qsparse.outcome import TRAINED
 from qsparse.records import Watcher
 
@@ -44,9 +45,12 @@ class Progress(Watcher):
         self._bar.update()
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Show accuracy and bits so far."""
-        up, down = record["paper_bits"]["up"], record["paper_bits"]["down"]
-        self._seen = f"accuracy {record['test_accuracy']:.4f}, bits {up:.3g} up {down:.3g} down"
+        """Show accuracy and traffic so far."""
+        link = record["link_bytes"]
+        self._seen = (
+            f"accuracy {record['test_accuracy']:.4f}, bytes on the busiest link {sum(link.values()):.3g}: "
+            f"{link['up']:.3g} up {link['down']:.3g} down"
+        )
         if self._bar is not None:
             self._say(refresh=True)
 
@@ -78,13 +82,22 @@ def table(summary: Mapping[str, Any], out: str) -> str:
             f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
         ),
     ]
+    trained = summary.get("outcome", TRAINED) == TRAINED
+
+    def of(dense: Mapping[str, int], sent: Mapping[str, int], way: str) -> float | None:
+        # What a run does not send that has not trained is no gain.
+        return gains(dense, sent)[way] if trained else None
+
+    # The whole first: what crossed the busiest link in both directions is what a run waits for.
+    link, dense = summary["link_bytes"], summary["dense_link_bytes"]
+    rows.append(("busiest link", _fewer(sum(link.values()), of(dense, link, "all"), "bytes up and down")))
+    sent = summary["wire_bytes"]
     for way in ("up", "down"):
-        paper, dense = summary["paper_bits"][way], summary["dense_bits"][way]
-        gain = ""
-        if paper and summary.get("outcome", TRAINED) == TRAINED:
-            gain = f", {dense / paper:,.{0 if dense >= 100 * paper else 2}f} times fewer than dense"
-        rows.append((f"paper bits {way}", f"{paper:,}{gain}"))
-        rows.append((f"wire bytes {way}", f"{summary['wire_bytes'][way]:,}"))
+        rows.append((f"wire bytes {way}", _fewer(sent[way], of(dense, sent, way))))
+    sent, dense = summary["paper_bits"], summary["dense_bits"]
+    rows.append(("paper bits", _fewer(sum(sent.values()), of(dense, sent, "all"), "up and down")))
+    for way in ("up", "down"):
+        rows.append((f"paper bits {way}", _fewer(sent[way], of(dense, sent, way))))
     if shares := summary.get("worker_steps"):
         taken = sum(shares.values())
         each = ", ".join(f"rank {rank}: {steps / taken:.1%}" for rank, steps in shares.items())
@@ -99,3 +112,11 @@ def table(summary: Mapping[str, Any], out: str) -> str:
         rows.append(("resumed", f"after step {note['step']:,}{ranks}{sums}"))
     rows.append(("written to", out))
     return str(tabulate(rows, tablefmt="plain"))
+
+
+def _fewer(sent: int, gain: float | None, what: str = "") -> str:
+    """An amount, and how many times fewer it is than that of plain SGD in float32."""
+    amount = f"{sent:,} {what}".rstrip()
+    if gain is None:
+        return amount
+    return f"{amount}, {gain:,.{0 if gain >= 100 else 2}f} times fewer than dense"

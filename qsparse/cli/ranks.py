@@ -60,7 +60,8 @@ def fail(wire: MpiWire, error: BaseException) -> NoReturn:
     """Say what is wrong in one write, and end the job with status 1."""
     if isinstance(error, SystemExit) and error.code in (None, 0):
         raise error
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     with contextlib.suppress(OSError):
         sys.stderr.write(message(error, wire.rank))
         sys.stderr.flush()
@@ -75,6 +76,8 @@ def message(error: BaseException, rank: int | None = None) -> str:
         # A RankError names the rank that failed; the others only report it.
         kind = "" if isinstance(error, RankError) else f"{type(error).__name__}: "
         return f"{prefix}error: {kind}{error}\n"
+    if isinstance(error, MemoryError):
+        return f"{prefix}error: not enough memory: {str(error) or 'Python got no more'}\n"
     if isinstance(error, KeyboardInterrupt):
         return f"{prefix}interrupted\n"
     import traceback

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from qsparse.cli.options import PATH
+
 
 @click.group("reproduce")
 def reproduce() -> None:
@@ -35,12 +37,12 @@ def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., No
         for option in (
             click.option("--quiet", is_flag=True, help="No lines of progress."),
             click.option(
-                "--out", type=click.Path(), default="reproduced", show_default=True,
+                "--out", type=PATH, default="reproduced", show_default=True,
                 help="Folder of NAME.json and NAME.png.",
             ),
             click.option("--quick", is_flag=True, help="A short version, under a minute."),
             click.option(
-                "--data-dir", type=click.Path(),
+                "--data-dir", type=PATH,
                 help="Where the data lies; else QSPARSE_DATA, the cache, a download (a9a: no download).",
             ),
         ):  # fmt: skip

@@ -8,10 +8,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.errors import QsparseError, SettingError
+from qsparse.files import read_text
 from qsparse.link import Link
 from qsparse.local import SVRG, Decaying, Gradient, Local
 from qsparse.memory import Innovation, Stateless
@@ -68,13 +70,15 @@ def _straggler(text: str) -> tuple[int, float]:
 
 def _order(path: str) -> tuple[int, ...]:
     """The ranks of a run's ``arrivals.jsonl``, in order."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return tuple(int(json.loads(line)["rank"]) for line in file)
-    except OSError as error:
-        raise SettingError(f"cannot read --repeat {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise SettingError(f"--repeat {path} is no arrivals.jsonl of a run") from None
+    ranks = []
+    for number, line in enumerate(read_text(Path(path), f"--repeat {path}", SettingError).splitlines(), 1):
+        try:
+            ranks.append(int(json.loads(line)["rank"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise SettingError(
+                f"--repeat {path} is no arrivals.jsonl of a run: line {number} has no rank"
+            ) from None
+    return tuple(ranks)
 
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:
@@ -130,7 +134,7 @@ def _replaced(options: Mapping[str, Any], algorithm: Algorithm) -> Algorithm:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
     if options["weight_decay_on"] != "all":
         algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
-    up, down = algorithm.up, algorithm.down
+    up = algorithm.up
     if options["compressor"] is not None:
         up = replace(up, compressor=build(options["compressor"], "compressor"))
     if options["memory"] is not None:
@@ -140,13 +144,17 @@ def _replaced(options: Mapping[str, Any], algorithm: Algorithm) -> Algorithm:
                 "reset, as in 'errorfeedback(reset=[100])', or leave it out"
             )
         up = replace(up, memory=build(options["memory"], "memory"))
+    algorithm = replace(algorithm, up=up)
     if options["down"] is not None:
         # A memory of the preset's own is a rule of it, such as the precision that AsyLPG asks for.
-        memory = Innovation() if isinstance(down.memory, Stateless) else down.memory
+        own = Stateless() if algorithm.down is None else algorithm.down.memory
+        memory = Innovation() if isinstance(own, Stateless) else own
         down = Link(build(options["down"], "compressor"), memory)
+        algorithm = replace(algorithm, down=down)
     if options["down_memory"] is not None:
-        down = replace(down, memory=build(options["down_memory"], "memory"))
-    return replace(algorithm, up=up, down=down)
+        down = replace(algorithm.answer, memory=build(options["down_memory"], "memory"))
+        algorithm = replace(algorithm, down=down)
+    return algorithm
 
 
 #: Options that replace a part of a preset, and where that lies.
@@ -157,8 +165,8 @@ _PLACES: Final[dict[str, Callable[[Algorithm], object]]] = {
     "meeting": lambda row: row.meeting,
     "compressor": lambda row: row.up.compressor,
     "memory": lambda row: row.up.memory,
-    "down": lambda row: row.down.compressor,
-    "down_memory": lambda row: row.down.memory,
+    "down": lambda row: row.answer.compressor,
+    "down_memory": lambda row: row.answer.memory,
 }
 
 

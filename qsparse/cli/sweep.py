@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from qsparse.cli.options import PATH
 from qsparse.cli.ranks import launched
 from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, missing, rates, runs_of
 from qsparse.cli.train import train
 from qsparse.errors import SettingError
-from qsparse.records import write_whole
+from qsparse.records import Recorder, Watcher, write_whole
 from qsparse.sweep import measured, methods
 from qsparse.sweep.methods import Sweep
 from qsparse.sweep.running import Run, execute
@@ -58,7 +59,7 @@ class _Command(click.Command):
     help="Test accuracy up to which bits are compared.  [default: the highest that every run reaches]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at a time.")
-@click.option("--out", type=click.Path(), help="Folder of the runs and results.  [default: runs/SWEEP]")
+@click.option("--out", type=PATH, help="Folder of the runs and results.  [default: runs/SWEEP]")
 @click.option("--fresh", is_flag=True, help="Replace runs of other settings in --out; else they are refused.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and print the commands of the missing runs.")
 @click.option("--quiet", is_flag=True, help="No lines of progress.")
@@ -87,6 +88,8 @@ def sweep(
     folder = Path(out or f"runs/{found.name}")
     every = functools.partial(runs_of, found, given(ctx, found, chosen, lrs), rates(lrs), seeds, folder)
     runs = [run for method in chosen for run in every(method)]
+    if not dry_run:
+        Recorder(folder, {}, Watcher()).check()
     left = missing(runs, fresh)
     check_problems(left)
     if dry_run:

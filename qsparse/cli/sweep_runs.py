@@ -123,7 +123,7 @@ def runs_of(
         options = _over(_over(common, tried), own)
         for seed in range(first, first + seeds):
             parts = [method.name, *([] if lr is None else [f"lr-{_close(lr)}"]), f"seed-{seed}"]
-            argv = _argv({**options, "seed": seed}, f"method {method.name}")
+            argv = _argv({**options, "seed": seed})
             argv.append(f"--name={method.name}")  # what the plot calls it
             config = _config(argv, f"method {method.name}")
             where = folder.joinpath(*parts)
@@ -155,8 +155,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in below.items() if name not in hidden} | dict(above)
 
 
-def _argv(options: Mapping[str, Any], where: str) -> list[str]:
-    """Options as words of the command line."""
+def _argv(options: Mapping[str, Any]) -> list[str]:
+    """Options, of which each has a value that it can take, as words of the command line."""
     words = []
     for parameter in SHARED:
         name = str(parameter.name)
@@ -164,15 +164,11 @@ def _argv(options: Mapping[str, Any], where: str) -> list[str]:
             continue
         value, flag = options[name], parameter.opts[0]
         if isinstance(parameter, click.Option) and parameter.is_flag:
-            if not isinstance(value, bool):
-                raise SettingError(f"{where}: {flag} is true or false, not {value!r}")
             words += [flag] if value else parameter.secondary_opts[:1]
-        elif isinstance(value, list) and parameter.multiple:
+        elif parameter.multiple:
             words += [f"{flag}={each}" for each in value]
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            words.append(f"{flag}={value}")
         else:
-            raise SettingError(f"{where}: {flag} must be a number or a text, not {value!r}")
+            words.append(f"{flag}={value}")
     return words
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
+import re
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,14 @@ from click.core import ParameterSource
 
 from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import threads_of_a_rank
+from qsparse.cli.options import PATH
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.cli.settings import default_batch, make_settings, preset_name
 from qsparse.errors import SettingError, installing
+from qsparse.files import named_path, read_toml
 from qsparse.kernels import threads
+from qsparse.modules import user_module
 from qsparse.outcome import STATUS, TRAINED, verdict
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
@@ -39,13 +41,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
     """Let a file give the defaults; what stands on the command line wins."""
     if path is None:
         return None
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise SettingError(f"cannot read --config {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"--config {path} is no TOML: {error}") from None
+    values = read_toml(Path(path), f"--config {path}", SettingError)
     # A sweep of runs has not all options of train, such as --name: what it chooses itself is left out.
     known = [p for p in (*ctx.command.params, *train.params) if p.name != "config"]
     ctx.default_map = {**(ctx.default_map or {}), **by_name(known, values, f"--config {path}")}
@@ -53,8 +49,13 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: str | Non
 
 
 def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a file by the names of parameters; keys may be written as the flags are."""
+    """The values of a file by the names of parameters; keys may be written as the flags are.
+
+    Raises:
+        SettingError: no option has this name, two keys are one option, or it cannot have such a value.
+    """
     flags = {opt.lstrip("-"): str(p.name) for p in known for opt in p.opts}
+    parameters = {str(p.name): p for p in known}
     names = flags | {name: name for name in flags.values()}
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -64,14 +65,31 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
         if name in found:
             raise SettingError(f"{where} has {key!r} in two spellings: keep one")
         # One module need not be a list; click would take its letters for modules.
-        found[name] = [value] if name == "imports" and isinstance(value, str) else value
+        value = [value] if name == "imports" and isinstance(value, str) else value
+        if wanted := _unlike(parameters[name], value):
+            raise SettingError(f"{where}: {parameters[name].opts[0]} {wanted}, not {value!r}")
+        found[name] = value
     return found
+
+
+def _unlike(parameter: click.Parameter, value: Any) -> str:
+    """What a value of a file must be, where it is something else: click would guess, or raise a TypeError."""
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        return "" if isinstance(value, bool) else "is true or false"
+    if parameter.multiple:
+        texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        return "" if texts else "must be a list of texts"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return "must be a number or a text"
+    if isinstance(parameter.type, click.types.IntParamType):
+        return "" if re.fullmatch(r"[+-]?\d+", str(value)) else "must be a whole number"
+    return ""
 
 
 @click.command("train")
 @click.option(
     "--config",
-    type=click.Path(),
+    type=PATH,
     is_eager=True,
     callback=_read_config,
     help="Read options from a TOML file, such as the config.toml of another run.",
@@ -82,9 +100,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     show_default=True,
     help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.",
 )
-@click.option(
-    "--data-dir", type=click.Path(), help="Where the data lies; else QSPARSE_DATA, the cache, a download."
-)
+@click.option("--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
 @click.option(
     "--model",
     default="mlp",
@@ -167,7 +183,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
     type=click.IntRange(min=1),
     help="Of torch and of the compressors, in each rank.  [default: OMP_NUM_THREADS, or 1]",
 )
-@click.option("--out", type=click.Path(), help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
+@click.option("--out", type=PATH, help="Folder of the results.  [default: runs/DATA-ALGORITHM]")
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
@@ -179,6 +195,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 )
 @click.option(
     "--resume",
+    type=PATH,
     default="none",
     show_default=True,
     metavar="auto|PATH|none",
@@ -191,7 +208,7 @@ def by_name(known: Sequence[click.Parameter], values: Mapping[str, Any], where: 
 )
 @click.option(
     "--repeat",
-    type=click.Path(),
+    type=PATH,
     metavar="FILE",
     help="Take asynchronous reports in the order of another run's arrivals.jsonl.",
 )
@@ -221,17 +238,11 @@ def train(**options: Any) -> None:  # fmt: skip
 def settle(options: dict[str, Any]) -> None:
     """Complete the options that were read, and import the modules that they name."""
     _choose_length(options)
+    _refuse_bytes(options)
     if options["threads"] is None:
         options["threads"] = threads_of_a_rank(os.environ)
-    if options["imports"]:
-        sys.path.insert(0, "")  # modules of this folder, as with python -m
     for module in options["imports"]:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise SettingError(
-                f"cannot import --import {module}: {error}; name a module of this folder or of PYTHONPATH"
-            ) from None
+        user_module(module, f"import --import {module}")
     if options["batch"] is None:
         options["batch"] = default_batch(options)
 
@@ -266,7 +277,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             watcher = Several(watcher, Board(Path(out, "tb")))
     summary = run(
         functools.partial(make_settings, options), problem, wire,
-        out=Path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
+        out=named_path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
         checkpoints=Checkpoints(
             Path(out, "checkpoints"), options["checkpoint_every"], options["keep"], options["resume"]
         ),
@@ -285,6 +296,20 @@ def _choose_length(options: dict[str, Any]) -> None:
     typed = [name for name in ("epochs", "steps") if source(name) is ParameterSource.COMMANDLINE]
     if len(typed) == 1:
         options["steps" if typed == ["epochs"] else "epochs"] = None
+
+
+def _refuse_bytes(options: Mapping[str, Any]) -> None:
+    """Refuse what cannot be written to config.toml: bytes of a command line that are no text."""
+    for name, value in options.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if name not in _ELSEWHERE and isinstance(text, str) and not text.isprintable():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise SettingError(
+                        f"--{name.replace('_', '-')} {text!r} has bytes that are not text in the encoding of "
+                        "this locale, so the run's config.toml cannot hold it: give it other letters"
+                    ) from None
 
 
 def load_data(options: Mapping[str, Any]) -> Dataset:

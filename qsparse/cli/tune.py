@@ -9,6 +9,7 @@ import click
 import numpy as np
 from tabulate import tabulate
 
+from qsparse.cli.options import PATH
 from qsparse.errors import DataError, SettingError
 from qsparse.registry import spell
 from qsparse.tuning import Tuned, orders_of_h, tune
@@ -19,7 +20,7 @@ from qsparse.types import Vector
 @click.option("--gamma", type=float, required=True, help="The contraction γ to reach, in (0, 1].")
 @click.option("--sync-every", "every", type=int, default=1, show_default=True, help="H, steps a message.")
 @click.option("--n", type=int, help="Length of the vector; the probe's if there is one.")
-@click.option("--probe", type=click.Path(), help="A vector, FILE.npy, on which γ is measured.")
+@click.option("--probe", type=PATH, help="A vector, FILE.npy, on which γ is measured.")
 @click.option("--steps", type=int, help="T; with --workers and --batch: how large the theory lets H be.")
 @click.option("--workers", type=int, help="R.")
 @click.option("--batch", type=int, help="b, of each worker.")

@@ -176,6 +176,11 @@ class Compressor(ABC):
     def claims(self) -> Claims:
         """What this compressor promises."""
 
+    @property
+    def sparse(self) -> bool:
+        """Does a message leave out coordinates, so that what is made of it moves a part of a model only?"""
+        return False
+
     @abstractmethod
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body for x, all finite, to ``out``; returns its paper bits."""
@@ -251,20 +256,25 @@ class Compressor(ABC):
             if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
                 raise
             # Found in a part, it was counted from there.
-            raise _unsendable(total.out, error.index) from None
-        return Payload.build(
-            out.sections,
-            way=_WAYS.get(seed.use, Way.BESIDE),
-            codec=self.codec,
-            origin=seed.rank,
-            step=seed.step,
-            n=total.size,
-            nbits=nbits,
-        )
+            raise unsendable(total.out, error.index) from None
+        return framed(out, self.codec, total.size, nbits, seed)
 
     def decompress(self, payload: Payload, out: Vector) -> Vector:
         """Write the vector that a payload spells into ``out``; see `decompress`."""
         return decompress(payload, out)
+
+
+def framed(body: Writer, codec: int, n: int, nbits: int, seed: Seed) -> Payload:
+    """The payload of a body for n coordinates; rank, step and use (``up`` or ``down``) are the seed's."""
+    return Payload.build(
+        body.sections,
+        way=_WAYS.get(seed.use, Way.BESIDE),
+        codec=codec,
+        origin=seed.rank,
+        step=seed.step,
+        n=n,
+        nbits=nbits,
+    )
 
 
 def as_vector(x: Vector) -> Vector:
@@ -288,7 +298,7 @@ def as_sendable(x: Vector) -> Vector:
 def finite(x: Vector) -> Vector:
     """x; NotFinite where it holds what float32 cannot."""
     if not reach(x) <= LARGEST:
-        raise _unsendable(x, vector.first_beyond(x, LARGEST))
+        raise unsendable(x, vector.first_beyond(x, LARGEST))
     return x
 
 
@@ -300,7 +310,8 @@ def reach(x: Vector) -> float:
     return float(np.int64(bits).view(np.float64))
 
 
-def _unsendable(x: Vector, index: int) -> NotFinite:
+def unsendable(x: Vector, index: int) -> NotFinite:
+    """The error that names an entry which float32 cannot hold."""
     return NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)
 
 

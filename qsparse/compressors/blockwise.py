@@ -42,6 +42,11 @@ class Piecewise(Compressor):
         """The lengths and compressors of the stretches of a vector of n coordinates."""
         raise NotImplementedError
 
+    @property
+    def sparse(self) -> bool:
+        """As soon as one part is."""
+        return any(part.sparse for _, part in self.parts(0))
+
     def check(self, n: int) -> None:
         """Each part must fit its stretch."""
         for size, part, _ in self.runs(n):

@@ -148,6 +148,11 @@ class Selector(Compressor):
         """Those of the selector with exact values."""
         return _join(self, FLOAT32)
 
+    @property
+    def sparse(self) -> bool:
+        """Yes: selecting is leaving out."""
+        return True
+
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body of ``self >> float32``."""
         return _write(self, FLOAT32, Sum(x), seed, out)
@@ -260,6 +265,11 @@ class Composed(Compressor):
         """Those of both together."""
         return _join(self.selector, self.quantizer)
 
+    @property
+    def sparse(self) -> bool:
+        """As the selector."""
+        return self.selector.sparse
+
     def check(self, n: int) -> None:
         """The selector decides."""
         self.selector.check(n)
@@ -291,6 +301,11 @@ class Everything(Selector):
     def promise(self, n: int) -> SelectorClaims:
         """Exact."""
         return SelectorClaims(unbiased=True, gamma=1.0, omega=0.0, kept=n, index_bits=0)
+
+    @property
+    def sparse(self) -> bool:
+        """No."""
+        return False
 
 
 @register("float32")
@@ -386,7 +401,7 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
             out.u64(key)
             nbits = 64
         else:
-            _write_indices(indices, n, out)
+            write_indices(indices, n, out)
             nbits = k * index_width(n)
         if k == 0:
             return nbits
@@ -403,7 +418,8 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
     return nbits + section.nbits
 
 
-def _write_indices(indices: Indices, n: int, out: Writer) -> None:
+def write_indices(indices: Indices, n: int, out: Writer) -> None:
+    """Append the index section of ascending indices below n, in the shortest coding."""
     k = indices.size
     parameters = np.empty(_blocks(k), np.uint8)
     rice = int(gaps.rice_plan(indices, n, parameters))

@@ -17,6 +17,30 @@ _BUCKETS = 2048
 
 
 @kernel
+def differing(x, other, out):
+    """The indices at which two vectors are not equal, ascending; returns how many there are.
+
+    Args:
+        x, other: (n,).
+        out: where the indices are left, (n,).
+    """
+    n = x.size
+    k = 0
+    for start in range(0, n, 64):
+        stop = min(start + 64, n)
+        # Most blocks are equal where few entries have changed, and a block without branches is fast.
+        some = 0
+        for i in range(start, stop):
+            some |= x[i] != other[i]
+        if some:
+            for i in range(start, stop):
+                if x[i] != other[i]:
+                    out[k] = i
+                    k += 1
+    return k
+
+
+@kernel
 def _descend(histogram, need):
     """From the top bucket down: the bucket that holds the ``need``-th, and how many lie above it."""
     bucket = histogram.size - 1

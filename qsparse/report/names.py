@@ -51,8 +51,8 @@ _REPLACED: Final = {
     "trigger": ("trigger", "trigger"),
     "server": ("server", "server"),
     "meeting": ("meeting", "meeting"),
-    "down": ("compressor", "down.compressor"),
-    "down_memory": ("memory", "down.memory"),
+    "down": ("compressor", "answer.compressor"),
+    "down_memory": ("memory", "answer.memory"),
 }
 #: Options by which runs of one method may differ.
 _OF_A_RUN: Final = frozenset(("seed", "data_dir", "threads", "wire", "imports", "name", "repeat"))

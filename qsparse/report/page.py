@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from qsparse.errors import SettingError
+from qsparse.files import named_path
+from qsparse.ledger import dense_link_bytes, gains, link_bytes
 from qsparse.outcome import TRAINED
 from qsparse.report.base import Table, mean, new_figure, number, spread
 from qsparse.report.pictures import ACCURACY, PICTURES
-from qsparse.report.runs import Method, Run, at, methods
+from qsparse.report.runs import Method, Run, at, methods, whole
 
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -64,7 +66,7 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
     if target is not None and not 0 < target <= 1:
         raise SettingError(f"--target must be an accuracy in (0, 1], such as 0.9, not {target:g}")
     new_figure("plot", 1, 1)  # found missing before the runs are read
-    found = methods(runs)
+    found, out = methods([named_path(run) for run in runs]), named_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = {}
@@ -78,17 +80,19 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
                 (out / f"{name}.png").write_bytes(pictures[name])
         table = _table(found, target, _range)
         page = out / "index.html"
-        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8")
+        # Folders and titles of a command line may have bytes that are no text.
+        page.write_text(_page(title or "Runs", found, table, pictures), "utf-8", "backslashreplace")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
     return Drawn(page, _table(found, target, _mean))
 
 
 def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequence[float]], str]) -> Table:
-    head = ["method", "runs", "final\naccuracy", "train\nloss"]
-    head += [f"{what}\n{way}" for way in ("up", "down") for what in ("paper bits", "gain")]
-    head += ["wire bytes\nup", "wire bytes\ndown", "seconds"]
+    head = ["method", "runs", "final\naccuracy", "train\nloss", "link bytes\nup + down", "gain\nin all"]
+    head += [f"{what}\n{way}" for way in ("up", "down") for what in ("wire bytes", "gain")]
+    head += ["paper bits\nup", "paper bits\ndown", "seconds"]
     aims = {
+        "link bytes up + down": whole("link_bytes"),
         "paper bits up": at("paper_bits", "up"),
         "wire bytes up": at("wire_bytes", "up"),
         "wire bytes down": at("wire_bytes", "down"),
@@ -101,32 +105,34 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         going = "" if all(run.summary for run in method.runs) else " (going)"
         row = [method.label + going, str(len(method.runs))]
         row += [cell(method.ends(reading)) for reading in (ACCURACY, at("train_loss"))]
+        row += [cell(method.ends(whole("link_bytes"))), cell(_gains(method, "all"))]
         for way in ("up", "down"):
-            gains = [gain for gain in (_gain(run, way) for run in method.runs) if gain is not None]
-            row += [cell(method.ends(at("paper_bits", way))), cell(gains)]
-        row += [cell(method.ends(at("wire_bytes", way))) for way in ("up", "down")]
+            row += [cell(method.ends(at("wire_bytes", way))), cell(_gains(method, way))]
+        row += [cell(method.ends(at("paper_bits", way))) for way in ("up", "down")]
         row.append(cell(method.ends(at("seconds", "total"))))
         for reading in aims.values() if target is not None else ():
             values = method.until(target or 0, reading)
             row.append(cell(values) + method.some(values) if values else "not reached")
         rows.append(row)
     note = (
-        "Means over the runs. Bits and bytes are those of all workers: paper bits by the papers' formulas, "
-        "wire bytes as they went over the wire. Gain: what dense float32 after every step would have sent, "
-        "over the paper bits."
+        "Means over the runs. Link bytes: what the rank with most traffic has sent and received, up and down "
+        "together, which is what a slow network makes a run wait for. Wire bytes and paper bits are those of "
+        "all ranks, as they went over the wire and by the papers' formulas. Gain: what dense float32 after "
+        "every step would have sent over a parameter server, over these bytes."
     )
     if target is not None:
         note += f" To {target:g}: up to the first evaluation with that accuracy."
     return Table("Results", head, rows, note)
 
 
-def _gain(run: Run, way: str) -> float | None:
-    """How many times fewer paper bits than dense; known once the run has ended, if it has trained."""
-    if run.summary is None or run.summary.get("outcome", TRAINED) != TRAINED:
-        return None
-    if not run.summary["paper_bits"][way]:
-        return None
-    return float(run.summary["dense_bits"][way] / run.summary["paper_bits"][way])
+def _gains(method: Method, way: str) -> list[float]:
+    """How many times fewer bytes each run has sent than dense; known of those that ended, and trained."""
+    found = []
+    for summary in (run.summary for run in method.runs):
+        if summary is not None and summary.get("outcome", TRAINED) == TRAINED:
+            sent = link_bytes(summary) if way == "all" else summary["wire_bytes"]
+            found.append(gains(dense_link_bytes(summary), sent)[way])
+    return [gain for gain in found if gain is not None]
 
 
 def _mean(values: Sequence[float]) -> str:

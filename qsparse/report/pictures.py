@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qsparse.report.base import legible, look, mean, new_figure, number
-from qsparse.report.runs import Method, Reading, at
+from qsparse.report.runs import Method, Reading, at, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,8 +105,9 @@ class Curves:
 
 def _curves() -> list[Curves]:
     across: list[tuple[str, str, Reading, str, bool]] = [
-        ("paper-bits", "paper bits up", at("paper_bits", "up"), "paper bits of all workers, up", True),
+        ("link-bytes", "traffic", whole("link_bytes"), "bytes on the busiest link, up and down", True),
         ("wire-bytes", "wire bytes up", at("wire_bytes", "up"), "wire bytes of all workers, up", True),
+        ("paper-bits", "paper bits up", at("paper_bits", "up"), "paper bits of all workers, up", True),
         ("steps", "steps", at("step"), "steps of each worker", False),
         ("time", "time", at("seconds", "total"), "seconds since training began", False),
     ]
@@ -121,31 +122,36 @@ def _curves() -> list[Curves]:
     ]
     found += [
         Curves(
-            "contraction", "How much a message says", at("step"), at("contraction", "all"), across[2][3],
+            "contraction", "How much a message says", at("step"), at("contraction", "all"), across[3][3],
             "γ = 1 − ‖u − C(u)‖²/‖u‖²", floor=-1.0,
         ),
         Curves(
             "error-memory", "What messages up leave unsaid", at("step"), at("error_memory", "up"),
-            across[2][3], "‖error memory‖, mean over the workers", ylog=True,
+            across[3][3], "‖error memory‖, mean over the workers", ylog=True,
         ),
     ]  # fmt: skip
     return found
 
 
 def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
-    """Final accuracy over the wire bytes of the run, in a panel for each way, with its front."""
-    sizes = {way: at("wire_bytes", way) for way in ("up", "down")}
+    """Final accuracy over the bytes of the run, with the front: on the busiest link, then of all each way."""
+    sizes = {
+        "on the busiest link": ("bytes on the busiest link, up and down", whole("link_bytes")),
+        **{way: (f"wire bytes of the whole run, {way}", at("wire_bytes", way)) for way in ("up", "down")},
+    }
     # Where all tell each other, nothing goes down.
-    ways = [way for way, size in sizes.items() if any(any(method.ends(size)) for method in methods)]
-    if not ways:
+    sizes = {
+        name: size for name, size in sizes.items() if any(any(method.ends(size[1])) for method in methods)
+    }
+    if not sizes:
         return None
-    figure = new_figure("plot", 5.5 + 3.5 * len(ways), _height(methods))
-    panels = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
-    for axes, way in zip(panels, ways, strict=True):
-        _front(axes, methods, sizes[way])
+    figure = new_figure("plot", 5.5 + 3.5 * len(sizes), _height(methods))
+    panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
+    for axes, (name, (label, size)) in zip(panels, sizes.items(), strict=True):
+        _front(axes, methods, size)
         if target is not None:
             _target(axes, target, "")
-        axes.set(title=f"Accuracy and traffic {way}", xlabel=f"wire bytes of the whole run, {way}")
+        axes.set(title=f"Accuracy and traffic {name}", xlabel=label)
         axes.grid(alpha=0.3)
         _logarithmic(axes, "x")
     panels[0].set_ylabel("final test accuracy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qsparse.errors import DataError, SettingError
+from qsparse.files import read_text, read_toml
+from qsparse.ledger import link_bytes
 from qsparse.report.base import mean
 from qsparse.report.names import same_method, told_apart
 
@@ -19,7 +20,12 @@ Line = dict[str, Any]
 #: What is read off a line of a history; None where it was not measured.
 Reading = Callable[[Line], float | None]
 
-_NEEDED: Final = ("step", "epoch", "test_accuracy", "paper_bits", "wire_bytes")
+#: What every line of a history has, and every summary: the way to each number.
+_EVALUATION: Final = (
+    ("step",), ("epoch",), ("test_accuracy",),
+    *((key, way) for key in ("paper_bits", "wire_bytes") for way in ("up", "down")),
+)  # fmt: skip
+_SUMMARY: Final = tuple((key, way) for key in ("paper_bits", "dense_bits") for way in ("up", "down"))
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,16 @@ def at(*path: str) -> Reading:
     return reading
 
 
+def whole(name: str) -> Reading:
+    """Reads bits or bytes up and down together: ``paper_bits``, or ``link_bytes`` of the busiest link."""
+
+    def reading(line: Line) -> float | None:
+        found = link_bytes(line) if name == "link_bytes" else line[name]
+        return float(found["up"] + found["down"])
+
+    return reading
+
+
 def methods(paths: Sequence[Path]) -> list[Method]:
     """The runs in these folders and the folders within them, by method.
 
@@ -155,44 +171,58 @@ def _folders(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 def read(folder: Path) -> Run | None:
     """The run in a folder; None before its first evaluation. Errors as in `methods`."""
-    lines = _text(folder / "history.jsonl").split("\n")
+    path = folder / "history.jsonl"
+    lines = read_text(path, str(path)).split("\n")
     history = []
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
-            for key in _NEEDED:
-                line[key]
-        except (ValueError, KeyError, TypeError) as error:
+            line = _numbers(text, _EVALUATION)
+        except ValueError as error:
             if number == len(lines):  # half a line: it is being written, or the run was cut off
                 break
             raise DataError(
-                f"{folder / 'history.jsonl'}, line {number}, is no evaluation of qsparse train ({error!r}): "
+                f"{path}, line {number}, is no evaluation of qsparse train ({error}): "
                 "remove the line, or train again"
             ) from None
         history.append(line)
     if not history:
         return None
     options, summary = {}, None
-    if (folder / "config.toml").exists():
-        try:
-            options = tomllib.loads(_text(folder / "config.toml"))
-        except tomllib.TOMLDecodeError as error:
-            raise DataError(f"{folder / 'config.toml'} is no TOML: {error}") from None
+    path = folder / "config.toml"
+    if path.exists():
+        options = read_toml(path, str(path))
+        if not isinstance(options.get("evaluations", 1), int):
+            raise DataError(f"{path} is no config.toml of qsparse train: evaluations is not a whole number")
     else:
         # Of which nothing is known: two of them are two methods.
         options = {"name": folder.name, "folder": str(folder)}
-    if (folder / "summary.json").exists():
+    path = folder / "summary.json"
+    if path.exists():
         try:
-            summary = json.loads(_text(folder / "summary.json"))
+            summary = _numbers(read_text(path, str(path)), _SUMMARY)
         except ValueError as error:
-            raise DataError(f"{folder / 'summary.json'} is no JSON: {error}") from None
+            raise DataError(
+                f"{path} is no summary of qsparse train ({error}): remove it, or train again"
+            ) from None
     return Run(folder, options, history, summary)
 
 
-def _text(path: Path) -> str:
+def _numbers(text: str, ways: Sequence[tuple[str, ...]]) -> Line:
+    """A JSON object that has a number at the end of each of these ways.
+
+    Raises:
+        ValueError: it is another text, or a number is missing.
+    """
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+        found: Line = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    for way in ways:
+        value: Any = found
+        for key in way:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{'.'.join(way)} is missing, or not a number")
+    return found

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import qsparse
-from qsparse.errors import SettingError, installing
+from qsparse.errors import DataError, SettingError, installing
 from qsparse.report.base import Table, new_figure, number
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
 
     Raises:
         SettingError: a library is missing or the folder cannot be made, before the run.
-        DataError: the data is nowhere.
+        DataError: the data is nowhere, or the files cannot be written; then with what was measured.
     """
     figure = new_figure("reproduce", 11, 4.5)
     try:
@@ -113,12 +113,16 @@ def reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Say
         "bars": [{**bar._asdict(), "met": bar.met} for bar in bars],
     }
     file = out / f"{experiment.name}.json"
-    file.write_text(json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    experiment.draw(measured, figure)
-    figure.savefig(file.with_suffix(".png"), dpi=150)
+    text = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     held = [str(bar) for bar in bars] or ["quick: too short to be held against what was published"]
-    last = f"{seconds:,.0f} seconds; written to {file} and {file.with_suffix('.png')}"
-    return "\n\n".join([*map(str, tables), "\n".join(held), last])
+    shown = "\n\n".join([*map(str, tables), "\n".join(held)])
+    try:
+        file.write_text(text, "utf-8", "backslashreplace")
+        experiment.draw(measured, figure)
+        figure.savefig(file.with_suffix(".png"), dpi=150)
+    except OSError as error:
+        raise DataError(f"cannot write to --out {out}: {error.strerror}; it measured\n\n{shown}") from None
+    return f"{shown}\n\n{seconds:,.0f} seconds; written to {file} and {file.with_suffix('.png')}"
 
 
 def dataset(name: str, data_dir: Path | None) -> Dataset:

@@ -132,7 +132,7 @@ class _Coordinator:
     """
 
     def __init__(self, algorithm: Algorithm, workers: int, grain: int, watch: bool) -> None:
-        memory = algorithm.down.memory
+        memory = algorithm.answer.memory
         self._memory = memory if watch and isinstance(memory, Snapshot) else None
         self._workers, self._grain = workers, grain
         self._asked = (algorithm.length or 0) * workers

@@ -18,13 +18,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from qsparse.algorithm import Async
-from qsparse.compressors import Float32
+from qsparse.compressors import Float32, decompress
 from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.synchronous import Desk, Pace
+from qsparse.rounds.synchronous import Desk, Pace, Station
 from qsparse.seeds import COORDINATOR, Seed
+from qsparse.types import Vector
 from qsparse.wire.base import Wire
 
 
@@ -122,9 +123,19 @@ def serve(
     stopped: dict[int, tuple[int, Payload, int]] = {}
     # What a worker knows is its own, where the down link has a memory at all.
     repliers: dict[tuple[int, int], Sender] = {}
+
+    def replier(about: int, rank: int) -> Sender:
+        shared = desks[about].replier
+        if not shared.memory.personal:
+            return shared
+        if (about, rank) not in repliers:
+            repliers[about, rank] = copy.deepcopy(shared)
+        return repliers[about, rank]
+
     answers = 0
     while len(stopped) < len(workers):
-        rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
+        with wire.at(f"the reports near step {pace.clock}"):
+            rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
         about = turn[rank] % len(desks)
         turn[rank] += 1
         staleness = 0
@@ -150,13 +161,8 @@ def serve(
                 stopped[each] = about, report, staleness
                 continue
             desk = desks[about]
-            replier = desk.replier
-            if desk.algorithm.down.memory.personal:
-                if (about, each) not in repliers:
-                    repliers[about, each] = copy.deepcopy(desk.replier)
-                replier = repliers[about, each]
             answers += 1
-            reply = desk.reply(pace.clock, replier, answers)
+            reply = desk.reply(pace.clock, replier(about, each), answers)
             desk.tally.add(reply)
             wire.send([reply], each)
             if about == 0:
@@ -165,8 +171,9 @@ def serve(
     if last:
         order.finish()
     final = Seed(0, rank=COORDINATOR, step=pace.clock, use="down")
-    finals = [Float32().compress(desk.leave(), final) for desk in desks]
+    models = [desk.leave() for desk in desks]
     for rank, (about, report, staleness) in stopped.items():
+        finals = [last_words(model, replier(number, rank), final) for number, model in enumerate(models)]
         wire.send([Payload.build(kind=Kind.STOP, way=Way.BESIDE, step=pace.t)], rank)
         wire.send(finals, rank)
         for desk, payload in zip(desks, finals, strict=True):
@@ -175,13 +182,25 @@ def serve(
     wire.flush()
 
 
-def leave(wire: Wire, root: int) -> list[Payload]:
-    """What a worker that was stopped is told: the final values, a frame for each desk.
+def last_words(model: Vector, replier: Sender, seed: Seed) -> Payload:
+    """The final values as a stopped worker is told them: in float32, as nothing corrects them later."""
+    if not replier.memory.exact:
+        return Float32().compress(model, seed)
+    draft = replier.draft(model, seed)
+    replier.commit(draft)
+    return draft.payload
 
-    They are not compressed: they are sent once, and nobody would correct them later.
-    """
-    _, payloads = wire.receive(root)
+
+def leave(wire: Wire, root: int, stations: Sequence[Station]) -> list[Vector]:
+    """What a worker that was stopped is told: the final values, (n,), of each of its stations."""
+    with wire.at("the end of the run"):
+        _, payloads = wire.receive(root)
     raise_error(payloads[0])
-    for payload in payloads:
+    models = []
+    for station, payload in zip(stations, payloads, strict=True):
         wire.ledger.spoke(payload)
-    return payloads
+        station.pace.clock = payload.step
+        listener = station.seat.listener
+        exact = listener.memory.exact
+        models.append(listener.merge([payload]) if exact else decompress(payload, listener.like))
+    return models

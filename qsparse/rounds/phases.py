@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Async
-from qsparse.compressors import Float32, decompress
 from qsparse.exchange.base import Exchange
 from qsparse.local import Oracle
-from qsparse.payload import Payload
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.saved import restore, state_of
 from qsparse.rounds.synchronous import Desk, Pace, Station, averaging, rounds
@@ -145,7 +143,7 @@ class Walk:
             ):
                 yield Stepped(t, loss, met, phase)
             if isinstance(meeting, Async):
-                self._adopt(leave(self.wire, 0))
+                self._adopt(leave(self.wire, 0, self._here))
 
     def state(self) -> State:
         """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""
@@ -204,12 +202,11 @@ class Walk:
         workers = self.exchange.workers(self.wire.size)
         yield from serve(self.desks, meeting, self.wire, workers, steps, self.pace, self.order, last)
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
-        self._adopt([Float32().compress(desk.leave(), Seed(0, step=self.pace.clock)) for desk in self.desks])
+        self._adopt([desk.leave().astype(np.float32) for desk in self.desks])
 
-    def _adopt(self, finals: Sequence[Payload]) -> None:
-        self.pace.clock = finals[0].step
-        for vector, payload in zip(self._vectors, finals, strict=False):
-            decompress(payload, vector)
+    def _adopt(self, finals: Sequence[Vector]) -> None:
+        for vector, final in zip(self._vectors, finals, strict=False):
+            np.add(final, 0, out=vector)  # a zero has no sign, as with the workers
         np.copyto(self._anchor, self.aside)
 
     def _meet_beside(self, t: int) -> bool:

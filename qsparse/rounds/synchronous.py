@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.compressors.reports import REPORTS, bundle, bundle_size, merged
 from qsparse.exchange.base import Exchange
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
@@ -76,12 +77,13 @@ class Seat:
         self.local = algorithm.local.bind(layout)
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
-        self.listener = Receiver(algorithm.down, start)
+        self.listener = Receiver(algorithm.answer, start)
+        self._server = algorithm.server
         self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
         self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
-        self._note(start)
+        self.note(start)
         #: Was there something to say at the last meeting?
         self.spoke = True
         self.shrinkage = Shrinkage(self.local)
@@ -132,18 +134,26 @@ class Seat:
             return None
         with self.ledger.timed("decode"):
             shrinkage = self.shrinkage.due(self.listener.memory, self.listener.state, clock)
-            model = self.listener.merge([reply])
+            model = self._replayed(reply, clock) if reply.codec == REPORTS else self.listener.merge([reply])
             if shrinkage is not None:
                 self.listener.memory.shift(self.listener.state, shrinkage)
-        self._note(model)
+        self.note(model)
+        return model
+
+    def _replayed(self, reply: Payload, clock: int) -> Vector:
+        """The model, by taking the coordinator's step with the reports that it has told on."""
+        model = self.listener.memory.known(self.listener.state)
+        u = merged(reply, self.listener.like)
+        self._server.absorb({"x": model}, u, clock)
         return model
 
     def enter(self, x: Vector) -> None:
         """A phase begins at a model that all ranks have."""
         self.listener.memory.enter(self.listener.state, x)
-        self._note(x)
+        self.note(x)
 
-    def _note(self, model: Vector) -> None:
+    def note(self, model: Vector) -> None:
+        """The model is this one now: triggers go by how it moves."""
         # Where the coordinator asks, what models were like is its own business.
         if not self.trigger.asks:
             self.trigger.heard(self.trigger_state, model)
@@ -184,7 +194,7 @@ class Station:
         # A worker that does not coordinate is spared the coordinator's vectors.
         self.desk = None
         if exchange.coordinates(wire.rank):
-            self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger)
+            self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger, exchange.answers)
         #: The local step's state, made by `rounds`.
         self.local: State | None = None
         #: Has the coordinator stopped this worker?
@@ -201,7 +211,7 @@ class Station:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
         news = self.seat.news(v, t, self.pace.clock, measure, last) if self.works else None
-        with self.ledger.timed("exchange"):
+        with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
             payloads = self.exchange.gather(self.wire, news)
         reply = None
         if payloads is not None:
@@ -211,10 +221,10 @@ class Station:
             self.desk.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         if self.algorithm.trigger.asks:
             asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
-            with self.ledger.timed("exchange"):
+            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.tell_some(self.wire, reply, asked)
         else:
-            with self.ledger.timed("exchange"):
+            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.broadcast(self.wire, reply)
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
@@ -251,10 +261,23 @@ class Tally:
 
 
 class Desk:
-    """Where the coordinator of an algorithm works: the other ends of the links, and the server rule."""
+    """Where the coordinator of an algorithm works: the other ends of the links, and the server rule.
+
+    Args:
+        algorithm, start, seed, layout, ledger: as of `Seat`.
+        workers: how many report.
+        travels: answers go to other ranks, and are made as small as they can be.
+    """
 
     def __init__(
-        self, algorithm: Algorithm, start: Vector, workers: int, seed: Seed, layout: Layout, ledger: Ledger
+        self,
+        algorithm: Algorithm,
+        start: Vector,
+        workers: int,
+        seed: Seed,
+        layout: Layout,
+        ledger: Ledger,
+        travels: bool = True,
     ) -> None:
         self.algorithm = algorithm
         self.seed = seed.at(rank=COORDINATOR, use="down")
@@ -267,9 +290,12 @@ class Desk:
         # part but the running mean of all, the part is taken here.
         alone = isinstance(algorithm.meeting, Async) and not one_by_one
         self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
-        self.replier = Sender(algorithm.down, start, layout)
+        self.replier = Sender(algorithm.answer, start, layout)
         self.server = algorithm.server.init(start)
         self.shrinkage = Shrinkage(algorithm.local.bind(layout))
+        # In float64 a worker has the model as float32 rounds it, and would take the step from there.
+        self._replays = travels and algorithm.replays and start.dtype == np.float32
+        self._reports: Sequence[Payload] = ()
         self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         self.asking = self._trigger.init(seed.at(use="ask"))
         if self._trigger.asks:
@@ -282,7 +308,7 @@ class Desk:
 
     def take(self, payloads: Sequence[Payload], clock: int) -> None:
         """Absorb the mean of reports, silent workers included; schedules go by the clock."""
-        self._clock = clock
+        self._clock, self._reports = clock, payloads
         for payload in payloads:
             self.tally.add(payload)
         with self.ledger.timed("decode"):
@@ -309,6 +335,9 @@ class Desk:
             if shrinkage is not None:
                 replier.memory.shift(replier.state, shrinkage)
                 self.algorithm.server.shift(self.server, shrinkage)
+            # The bytes in front of both are the same.
+            if self._replays and bundle_size(self._reports) < len(draft.payload.body):
+                return bundle(self._reports, self.model.size, seed)
         return draft.payload
 
     def asks(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:

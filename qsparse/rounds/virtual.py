@@ -10,11 +10,14 @@ whose sets hold the step meet (Basu et al., 2019, Algorithm 2).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Async, check, natural_exchange
 from qsparse.errors import SettingError
 from qsparse.ledger import Ledger
+from qsparse.link import Link
 from qsparse.memory import Stateless
 from qsparse.registry import spell
 from qsparse.rounds.synchronous import Desk, Seat
@@ -56,10 +59,12 @@ class Virtual:
         check(algorithm, exchange, size)
         if algorithm.prelude is not None:
             raise SettingError("virtual workers have one phase")
-        if alone and not isinstance(algorithm.down.memory, Stateless):
+        if alone and algorithm.answer.memory.exact:
+            algorithm = replace(algorithm, down=Link(algorithm.answer.compressor))  # to the same models
+        if alone and not isinstance(algorithm.answer.memory, Stateless):
             raise SettingError(
                 f"virtual workers that meet at steps of their own share one down link, which cannot remember "
-                f"what each of them knows: use down memory stateless, not {spell(algorithm.down.memory)}"
+                f"what each of them knows: use down memory stateless, not {spell(algorithm.answer.memory)}"
             )
         if not algorithm.local.asks_once:
             raise SettingError(
@@ -67,6 +72,7 @@ class Virtual:
             )
         self.local = algorithm.local.bind(layout)
         self._asks = algorithm.trigger.asks
+        self._exact = algorithm.answer.memory.exact
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
         self.gradients = np.zeros_like(self.models)
@@ -109,10 +115,16 @@ class Virtual:
         asked = [True] * len(meeting)
         if self._asks:
             asked = self._desk.asks(payloads, self.t, last)
+        model = None
         for (seat, state), told in zip(meeting, asked, strict=True):
             answer = reply if told else reply.silence()
             self.ledger.spoke(answer)
-            self.local.heard(state, seat.hear(answer, self.t), seat.spoke)
+            # What one of them makes of an exact answer is the model of all.
+            if model is None or not self._exact:
+                model = seat.hear(answer, self.t)
+            else:
+                seat.note(model)
+            self.local.heard(state, model, seat.spoke)
         return True
 
 

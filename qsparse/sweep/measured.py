@@ -11,6 +11,7 @@ from typing import Any, Final
 from tabulate import tabulate
 
 from qsparse.errors import SettingError
+from qsparse.ledger import gains, link_bytes
 from qsparse.outcome import TRAINED
 from qsparse.sweep.methods import Method
 from qsparse.sweep.running import Run
@@ -22,6 +23,7 @@ _WAYS = ("up", "down")
 #: A run whose accuracy ends below this part of the first method's has collapsed; it is not only slower.
 FAR: Final = 0.6
 _CURVE = ("step", "epoch", "test_accuracy", "test_loss", "train_loss", "paper_bits", "wire_bytes")
+_COUNTED = ("paper_bits", "wire_bytes", "link_bytes")
 
 
 def read(run: Run) -> Measured:
@@ -36,7 +38,10 @@ def read(run: Run) -> Measured:
         "folder": str(run.folder),
         "command": run.command,
         "summary": summary,
-        "curve": [{name: record[name] for name in _CURVE} for record in history],
+        "curve": [
+            {name: record[name] for name in _CURVE} | {"link_bytes": dict(link_bytes(record))}
+            for record in history
+        ],
     }
 
 
@@ -112,10 +117,7 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
         row["gain"] = None
         # What a run saves that has not learned is no gain.
         if first and mine and row["mark"] is None:
-            row["gain"] = {
-                name: {way: _ratio(first[name][way], mine[name][way]) for way in _WAYS}
-                for name in ("paper_bits", "wire_bytes")
-            }
+            row["gain"] = {name: gains(first[name], mine[name]) for name in _COUNTED}
     return {"target": target, "target_is": told, "gain_is_over": methods[0].name, "rows": rows}
 
 
@@ -146,7 +148,9 @@ def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
         "folders": [run["folder"] for run in runs],
         "accuracy": _mean(accuracies),
         "deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "in_all": _means([run["summary"] for run in runs], "steps"),
+        "in_all": _means(
+            [{**run["summary"], "link_bytes": link_bytes(run["summary"])} for run in runs], "steps"
+        ),
         "reached": len(reached),
         # A mean over those seeds that happen to get there would flatter the method.
         "to_target": _means(reached, "step") if len(reached) == len(runs) else None,
@@ -156,10 +160,7 @@ def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
 def _means(points: Sequence[Measured], step: str) -> Measured:
     return {
         "steps": _mean([point[step] for point in points]),
-        **{
-            name: {way: _mean([point[name][way] for point in points]) for way in _WAYS}
-            for name in ("paper_bits", "wire_bytes")
-        },
+        **{name: {way: _mean([point[name][way] for point in points]) for way in _WAYS} for name in _COUNTED},
     }
 
 
@@ -167,26 +168,21 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _ratio(first: float, mine: float) -> float | None:
-    return first / mine if mine else None
-
-
 def table(measured: Measured) -> str:
     """Two tables: what each run came to, and what it took to the target."""
     rows = measured["rows"]
     many = any(len(row["seeds"]) > 1 for row in rows)
     grid = any(row["lr"] is not None for row in rows)
-    sizes = ["paper\nbits up", "wire\nbytes up", "paper\nbits down", "wire\nbytes down"]
-    gains = ["fewer\nbits up", "published", "fewer\nbytes up", "fewer\nbits down"]
+    sizes = ["link\nbytes", *(f"{what} {way}" for way in _WAYS for what in ("wire\nbytes", "paper\nbits"))]
+    fewer = ["fewer\nlink bytes", *(f"fewer\nbytes {way}" for way in _WAYS), "fewer\nbits up", "published"]
 
     def named(row: Measured) -> list[str]:
         mark = f" ({row['mark']})" if row.get("mark") else ""
         return [row["method"] + mark, *([row["lr"] or ""] if grid else [])]
 
     def amounts(found: Measured) -> list[str]:
-        return [f"{found['steps']:,.0f}"] + [
-            _short(found[name][way]) for way in _WAYS for name in ("paper_bits", "wire_bytes")
-        ]
+        apart = [found[name][way] for way in _WAYS for name in ("wire_bytes", "paper_bits")]
+        return [f"{found['steps']:,.0f}", *map(_short, [sum(found["link_bytes"].values()), *apart])]
 
     in_all = [
         [*named(row), _spread(row), *([str(len(row["seeds"]))] if many else []), *amounts(row["in_all"])]
@@ -196,11 +192,12 @@ def table(measured: Measured) -> str:
     first = _tabulated(in_all, [*head, "accuracy", *(["seeds"] if many else []), "steps", *sizes])
     second = _tabulated(
         [[*named(row), *_towards(row, amounts)] for row in rows],
-        [*head, "steps", *sizes, *gains],
+        [*head, "steps", *sizes, *fewer],
     )
     target = measured["target"]
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
-    parts = ["In all, at the end: test accuracy, and what was said each way", first, above, second]
+    told = "At the end: test accuracy, what crossed the busiest link up and down, and what all sent each way"
+    parts = [told, first, above, second]
     if any(row.get("mark") for row in rows):
         parts.append(
             f"Marked runs diverged, starved, or ended below {FAR:.0%} of the first method's accuracy. "
@@ -214,13 +211,16 @@ def table(measured: Measured) -> str:
 
 def _towards(row: Measured, amounts: Callable[[Measured], list[str]]) -> list[str]:
     if row["to_target"] is None:
-        return [f"reached by {row['reached']} of {len(row['seeds'])}", *["–"] * 5, row["published"], "–", "–"]
+        return [f"reached by {row['reached']} of {len(row['seeds'])}", *["–"] * 9, row["published"]]
     gain = row["gain"]
-    gains = [_times(gain and gain[name][way]) for name, way in _GAINS]
-    return [*amounts(row["to_target"]), gains[0], row["published"], *gains[1:]]
+    return [
+        *amounts(row["to_target"]),
+        *(_times(gain and gain[name][way]) for name, way in _GAINS),
+        row["published"],
+    ]
 
 
-_GAINS = (("paper_bits", "up"), ("wire_bytes", "up"), ("paper_bits", "down"))
+_GAINS = (("link_bytes", "all"), ("wire_bytes", "up"), ("wire_bytes", "down"), ("paper_bits", "up"))
 
 
 def _tabulated(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from qsparse.errors import SettingError, UnknownPart
+from qsparse.files import named_path, read_toml
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def find(name: str, topk: str | None = None) -> Sweep:
     if topk is not None:
         raise SettingError(f"--topk is for figure-1; write the compressors into the methods of {name}")
     if name.endswith(".toml"):
-        return _from_file(Path(name))
+        return _from_file(named_path(name))
     if name not in _OTHERS:
         raise _unknown("sweep", "", name, list(NAMES), " or a FILE.toml")
     return _OTHERS[name]()
@@ -158,12 +158,7 @@ def find(name: str, topk: str | None = None) -> Sweep:
 
 def _from_file(path: Path) -> Sweep:
     """Options that all methods share, then ``[methods.NAME]`` with the options of each."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} is no TOML: {error}") from None
+    values = read_toml(path, str(path), SettingError)
     tables = values.pop("methods", None)
     if not isinstance(tables, dict) or not tables or not all(isinstance(t, dict) for t in tables.values()):
         raise SettingError(f"{path} has no methods: write a table [methods.NAME] of train's options for each")

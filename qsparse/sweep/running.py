@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from qsparse.errors import DataError
+from qsparse.files import read_toml
 from qsparse.outcome import STATUS
 
 #: What a run writes to its standard output and error.
@@ -71,14 +73,14 @@ class Run:
 
     def conflict(self) -> str:
         """How the settings of a run that is in the folder differ; nothing where there is none."""
-        try:
-            text = (self.folder / "config.toml").read_text(encoding="utf-8")
-            # An option that came later has its default in an older run.
-            found = {**self.unsaid, **tomllib.loads(text)}
-        except FileNotFoundError:
+        path = self.folder / "config.toml"
+        if not path.exists():
             return ""
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            return f"its config.toml cannot be read ({error})"
+        try:
+            # An option that came later has its default in an older run.
+            found = {**self.unsaid, **read_toml(path, path.name)}
+        except DataError as error:
+            return str(error)
         wanted = {**self.unsaid, **tomllib.loads(self.config)}
         return ", ".join(
             f"{name} was {found.get(name, 'not set')} and is {wanted.get(name, 'not set')}"

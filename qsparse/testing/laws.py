@@ -8,7 +8,6 @@ random parts are measured over fixed seeds, so results repeat.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from qsparse.compressors import Compressor
 from qsparse.errors import NotFinite, SettingError
+from qsparse.modules import user_module
 from qsparse.registry import build, kinds, spell
 
 # Importing the modules of laws fills the tables.
@@ -235,11 +235,11 @@ def load(where: str) -> list[Any]:
     module, colon, name = where.partition(":")
     if not colon or not module or not name:
         raise SettingError(f"cannot read {where!r}: write MODULE:NAME, as in my.parts:Mine")
+    found: Any = user_module(module, f"load {where!r}")
     try:
-        found = importlib.import_module(module)
         for attribute in name.split("."):
             found = getattr(found, attribute)
-    except (ImportError, AttributeError) as error:
+    except AttributeError as error:
         raise SettingError(f"cannot load {where!r}: {error}") from None
     # A part may be a tuple by itself.
     several = found if isinstance(found, list | tuple) and not parts.kind_of(found) else [found]

@@ -30,8 +30,8 @@ _MANY: Final = 40
 
 
 def _links(memory: Memory, n: int) -> Iterator[Link]:
-    coarse = LowPrecision(bits=2) if memory.demanding else (TopK(k=3) >> Sign()).limited(n)
-    yield Link(coarse, memory)
+    if not memory.exact:
+        yield Link(LowPrecision(bits=2) if memory.demanding else (TopK(k=3) >> Sign()).limited(n), memory)
     yield Link(Float32(), memory)
 
 
@@ -162,6 +162,10 @@ def _accounts(link: Link, x: Vector) -> None:
         if isinstance(part, Innovation):
             same(receiver.state["known"], sender.state["known"], f"known at both ends in round {t}")
             same(heard, sender.state["known"], f"heard in round {t}, against what the sender knows")
+        elif part.exact:
+            single = v.astype(np.float32).astype(v.dtype)
+            same(heard, single, f"heard in round {t}, against what was said")
+            same(sender.state["known"], single, f"known to the sender in round {t}")
         elif isinstance(part, ErrorFeedback):
             # A reset after the step before this one drops what was kept until then.
             owed *= t - 1 not in part.reset

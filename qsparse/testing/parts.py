@@ -23,6 +23,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "innovation",
         "snapshot",
         "snapshot(mu=0.1, accelerated=true)",
+        "changes",
     ),
     "trigger": (
         "every",

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from qsparse.algorithm import Algorithm, Async, check, natural_exchange
-from qsparse.compressors import decompress
 from qsparse.errors import NotFinite, QsparseError, RankError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
@@ -78,8 +77,8 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
             station.meet(reports[workers.index(wire.rank)], 1)
             while not station.stopped:
                 station.meet(np.zeros_like(start), 1)
-            (final,) = leave(wire, 0)
-            return decompress(final, np.empty_like(start))
+            (final,) = leave(wire, 0, [station])
+            return final.copy()
         except QsparseError as error:
             exchange.tell(wire, error, 1)
             return error
@@ -90,7 +89,7 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
 def _fitted(algorithm: Algorithm, n: int) -> Algorithm | None:
     """For a run of so many steps and a model of n parameters, if its settings fit one."""
     algorithm = algorithm.over(_STEPS)
-    up, down = (Link(link.compressor.limited(n), link.memory) for link in (algorithm.up, algorithm.down))
+    up, down = (Link(link.compressor.limited(n), link.memory) for link in (algorithm.up, algorithm.answer))
     try:
         for link in (up, down):
             link.compressor.bind(layout(n)).check(n)
@@ -165,12 +164,18 @@ def _made(texts: dict[str, str]) -> Algorithm:
     )
 
 
+def _told(algorithm: Algorithm) -> Algorithm:
+    """With the down link that it has unless one is given."""
+    return replace(algorithm, down=algorithm.answer)
+
+
 @law("axes", "algorithm", once=True)
 def _axes(row: Row, name: str, x: Vector) -> bool:
     """The choice on each axis, as text, makes the same algorithm again."""
     algorithm = row.algorithm
     again = _made(algorithm.axes())
-    hold(again == algorithm, f"its axes make {again}, not {algorithm}")
+    told = algorithm if algorithm.prelude is None else replace(algorithm, prelude=_told(algorithm.prelude))
+    hold(again == _told(told), f"its axes make {again}, not {algorithm}")
     hold(again.spelling() == algorithm.spelling(), "made again of its axes it is spelled otherwise")
     return True
 

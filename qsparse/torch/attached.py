@@ -17,6 +17,7 @@ from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
 from qsparse.checkpoint import Checkpoints, find, save
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
+from qsparse.files import named_path
 from qsparse.memory import ErrorFeedback
 from qsparse.payload import Payload, Way
 from qsparse.rounds.synchronous import Pace, Station, averaging
@@ -145,7 +146,9 @@ class Attached:
             )
         settings = {**self._settings, "others": [type(each).__name__ for each in others]}
         try:
-            save(self.wire, Path(folder), self.steps, lambda: self._state(others, notes), settings, keep)
+            save(
+                self.wire, named_path(folder), self.steps, lambda: self._state(others, notes), settings, keep
+            )
         except CheckpointError:
             raise  # all have been told, and still stand at one step
         except BaseException as error:
@@ -180,7 +183,7 @@ class Attached:
             return self._go_on(state, others), {"steps": self.steps}
 
         try:
-            found = find(self.wire, Checkpoints(Path(folder), resume="auto"))
+            found = find(self.wire, Checkpoints(named_path(folder), resume="auto"))
             return {} if found is None else agree(self.wire, prepare)
         except BaseException as error:
             # Raised on all ranks, of which some may have gone on already.
@@ -311,8 +314,9 @@ class Attached:
     def _part(self) -> None:
         """Say good-bye: who has taken fewer steps would otherwise leave the others waiting for it."""
         note = Payload.build(way=Way.BESIDE, origin=self.wire.rank, step=self.steps)
-        heard = self.exchange.gather(self.wire, note)
-        self.exchange.broadcast(self.wire, None if heard is None else note)
+        with self.wire.at("finish()"):
+            heard = self.exchange.gather(self.wire, note)
+            self.exchange.broadcast(self.wire, None if heard is None else note)
 
     def _meet(self, last: bool = False) -> None:
         self._check_rates()

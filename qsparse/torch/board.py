@@ -56,6 +56,8 @@ _NAMES = {
     "loss/train": ("train_loss",),
     "loss/test": ("test_loss",),
     "accuracy/test": ("test_accuracy",),
+    "busiest link/up": ("link_bytes", "up"),
+    "busiest link/down": ("link_bytes", "down"),
     "paper bits/up": ("paper_bits", "up"),
     "paper bits/down": ("paper_bits", "down"),
     "wire bytes/up": ("wire_bytes", "up"),

@@ -66,7 +66,11 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
         model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes, **_META))
     else:
         model = _resnet(*_picture(kind, shape), classes, _RESNETS[kind])
-    model = model.to_empty(device="cpu")
+    try:
+        model = model.to_empty(device="cpu")
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        raise SettingError(f"model {name!r} does not fit into the memory of this machine: {why}") from None
     _initialise(model, seed.at(rank=0, step=0, use="model"))
     return model
 
@@ -89,7 +93,8 @@ def _widths(name: str, arguments: tuple[str, ...]) -> tuple[int, int, int]:
 
 
 def _are_positive(words: tuple[str, ...]) -> bool:
-    return all(word.isdecimal() and int(word) > 0 for word in words)
+    # Python makes no numbers of thousands of digits.
+    return all(word.isdecimal() and len(word) < 20 and int(word) > 0 for word in words)
 
 
 def _picture(kind: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

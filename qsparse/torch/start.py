@@ -67,9 +67,9 @@ def prepare(
     flat = FlatModel(model)
     if not flat.covers([p for group in optimizer.param_groups for p in group["params"]]):
         raise SettingError("the optimizer must have exactly the model's trained parameters")
-    for link in (chosen.up, chosen.down):
+    for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
-    named = (("up", chosen.up), ("down", chosen.down))
+    named = (("up", chosen.up), ("down", chosen.answer))
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
     promises.tell(links, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from qsparse.ledger import Ledger
@@ -22,12 +23,23 @@ class Wire(ABC):
     Attributes:
         rank: this rank, 0 to size − 1.
         size: number of ranks.
-        ledger: counts the bytes of every frame handed to `send`.
+        ledger: counts the bytes of every frame that is sent or received.
+        doing: what the rank is at, for those who read of a long wait; see `at`.
     """
 
     rank: int
     size: int
     ledger: Ledger
+    doing: str = ""
+
+    @contextmanager
+    def at(self, doing: str) -> Iterator[None]:
+        """Say what the block is for, e.g. ``"the meeting of step 120"``: a long wait names it."""
+        before, self.doing = self.doing, doing
+        try:
+            yield
+        finally:
+            self.doing = before
 
     @abstractmethod
     def send(self, payloads: Sequence[Payload], dest: int) -> None:
@@ -60,3 +72,8 @@ class Wire(ABC):
     def _count(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:
             self.ledger.sent(payload)
+
+    def _took(self, payloads: list[Payload]) -> list[Payload]:
+        for payload in payloads:
+            self.ledger.received(payload)
+        return payloads

@@ -6,6 +6,9 @@ real here as between processes.
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 import sys
 import threading
 import time
@@ -14,12 +17,16 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
-from qsparse.errors import RankError, Stranded, WireError
+from qsparse.errors import RankError, Stranded, WaitTimeout, WireError
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.wire.base import ANY, Wire
+from qsparse.wire.waiting import Alarm, Heard, Limits, last_heard, named
+
+#: Seconds in which ranks that are left may end when another has waited too long for one of them.
+_GRACE: Final = 2.0
 
 T = TypeVar("T")
 
@@ -39,6 +46,7 @@ class _Hub:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.limits = Limits.of(os.environ)
         self.lock = threading.Lock()
         self.news = [threading.Condition(self.lock) for _ in range(size)]
         self.queues: list[list[deque[bytearray]]] = [[deque() for _ in range(size)] for _ in range(size)]
@@ -106,6 +114,7 @@ class ThreadWire(Wire):
         self.rank = rank
         self.size = hub.size
         self.ledger = Ledger() if ledger is None else ledger
+        self.heard: dict[int, Heard] = {}
         self._hub = hub
         self._next = 0
         self._closed = False
@@ -140,6 +149,7 @@ class ThreadWire(Wire):
             self._check(source)
         self._check(self.rank)
         hub = self._hub
+        alarm: Alarm | None = None
         with hub.lock:
             while not hub.pending(self.rank, source):
                 reason = hub.hopeless(self.rank, source)
@@ -150,8 +160,13 @@ class ThreadWire(Wire):
                     hub.waiting.pop(self.rank, None)
                     hub.wake()
                     raise Stranded(reason)
-                hub.news[self.rank].wait()
+                if alarm is None:
+                    describe = functools.partial(self._waits, source)
+                    alarm = Alarm(self.rank, hub.limits.warn, hub.limits.end, describe)
+                left = alarm.left()
+                hub.news[self.rank].wait(None if math.isinf(left) else left)
                 hub.waiting.pop(self.rank, None)
+                alarm.look()
             queues = hub.queues[self.rank]
             if source == ANY:
                 # Start after the sender served last: who sends much must not keep the others waiting.
@@ -160,9 +175,11 @@ class ThreadWire(Wire):
                 self._next = source + 1
             message = queues[source].popleft()
         try:
-            return source, Payload.split(message)
+            payloads = self._took(Payload.split(message))
         except WireError as error:
             raise type(error)(f"rank {self.rank} refuses a message of rank {source}: {error}") from None
+        self.heard[source] = Heard.now(payloads[-1])
+        return source, payloads
 
     def flush(self) -> None:
         """Nothing to wait for: frames are copied when they are sent."""
@@ -180,6 +197,12 @@ class ThreadWire(Wire):
         self._hub.end(message)
         raise WireError(message)
 
+    def _waits(self, source: int) -> str:
+        left = [rank for rank in range(self.size) if rank != self.rank and rank not in self._hub.departed]
+        ranks = left if source == ANY else [source]
+        doing = f" in {self.doing}" if self.doing else ""
+        return f"for a message of {named(ranks)}{doing}: {last_heard(ranks, self.heard)}"
+
     def _check(self, rank: int) -> None:
         if self._closed:
             raise WireError(f"rank {self.rank} has closed its wire")
@@ -192,7 +215,8 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
 
     If a rank fails, ranks that wait for it are woken, and the exception of the lowest rank that
     failed by itself is raised after all threads have ended. Ranks that wait for each other in a
-    circle, or for a rank that has ended, are found out at once.
+    circle, or for a rank that has ended, are found out at once; one that waits for a rank that computes
+    says so after a while, and ends the run after another (see `qsparse.wire.waiting`).
 
     Args:
         size: number of ranks.
@@ -202,6 +226,7 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
     Raises:
         WireError: the time is over (with the stack of every thread that still runs), or every rank
             that is left waits for a message that nobody sends.
+        WaitTimeout: a rank has waited too long, with the stack of every thread that still runs.
 
     >>> def hello(wire: Wire) -> str:
     ...     wire.send([Payload.build([b"from rank %d" % wire.rank])], (wire.rank + 1) % wire.size)
@@ -232,10 +257,13 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
+        while _running(threads):
+            for thread in threads:
+                thread.join(0.1 if deadline is None else min(0.1, max(0.0, deadline - time.monotonic())))
+            if deadline is not None and time.monotonic() >= deadline and _running(threads):
                 _give_up(hub, threads, timeout)
+            if any(isinstance(error, WaitTimeout) for error in failures.values()):
+                _leave_behind(threads, failures)
     except BaseException as error:
         hub.end(f"the run was ended by {type(error).__name__}")
         raise
@@ -247,17 +275,37 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
     return [results[rank] for rank in range(size)]
 
 
-def _give_up(hub: _Hub, threads: Sequence[threading.Thread], timeout: float | None) -> NoReturn:
+def _running(threads: Sequence[threading.Thread]) -> bool:
+    return any(thread.is_alive() for thread in threads)
+
+
+def _stacks(threads: Sequence[threading.Thread]) -> str:
+    """Where each thread stands that has not ended."""
     frames = sys._current_frames()
-    stacks = "".join(
+    return "".join(
         f"\n{thread.name} is at\n{''.join(traceback.format_stack(frames[thread.ident]))}"
         for thread in threads
         if thread.ident in frames and thread.is_alive()
     )
+
+
+def _give_up(hub: _Hub, threads: Sequence[threading.Thread], timeout: float | None) -> NoReturn:
+    stacks = _stacks(threads)
     hub.end(f"the run has not ended within {timeout} s")
     for thread in threads:
         thread.join(0.2)
     raise WireError(f"the ranks have not ended within {timeout} s:{stacks}")
+
+
+def _leave_behind(threads: Sequence[threading.Thread], failures: dict[int, BaseException]) -> None:
+    """A rank has waited too long: the rank that it has waited for is not waited for here, either."""
+    deadline = time.monotonic() + _GRACE
+    while _running(threads) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if _running(threads):
+        error = _first_cause(failures)
+        error.add_note(_stacks(threads))
+        raise error
 
 
 def _first_cause(failures: dict[int, BaseException]) -> BaseException:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from qsparse.errors import DataError
 from qsparse.torch.data import places
 
 Arrays = dict[str, npt.NDArray[np.uint8]]
@@ -52,7 +53,10 @@ def decoded(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> A
         return _locked(decode())  # who reads it says what is wrong
     # Of its sources' name: a file that another run has mapped is not replaced by one of other contents.
     digest = hashlib.blake2b(json.dumps(sources).encode(), digest_size=8).hexdigest()
-    path = places.cache() / "decoded" / f"{name}-{digest}.bin"
+    try:
+        path = places.cache() / "decoded" / f"{name}-{digest}.bin"
+    except DataError:  # a user without a home folder
+        return _locked(decode())
     found = _mapped(path, sources)
     if found is not None:
         return found

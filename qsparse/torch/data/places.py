@@ -3,15 +3,21 @@
 In order: the folder the caller names, the folder that ``QSPARSE_DATA`` names, the user's cache. What
 is in none of them is downloaded into the cache, checked before it gets its name. The cache is where the
 operating system has caches of programs, or the folder that ``QSPARSE_CACHE`` names, which several users
-may share: whoever reads the folder reads what is in it.
+may share: whoever reads the folder reads what is in it. A user without a home folder has no cache; then only
+what would be downloaded is missing.
+
+Files are found by their names in any letters, small or capital, plain or packed, and with whatever stands
+between the words of a name, as archives and programs write them: ``train-images.idx3-ubyte`` too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -25,7 +31,8 @@ from typing import Final
 
 import platformdirs
 
-from qsparse.errors import DataError
+from qsparse.errors import DataError, SettingError
+from qsparse.files import named_path
 from qsparse.torch.data.readers import SUFFIXES
 
 #: Seconds without a byte after which a download has failed.
@@ -79,7 +86,7 @@ SOURCES: dict[str, Source] = {
             "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
             "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         ),
-        folders=("mnist", "MNIST/raw", ""),
+        folders=("mnist", "MNIST/raw", "raw", ""),
         layouts=(_IDX,),
     ),
     "fashion-mnist": Source(
@@ -91,7 +98,7 @@ SOURCES: dict[str, Source] = {
             "bef4ecab320f06d8554ea6380940ec79",
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
-        folders=("fashion-mnist", "FashionMNIST/raw", ""),
+        folders=("fashion-mnist", "FashionMNIST/raw", "raw", ""),
         layouts=(_IDX,),
     ),
     "cifar10": Source(
@@ -105,10 +112,19 @@ SOURCES: dict[str, Source] = {
 
 
 def cache() -> Path:
-    """The folder of downloads and of unpacked data; it may be emptied when no run is on."""
-    if named := os.environ.get("QSPARSE_CACHE"):
-        return Path(named).expanduser()
-    return Path(platformdirs.user_cache_dir("qsparse"))
+    """The folder of downloads and of unpacked data; it may be emptied when no run is on.
+
+    Raises:
+        DataError: this user has no home folder, and ``QSPARSE_CACHE`` names none.
+    """
+    try:
+        if named := os.environ.get("QSPARSE_CACHE"):
+            return named_path(named)
+        return Path(platformdirs.user_cache_dir("qsparse"))
+    except (RuntimeError, SettingError) as error:
+        raise DataError(
+            f"there is no folder for downloads and unpacked data ({error}): let QSPARSE_CACHE name one"
+        ) from None
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
@@ -119,18 +135,26 @@ def search_path(data_dir: Path | None = None) -> list[Path]:
     """
     listed = []
     if data_dir is not None:
-        if not data_dir.is_dir():
+        if not os.path.isdir(data_dir):
             raise DataError(f"the data folder {data_dir} does not exist or is no folder")
         listed.append(data_dir)
-    if named := os.environ.get("QSPARSE_DATA"):
-        listed.append(Path(named).expanduser())
-    return [*listed, cache()]
+    if (named := _named()) is not None:
+        listed.append(named)
+    with contextlib.suppress(DataError):  # said where something is to be downloaded
+        listed.append(cache())
+    return listed
+
+
+def _named() -> Path | None:
+    """The folder that ``QSPARSE_DATA`` names."""
+    text = os.environ.get("QSPARSE_DATA")
+    return named_path(text) if text else None
 
 
 def with_suffix(path: Path) -> Path | None:
     """The file of this name, or of this name with .gz, .bz2 or .xz, if there is one."""
     for suffix in SUFFIXES:
-        if (file := path.with_name(path.name + suffix)).is_file():
+        if os.path.isfile(file := Path(f"{path}{suffix}")):
             return file
     return None
 
@@ -148,13 +172,15 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
     folders = _folders(source, search_path(data_dir))
     if found := _find(source, folders):
         return found
-    named = os.environ.get("QSPARSE_DATA")
-    if named and not Path(named).expanduser().is_dir():
+    named = _named()
+    if named is not None and not os.path.isdir(named):
         # A typing error must not end in a download of what is already there.
         raise DataError(
             f"{_nowhere(name, source, folders)}. QSPARSE_DATA names {named}, which does not exist or is no "
             "folder: correct it, or unset it to download the data"
         )
+    for top in filter(None, (data_dir, named)):
+        _refuse_alike(name, source, top)
     target = cache() / source.folders[0]
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -167,8 +193,7 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
     except OSError as error:
         raise DataError(
             f"{_nowhere(name, source, folders)}, and the download to {target} failed: {error}. "
-            f"Put {', '.join(source.layouts[0])} (plain, {', '.join(SUFFIXES[1:])}) into a folder "
-            "and name that folder with --data-dir DIR or QSPARSE_DATA"
+            f"Put {_expected(source)} into a folder and name that folder with --data-dir DIR or QSPARSE_DATA"
         ) from error
     if not found:
         raise DataError(f"what was downloaded to {target} for {name} is not complete")
@@ -176,25 +201,102 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
 
 
 def _folders(source: Source, tops: list[Path]) -> list[Path]:
-    return [top / folder for top in tops for folder in source.folders]
+    return [_spelled(top, folder) for top in tops for folder in source.folders]
+
+
+def _spelled(top: Path, below: str) -> Path:
+    """A folder below another one as it is on the disk, where letters differ from those of its usual name."""
+    folder = top
+    for part in Path(below).parts:
+        alike = [] if os.path.exists(folder / part) else _entries(folder)
+        folder = min((path for path in alike if path.name.lower() == part.lower()), default=folder / part)
+    return folder
 
 
 def _find(source: Source, folders: list[Path]) -> tuple[Path, ...]:
     for folder in folders:
+        files = _files(folder)
         for layout in source.layouts:
-            files = [with_suffix(folder / stem) for stem in layout]
-            present = tuple(file for file in files if file is not None)
-            if len(present) == len(layout):
-                return present
+            if all(_key(stem) in files for stem in layout):
+                return tuple(files[_key(stem)] for stem in layout)
     return ()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a folder by the keys of their names; of two with one key, the plainer one."""
+    found: dict[str, Path] = {}
+    for path in sorted(_entries(folder), key=_plainness):
+        if os.path.isfile(path):
+            found.setdefault(_key(path.name), path)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it is not there, or cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _plainness(path: Path) -> tuple[int, int, str]:
+    """Before packed files, plain ones; before names that somebody has changed, those of the publisher."""
+    suffix = path.suffix.lower()
+    packed = SUFFIXES.index(suffix) if suffix in SUFFIXES else 0
+    return packed, path.name.count("."), path.name.swapcase()
+
+
+def _key(name: str) -> str:
+    """The words of a file's name, without what says how it is packed."""
+    lower = name.lower()
+    for suffix in SUFFIXES[1:]:
+        lower = lower.removesuffix(suffix)
+    return "-".join(filter(None, re.split(r"[-._ ]+", lower)))
+
+
+def _refuse_alike(name: str, source: Source, top: Path) -> None:
+    """Refuse a folder that somebody named for its data, if it seems to hold the set under other names."""
+    keys = {_key(stem): stem for layout in source.layouts for stem in layout}
+    alike = []
+    for folder in dict.fromkeys(_folders(source, [top])):
+        for path in _entries(folder):
+            key, is_folder = _key(path.name), os.path.isdir(path)
+            if key in keys and not is_folder:
+                continue
+            close = bool(difflib.get_close_matches(key, keys, 1, 0.8))
+            part = any(key.startswith(whole) or (len(key) > 9 and whole.startswith(key)) for whole in keys)
+            if close or part or (not is_folder and _titled(key) == name):
+                alike.append(str(path))
+    if alike:
+        some = ", ".join(sorted(alike)[:6]) + (", …" if len(alike) > 6 else "")
+        raise DataError(
+            f"{top} was named for the data and has no whole {name}: there is {some}, and expected is "
+            f"{_expected(source)}. Rename or unpack what is there; or leave that folder out, to download the "
+            "data"
+        )
+
+
+def _titled(key: str) -> str:
+    """The data set that a file's name tells of, if any: ``mnist-train-csv``, ``cifar-10-python-tar``."""
+    told = [
+        (len(title), name)
+        for name, source in SOURCES.items()
+        for title in (source.folders[0], source.folders[0].replace("-", ""))
+        if f"-{title}-" in f"-{key}-"
+    ]
+    return max(told, default=(0, ""))[1]
+
+
+def _expected(source: Source) -> str:
+    return f"{', '.join(source.layouts[0])} (plain, {', '.join(SUFFIXES[1:])})"
 
 
 def _nowhere(name: str, source: Source, folders: list[Path]) -> str:
     looked = []
     for folder in folders:
-        lacking = ""
+        lacking, files = "", _files(folder)
         for layout in source.layouts:
-            missing = [stem for stem in layout if with_suffix(folder / stem) is None]
+            missing = [stem for stem in layout if _key(stem) not in files]
             if len(missing) < len(layout):
                 lacking = f" (which lacks {', '.join(missing)})"
         looked.append(f"{folder}{lacking}")

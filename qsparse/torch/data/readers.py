@@ -10,9 +10,9 @@ import math
 import pickle
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -22,30 +22,43 @@ from qsparse.errors import DataError
 Bytes = npt.NDArray[np.uint8]
 
 
-def _plain(path: Path) -> Any:
-    return path.open("rb")
+#: What a packed file begins with, and what opens it: its name may tell otherwise.
+_OPENERS: Final[dict[bytes, Callable[[Path], Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+#: What else is not the data itself.
+_OTHERS: Final = {
+    b"PK\3\4": "a ZIP archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+}
 
-
-_OPENERS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
-#: The endings a file may carry: plain or compressed.
-SUFFIXES = ("", *_OPENERS)
+#: The endings that names may carry: plain or packed.
+SUFFIXES: Final = ("", ".gz", ".bz2", ".xz")
 
 #: Bytes of one CIFAR-10 picture: three colour planes of 32 x 32.
-_PIXELS = 3 * 32 * 32
-
-#: The largest x that a LIBSVM file may unfold to, in bytes.
-DENSE_LIMIT = 16 * 2**30
+_PIXELS: Final = 3 * 32 * 32
 
 
 def read_bytes(path: Path) -> bytes:
-    """All bytes of a file, unpacked if its name ends in .gz, .bz2 or .xz.
+    """All bytes of a file, unpacked if it begins as gzip, bzip2 or xz do, whatever its name.
 
     Raises:
-        DataError: the file cannot be read or its compression is damaged.
+        DataError: the file cannot be read, its packing is damaged, or it is an archive.
     """
     try:
-        with _OPENERS.get(path.suffix, _plain)(path) as file:
+        with path.open("rb") as file:
+            begin = file.read(6)
+            for magic, what in _OTHERS.items():
+                if begin.startswith(magic):
+                    raise DataError(f"{path} is {what}: unpack it, and name what was in it")
+            unpack = next((opener for magic, opener in _OPENERS.items() if begin.startswith(magic)), None)
+            if unpack is None:
+                return begin + file.read()
+        with unpack(path) as file:
             data: bytes = file.read()
             return data
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -199,39 +212,3 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise pickle.UnpicklingError("it refers to objects outside the file")
-
-
-def read_libsvm(
-    paths: Sequence[Path],
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-    """Read LIBSVM text files that belong together: dense x ``(n, features)`` and labels as written.
-
-    All files get the number of features of the widest. Indices count from 1, or from 0 if a 0 occurs
-    in any file. Rows without features are kept.
-
-    Raises:
-        DataError: text of another format, values that are not finite, or an x above `DENSE_LIMIT`.
-    """
-    from sklearn.datasets import load_svmlight_files
-
-    where = " with ".join(map(str, paths))
-    texts = [io.BytesIO(read_bytes(path)) for path in paths]
-    try:
-        read = load_svmlight_files(texts, dtype=np.float64)
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{where} is no LIBSVM text, 'label index:value ...' per line: {error}") from error
-    result = []
-    for path, x, y in zip(paths, read[0::2], read[1::2], strict=True):
-        if not x.shape[0]:
-            raise DataError(f"{path} has no rows")
-        if x.shape[0] * x.shape[1] * 4 > DENSE_LIMIT:
-            raise DataError(
-                f"{path} has {x.shape[0]} rows of {x.shape[1]} features: as a dense array that is "
-                f"{x.shape[0] * x.shape[1] * 4 / 2**30:.0f} GiB, more than {DENSE_LIMIT / 2**30:.0f}"
-            )
-        with np.errstate(over="ignore"):  # becomes infinity, which is refused below
-            narrow = x.astype(np.float32)
-        if not np.isfinite(narrow.data).all():
-            raise DataError(f"{path} holds values that are not finite or too large for float32")
-        result.append((narrow.toarray(order="C"), y))
-    return result

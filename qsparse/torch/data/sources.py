@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.errors import DataError
+from qsparse.files import named_path
 from qsparse.seeds import Seed
 from qsparse.torch import names
 from qsparse.torch.data import readers
 from qsparse.torch.data.dataset import Dataset
 from qsparse.torch.data.decoded import Arrays, decoded
+from qsparse.torch.data.libsvm import read_libsvm
 from qsparse.torch.data.pictures import Floats, Pictures
 from qsparse.torch.data.places import locate, search_path, with_suffix
 from qsparse.torch.data.shards import permutation
@@ -45,7 +47,7 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
         UnknownPart: there is no data set of this name.
         DataError: `data_dir` does not exist, the data is nowhere, or a file is malformed.
     """
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    data_dir = None if data_dir is None else named_path(data_dir)
     search_path(data_dir)  # a folder that is not there is an error for every data set
     if name == "digits":
         return _digits()
@@ -144,7 +146,7 @@ def _cifar10(files: Sequence[Path]) -> Dataset:
 
 
 def _read_cifar10(files: Sequence[Path]) -> Arrays:
-    binary = files[0].name.startswith("data_batch_1.bin")
+    binary = ".bin" in files[0].name.lower()
     read: Callable[[Path], tuple[readers.Bytes, readers.Bytes]] = (
         readers.read_cifar_binary if binary else readers.read_cifar_pickle
     )
@@ -161,7 +163,7 @@ def _read_cifar10(files: Sequence[Path]) -> Arrays:
 
 
 def _libsvm(text: str, data_dir: Path | None) -> Dataset:
-    given = Path(text).expanduser()
+    given = named_path(text)
     # Joining an absolute path to a folder gives the absolute path, so one list serves both.
     tops = [Path.cwd()] + [top / below for top in search_path(data_dir) for below in ("", "libsvm")]
     candidates = list(dict.fromkeys(top / given for top in tops))
@@ -173,11 +175,8 @@ def _libsvm(text: str, data_dir: Path | None) -> Dataset:
         )
     stem = file.stem if file.suffix in readers.SUFFIXES[1:] else file.name
     beside = with_suffix(file.with_name(f"{stem}.t"))
-    read = readers.read_libsvm([file] if beside is None else [file, beside])
+    read = read_libsvm([file] if beside is None else [file, beside])
     labels, mapped = np.unique(np.concatenate([y for _, y in read]), return_inverse=True)
-    if not (labels == np.rint(labels)).all():
-        odd = labels[labels != np.rint(labels)][0]
-        raise DataError(f"{file} has a label {odd:g}: labels of classes are whole numbers")
     if len(labels) < 2:
         raise DataError(f"{file} has the label {labels[0]:g} only: there is nothing to learn")
     x, n = read[0][0], len(read[0][0])

@@ -1,0 +1,88 @@
+"""A vector told exactly by what has changed of it since it was told last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from qsparse.compressors.base import LARGEST, Indices, as_vector, finite, fitting, framed, unsendable
+from qsparse.compressors.body import Writer
+from qsparse.compressors.composed import COMPOSED, FLOAT32, index_width, write_indices
+from qsparse.kernels import select
+from qsparse.kernels.scratch import scratch
+from qsparse.payload import Payload
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+
+#: Entries that are compared at a time: few enough for the fast caches.
+_PART: Final = 1 << 15
+
+
+def compress_changes(x: Vector, known: Vector, seed: Seed) -> Payload:
+    """Spell the entries of x that are not what the receiver has: their places, and their new values.
+
+    All of x is spelled where that is shorter. The receiver puts the values in the place of those that it has;
+    the body is that of ``selector >> float32`` (``docs/wire-format.md``). A zero has no sign, as in sums.
+
+    Paper bits: min(32·k + min(k·⌈log2 n⌉, n), 32·n) for k changed entries, as their places are a list or a
+    bitmap.
+
+    Args:
+        x: (n,) float32 or float64, contiguous.
+        known: what the receiver has, like x; each entry a float32.
+        seed: its rank, step and use go into the header; nothing is drawn.
+
+    Raises:
+        NotFinite: a changed entry is NaN, infinity or what float32 cannot hold.
+        SettingError: x has another type or shape.
+    """
+    x, n = as_vector(x), x.size
+    indices = _changed(x, known)
+    out = Writer()
+    if indices is None:
+        return framed(out, COMPOSED, n, FLOAT32.write(finite(x), seed, out), seed)
+    values = x[indices] + x.dtype.type(0)
+    wrong = np.flatnonzero(~(np.abs(values) <= LARGEST))
+    if wrong.size:
+        raise unsendable(x, int(indices[wrong[0]]))
+    k = values.size
+    if n:
+        write_indices(indices, n, out)
+    if k:
+        out.u8(FLOAT32.code)
+        out.array(values.astype(np.float32, copy=False))
+    return framed(out, COMPOSED, n, 32 * k + min(k * index_width(n), n), seed)
+
+
+def put_changes(payload: Payload, known: Vector) -> Vector:
+    """Put what `compress_changes` spelled into the vector that it was spelled for, (n,); returns that.
+
+    Raises:
+        Corrupted: the body contradicts itself or the header.
+        SettingError: ``known`` has another length.
+    """
+    for piece in fitting(payload, known):
+        part = known[piece.start : piece.stop]
+        part[... if piece.indices is None else piece.indices] = piece.values
+    return known
+
+
+def _changed(x: Vector, known: Vector) -> Indices | None:
+    """Where x, in float32, is not what is known; None where x as a whole is shorter."""
+    n = x.size
+    # With a bit for each place, k values and their places are shorter than n values.
+    room = 31 * n / 32
+    found, k = [], 0
+    buffer = scratch("changed places", _PART, np.intp)
+    for start in range(0, n, _PART):
+        part = x[start : start + _PART]
+        if x.dtype != np.float32:
+            with np.errstate(over="ignore"):  # found below, with its place
+                part = part.astype(np.float32).astype(x.dtype)
+        count = int(select.differing(part, known[start : start + _PART], buffer))
+        k += count
+        if k >= room:
+            return None
+        found.append(buffer[:count] + start)
+    return np.concatenate(found) if found else np.empty(0, np.intp)

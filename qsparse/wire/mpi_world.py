@@ -1,0 +1,84 @@
+"""The MPI of this process: is it there, does it run, and who else is in the job?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from qsparse.errors import LaunchError, installing
+from qsparse.launchers import REMEDIES, announced_size, rank_above, refusal_within
+
+
+def load_mpi() -> Any:
+    """The module ``mpi4py.MPI``; importing it starts MPI, unless it is told not to.
+
+    Raises:
+        LaunchError: it cannot be loaded.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"MPI cannot be loaded ({error}): install mpi4py and one MPI library, e.g. {installing('mpich')}"
+        ) from error
+    return MPI
+
+
+def running_mpi() -> Any:
+    """The module ``mpi4py.MPI``, of an MPI that runs; everything else it would answer by killing the process.
+
+    Raises:
+        LaunchError: it does not run, not yet or not any more; or as `load_mpi`.
+    """
+    MPI = load_mpi()
+    if not MPI.Is_initialized():
+        raise LaunchError(
+            "MPI is not started in this process (mpi4py.rc.initialize, or MPI4PY_RC_INITIALIZE, is false): "
+            "call MPI.Init_thread() before anything of qsparse that uses MPI"
+        )
+    if MPI.Is_finalized():
+        raise LaunchError(
+            "MPI has been ended in this process (MPI.Finalize was called), and cannot be started again: let "
+            "that be the last thing that a program does"
+        )
+    return MPI
+
+
+def launch_check(environ: Mapping[str, str] | None = None) -> None:
+    """Refuse a launcher that announces several ranks beside a world of one.
+
+    Launcher and MPI library of different makers do not fail: they start N jobs of one rank, each of
+    which trains alone and overwrites the results of the others.
+
+    Raises:
+        LaunchError: with the launcher's variable, the library and the remedy; or MPI does not run.
+    """
+    environ = os.environ if environ is None else environ
+    found = announced_size(environ)
+    if found is None or running_mpi().COMM_WORLD.Get_size() > 1:
+        return
+    if (parent := rank_above(environ)) is not None:
+        raise LaunchError(refusal_within(parent))
+    variable, ranks = found
+    vendor, version = library()
+    raise LaunchError(
+        f"{variable} announces {ranks} ranks, but {vendor} {version}, the MPI library that mpi4py has "
+        f"loaded, sees a world of one. {REMEDIES[variable]}"
+    )
+
+
+def library() -> tuple[str, str]:
+    """Vendor and version of the MPI library that mpi4py has loaded, e.g. ``("MPICH", "5.0.2")``."""
+    vendor, version = load_mpi().get_vendor()
+    return vendor, ".".join(map(str, version))
+
+
+def local_ranks(comm: Any = None) -> tuple[int, int]:
+    """This rank among the ranks on the same machine, and how many these are; collective."""
+    MPI = running_mpi()
+    node = (MPI.COMM_WORLD if comm is None else comm).Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        return node.Get_rank(), node.Get_size()
+    finally:
+        node.Free()
