@@ -15,7 +15,7 @@ from qsparse.link import Link
 from qsparse.local import SVRG, Local
 from qsparse.memory import Changes, ErrorFeedback, Stateless
 from qsparse.registry import register, spell
-from qsparse.schedules import Schedule, over
+from qsparse.schedules import Schedule, among, over
 from qsparse.server import Descend, Hold, ServerRule, VarianceReduced
 from qsparse.triggers import Every, Trigger
 
@@ -134,6 +134,16 @@ class Algorithm:
         parts = {axis: over(getattr(self, axis), steps) for axis in ("local", "trigger", "server")}
         prelude = None if self.prelude is None else self.prelude.over(steps)
         return replace(self, prelude=prelude, **parts)
+
+    def among(self, workers: int) -> Algorithm:
+        """The algorithm for so many workers: rates that are theirs together become those of their mean."""
+        prelude = None if self.prelude is None else self.prelude.among(workers)
+        return replace(
+            self,
+            prelude=prelude,
+            local=among(self.local, workers),
+            server=among(self.server, workers),
+        )
 
     def spelling(self) -> str:
         """All axes on one line."""

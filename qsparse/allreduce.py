@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import qsparse
+from qsparse import promises
 from qsparse.agreement import agree
 from qsparse.compressors.base import Compressor
 from qsparse.errors import SettingError
@@ -190,6 +191,7 @@ class CompressedAllreduce:
         self.link.compressor.check(x.size)
         if self._ends is None:
             warm_link(self.link, np.zeros(x.size, x.dtype), self.wire.rank)
+            promises.tell([("", self.link.compressor, self.link.memory)], x.size, self.wire.rank)
         array = self._size_and_type(x) | {"shape": x.shape}
         return self._ends or self._links(x), self._settings() | array | {"calls": self.calls}
 

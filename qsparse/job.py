@@ -7,6 +7,7 @@ import json
 import signal
 import time
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -16,12 +17,15 @@ import qsparse
 from qsparse import notice, watching
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.checkpoint import GIVEN, Checkpoints, Found, save
-from qsparse.compressors import Float32
+from qsparse.compressors import Compressor, Float32
 from qsparse.errors import CheckpointError, SettingError, Stopped
 from qsparse.exchange.base import error_payload, receive_one
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
+from qsparse.memory import Memory
+from qsparse.outcome import Starving, judged
 from qsparse.payload import Payload, Way, raw
+from qsparse.promises import doubts
 from qsparse.records import Recorder
 from qsparse.registry import spell
 from qsparse.resharding import merged, reshard
@@ -122,6 +126,13 @@ class Job:
         self.lines: dict[str, int] = {}
         #: Was what went wrong told to all ranks?
         self.told = False
+        #: What to say before the first step.
+        self.doubts = doubts(self._links(), problem.vector.size) if wire.rank == 0 else []
+        #: What this rank's first step began with: its loss, and its batch.
+        self._first: float | None = None
+        self._taken = 0  # steps of this rank
+        self._starving = Starving(len(settings.exchange.workers(wire.size)))
+        self._end: dict[str, Any] = {}
         self.walk = Walk(
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.aside, Order(settings.order),
@@ -151,6 +162,12 @@ class Job:
     def clock(self) -> int:
         """The steps that the run has taken."""
         return self.walk.pace.clock
+
+    def _links(self) -> Iterator[tuple[str, Compressor, Memory]]:
+        """The links of all phases, with compressors for this model."""
+        for row in filter(None, (self.algorithm, self.algorithm.prelude)):
+            for way, link in (("up", row.up), ("down", row.answer)):
+                yield way, link.compressor.bind(self.problem.layout), link.memory
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must be equal on all ranks before the first message."""
@@ -187,6 +204,9 @@ class Job:
             t = happened.t
             if happened.loss is not None:
                 self._losses += (happened.loss, 1)
+                self._taken += 1
+                if self._first is None:
+                    self._first = happened.loss
             if self._together:
                 self.recorder.watcher.stepped(t, happened.loss)
                 if happened.met and (self._is_due(t) or t == self.steps):
@@ -318,6 +338,8 @@ class Job:
             "record": self._record,
             "epoch": self._epoch(self.clock),
             "stretches": self._stretches,
+            "first": self._first,
+            "taken": self._taken,
             "resumed": self._resumed,
             "seconds": time.perf_counter() - self._begun,
             "lines": self.recorder.lines(),
@@ -335,8 +357,11 @@ class Job:
 
     def _resume(self, found: Found) -> None:
         given = self._given()
-        # With other ranks the same epochs are another number of steps, and schedules go by these.
-        stretched = found.ranks != self.wire.size and self.settings.epochs is not None
+        # With other ranks the same epochs are another number of steps, and schedules go by these; so do
+        # step sizes on the sum of the workers.
+        unbound = self.settings.algorithm
+        by_ranks = self.settings.epochs is not None or unbound.among(1) != unbound
+        stretched = found.ranks != self.wire.size and by_ranks
         free = (*_FREE, *(self.algorithm.axes() if stretched else given))
         found.compare(self.fingerprint | given, free)
         # Nor is a run over where a longer one was saved: it has neither met for the last time nor reported.
@@ -364,6 +389,7 @@ class Job:
         self._whole = state["whole"]
         self._record, self._reported = state["record"], state["reported"]
         self._watched = state["watched"]
+        self._first, self._taken = state.get("first"), state.get("taken", 0)
         self._stretches = [tuple(each) for each in state["stretches"]]
         if states:
             workers = len(self.settings.exchange.workers(self.wire.size))
@@ -387,6 +413,8 @@ class Job:
         self._losses[:] = 0
         if self._sight is not None:
             mine["seen"] = self._sight.report()
+        if t == self.steps:
+            mine |= {"taken": self._taken, "first": self._first, "again": self._first_again()}
         if self._shared:
             try:
                 mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
@@ -410,6 +438,14 @@ class Job:
         # In rank order, so that the last bit of the loss does not depend on who was first.
         scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
         score = Score(*map(sum, zip(*scores, strict=True)))
+        if (word := self._starving.look(counted)) is not None:
+            self.recorder.warn(word)
+        if t == self.steps:
+            told = [[each[name] for each in reports if each[name] is not None] for name in ("first", "again")]
+            self._end = judged(told[0], told[1], counted, self._epoch(t))
+            if not self._together:
+                workers = self.settings.exchange.workers(self.wire.size)
+                self._end["worker_steps"] = {str(rank): reports[rank]["taken"] for rank in workers}
         record = {
             "step": t,
             "epoch": self._epoch(t),
@@ -433,6 +469,23 @@ class Job:
             return self.problem.evaluate(rank, ranks)
         finally:
             np.copyto(vector, own)
+
+    def _first_again(self) -> float | None:
+        """The loss of this rank's first batch at the model that was told last; it leaves no trace."""
+        if self._first is None:
+            return None
+        problem, state = self.problem, self.walk.station.local
+        begin, _ = next(self.algorithm.phases(1))
+        vectors = (problem.vector, problem.gradient_vector, problem.aside)
+        own = [vector.copy() for vector in vectors]
+        try:
+            if state is not None and self.walk.station.algorithm.trigger.may_skip:
+                np.copyto(problem.vector, state["anchor"])
+            batch = None if begin.local.takes_all else problem.batch(1)
+            return problem.gradient(problem.vector, batch, problem.gradient_vector)
+        finally:
+            for vector, before in zip(vectors, own, strict=True):
+                np.copyto(vector, before)
 
     def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
         problem, settings = self.problem, self.settings
@@ -463,6 +516,8 @@ class Job:
             "dense_bits": {"up": dense, "down": dense},
             "dense_link_bytes": {"up": crossed, "down": crossed},
             **record,
+            **self._end,
+            "warnings": self.recorder.warnings,
             "seed": settings.seed,
             "straggler": settings.straggler,
             **({"resumed": self._resumed} if self._resumed else {}),

@@ -33,6 +33,8 @@ class Ledger:
         self.link_bytes = {"up": 0, "down": 0}
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
+        #: Skips to which the errors of a compressor forced the trigger, however much there was to say.
+        self.starved = 0
         #: How often a report was so many other reports old when it was taken.
         self.staleness: Counter[int] = Counter()
         #: Told of each report that came when it liked: rank, its step, what about, staleness.
@@ -48,6 +50,13 @@ class Ledger:
         way = payload.way.name.lower()
         self.paper_bits[way] += payload.nbits
         self.messages[way] += 1
+
+    def overheard(self, payloads: Iterable[Payload]) -> None:
+        """Count down the messages of others that this rank read itself, where no answer travels."""
+        for payload in payloads:
+            if payload.kind is Kind.DATA:
+                self.paper_bits["down"] += payload.nbits
+                self.messages["down"] += 1
 
     def sent(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
@@ -102,6 +111,7 @@ class Ledger:
             "link_bytes": dict(self.link_bytes),
             "messages": dict(self.messages),
             "skips": self.skips,
+            "starved": self.starved,
             "staleness": {str(age): count for age, count in sorted(self.staleness.items())},
             "seconds": dict(self.seconds),
         }
@@ -113,6 +123,7 @@ class Ledger:
             for key, value in snapshot.get(name, {}).items():
                 counters[key] += value
         self.skips += snapshot["skips"]
+        self.starved += snapshot.get("starved", 0)
         self.staleness.update({int(age): count for age, count in snapshot["staleness"].items()})
 
 
@@ -129,6 +140,7 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
         "link_bytes": max((part["link_bytes"] for part in parts), key=lambda link: sum(link.values())),
         "messages": total("messages"),
         "skips": sum(part["skips"] for part in parts),
+        "starved": sum(part.get("starved", 0) for part in parts),
         "seconds": {
             activity: sum(part["seconds"][activity] for part in parts) / len(parts) for activity in ACTIVITIES
         },

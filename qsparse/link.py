@@ -12,6 +12,7 @@ from qsparse.compressors.base import Sum
 from qsparse.errors import DisagreementError, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
+from qsparse.promises import doubt
 from qsparse.registry import spell
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Layout, Vector, aligned, layer_at
@@ -66,9 +67,10 @@ class Sender:
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
+            word = doubt(self.compressor, self.memory, v.size)
             raise NotFinite(
-                f"at {who}, step {seed.step}, in {where}the update: {error}; lower the learning rate or "
-                "look at the data",
+                f"at {who}, step {seed.step}, in {where}the update: {error}; "
+                + ("lower the learning rate or look at the data" if word is None else word),
                 error.index,
             ) from None
 

@@ -40,6 +40,11 @@ class Local(ABC):
     #: Does a step ask the oracle for one gradient, at its own x?
     asks_once: ClassVar[bool] = True
 
+    @property
+    def takes_all(self) -> bool:
+        """Does a step go over all of a worker's examples, and not over a batch?"""
+        return False
+
     def bind(self, layout: Layout) -> Local:
         """The local step for a model of this layout; those that go by layers look theirs up."""
         return self
@@ -325,6 +330,11 @@ class Gradient(Heavy):
 
     def __post_init__(self) -> None:
         self._check_momentum()
+
+    @property
+    def takes_all(self) -> bool:
+        """As said."""
+        return self.whole
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """The gradient at x, which stays where it is."""

@@ -29,6 +29,9 @@ class Watcher:
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """A line of the history was written."""
 
+    def warned(self, text: str) -> None:
+        """Something should be looked at; the run goes on."""
+
     def stopped(self) -> None:
         """Training ended, well or not."""
 
@@ -54,6 +57,11 @@ class Several(Watcher):
         for watcher in self.watchers:
             watcher.evaluated(record)
 
+    def warned(self, text: str) -> None:
+        """Tell all of them."""
+        for watcher in self.watchers:
+            watcher.warned(text)
+
     def stopped(self) -> None:
         """Tell all of them."""
         for watcher in self.watchers:
@@ -68,6 +76,14 @@ class Recorder:
         self._history: Any = None
         self._arrivals: Any = None
         self._lines = {"history": 0, "arrivals": 0}
+        #: What was warned of, each once.
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Tell who watches, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.watcher.warned(text)
 
     def claim(self) -> Hold | None:
         """Take the folder for this run alone, before anything is trained, written or removed.

@@ -180,8 +180,10 @@ def merged(states: Sequence[State], rank: int) -> State:
     if rank:
         for name in ("paper_bits", "wire_bytes", "link_bytes", "messages"):
             counted[name] = dict.fromkeys(counted[name], 0)
-        counted["skips"] = 0
+        counted["skips"] = counted["starved"] = 0
     state["ledger"] = counted
+    known = [each["first"] for each in states if each.get("first") is not None]
+    state["first"] = sum(known) / len(known) if known else None
     state["losses"] = sum(each["losses"] for each in states) if rank == 0 else 0 * states[0]["losses"]
     return state
 

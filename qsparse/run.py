@@ -122,7 +122,9 @@ def _run(
 
     def prepare() -> tuple[Job, Mapping[str, Any]]:
         settings = make_settings()
-        check(settings.algorithm, settings.exchange, wire.size)
+        settings.exchange.check(wire.size)
+        algorithm = settings.algorithm.among(len(settings.exchange.workers(wire.size)))
+        check(algorithm, settings.exchange, wire.size)
         _check_ranks(settings, wire.size)
         problem = make_problem(settings)
         steps = _total_steps(settings, problem, wire.size, found)
@@ -132,9 +134,7 @@ def _run(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"
             )
-        job = Job(
-            settings, settings.algorithm.over(steps), problem, wire, steps, recorder, watched, checkpoints
-        )
+        job = Job(settings, algorithm.over(steps), problem, wire, steps, recorder, watched, checkpoints)
         warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
         if found is not None:
             job.resume(found)
@@ -143,6 +143,8 @@ def _run(
     job = agree(wire, prepare)
     if checkpoints is not None and checkpoints.every:
         try_out(wire, checkpoints.folder)
+    for text in job.doubts:
+        recorder.warn(text)
     try:
         recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))
         wire.ledger.on_arrival = recorder.arrived

@@ -44,6 +44,13 @@ def over(part: T, steps: int) -> T:
     return part if lasting == found else replace(part, **lasting)  # type: ignore[type-var]
 
 
+def among(part: T, workers: int) -> T:
+    """The part for so many workers: rates among its settings that go by their number are told it."""
+    found = {field.name: getattr(part, field.name) for field in fields(part)}  # type: ignore[arg-type]
+    known = {name: value.among(workers) for name, value in found.items() if isinstance(value, PerWorker)}
+    return replace(part, **known) if known else part  # type: ignore[type-var]
+
+
 def _over(setting: Any, steps: int) -> Any:
     if isinstance(setting, tuple):
         return tuple(_over(each, steps) for each in setting)
@@ -156,3 +163,39 @@ class Inverse(Schedule):
     def at(self, t: int) -> float:
         """Half of it after a steps, a third after 2a, …"""
         return self.start * self.a / (self.a + t - 1)
+
+
+@register("perworker")
+@dataclass(frozen=True)
+class PerWorker(Schedule):
+    """As many times ``rate`` as there are workers: a step on their sum where the server takes their mean.
+
+    Args:
+        rate: a positive number or a schedule.
+        workers: how many; known when a run begins.
+    """
+
+    rate: Rate
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_rate(self, "rate", self.rate)
+        if self.workers is not None and not (isinstance(self.workers, int) and self.workers >= 1):
+            raise SettingError(f"{spell(self)}: workers must be a whole number of at least 1")
+
+    def among(self, workers: int) -> Rate:
+        """The rate for so many workers: a number where it is one."""
+        if isinstance(self.rate, Schedule):
+            return replace(self, workers=self.workers or workers)
+        return self.rate * (self.workers or workers)
+
+    def over(self, steps: int) -> Schedule:
+        """The rate's."""
+        rate = self.rate.over(steps) if isinstance(self.rate, Schedule) else self.rate
+        return replace(self, rate=rate)
+
+    def at(self, t: int) -> float:
+        """The product."""
+        if self.workers is None:
+            raise SettingError(f"{spell(self)} does not know how many workers there are: give workers")
+        return self.workers * rate_at(self.rate, t)

@@ -13,6 +13,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from qsparse.cli.commands import qsparse
+from qsparse.outcome import STARVED, STATUS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/compositions.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (.+?)\n\n```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
@@ -20,12 +21,12 @@ WHOLE = '--model softmax --steps 200 --local "gradient(whole=true)" '
 
 
 @functools.cache
-def trained(command: str) -> dict[str, Any]:
-    """The summary of ``qsparse train …``, on threads."""
+def trained(command: str, status: int = 0) -> dict[str, Any]:
+    """The summary of ``qsparse train …``, on threads, which ends with this status."""
     with tempfile.TemporaryDirectory() as out:
         words = [*shlex.split(command), "--quiet", "--wire", "threads", "--out", out]
         result = CliRunner().invoke(qsparse, words)
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == status, result.output
         found: dict[str, Any] = json.loads((Path(out) / "summary.json").read_text())
     return found
 
@@ -68,8 +69,9 @@ def test_laq_with_a_sparsifier() -> None:
     lazy_one = trained(f'train --ranks 3 {WHOLE} --algorithm "laq(lr=0.5)"')
     sparse_one = trained(f'train --ranks 3 {WHOLE} --algorithm "qgd(lr=0.5)" {sparse}')
     assert up(run) < 0.3 * up(lazy_one) < 0.3 * up(sparse_one)
-    silent = trained(f'train --ranks 3 {WHOLE} --algorithm "laq(lr=0.5)" {sparse}')
+    silent = trained(f'train --ranks 3 {WHOLE} --algorithm "laq(lr=0.5, published=true)" {sparse}', STATUS)
     assert silent["messages"]["up"] <= 6, "with the errors in the rule hardly anything is said"
+    assert silent["outcome"] == STARVED
 
 
 def test_laq_with_error_feedback() -> None:

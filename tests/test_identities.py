@@ -206,7 +206,7 @@ def test_lazy_in_its_limits() -> None:
     plain, _, skipped = counted("lag-wk(lr=0.05, xi=0.0)")
     assert skipped == 0
     np.testing.assert_allclose(plain, counted("gd(lr=0.05)")[0], rtol=0, atol=1e-6)
-    assert replace(row("laq(D=7)"), up=Link(memory=Innovation())) == row("lag-wk(D=7)")
+    assert replace(row("laq(D=7, published=true)"), up=Link(memory=Innovation())) == row("lag-wk(D=7)")
     almost, *messages = counted("laq(lr=0.05, bits=16)")
     exact, *the_same = counted("lag-wk(lr=0.05)")
     assert messages == the_same

@@ -34,7 +34,7 @@ def test_the_first_iterations(data_dir: Path) -> None:
     pixels = np.rint((data.train_x[:].reshape(-1, 784) * 0.3081 + 0.1307) * 255).astype(np.float32) / 255
     classes = np.eye(10, dtype=np.float32)[data.train_y]
     # The coordinator takes the mean of the workers where the authors take their sum.
-    algorithm = build("laq(lr=0.2)", "algorithm").over(STEPS)
+    algorithm = build("laq(lr=0.2, published=true)", "algorithm").over(STEPS)
 
     def body(wire: Wire) -> list[tuple[float, int]]:
         mine = slice(SHARE * wire.rank, SHARE * (wire.rank + 1))

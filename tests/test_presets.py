@@ -67,7 +67,10 @@ def uniforms(r: int, t: int, path: tuple[int, ...], n: int) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """A preset as text, and the settings of its transcription; ``still``: the batch is always the same."""
+    """A preset as text, and the settings of its transcription; ``still``: gradients are of the whole share.
+
+    That share is the batch of step 1, also where a preset takes no batches.
+    """
 
     text: str
     settings: dict[str, Any]
@@ -127,22 +130,31 @@ CASES = [
          {"meetings": {*range(2, 41, 2), *range(44, 101, 4), *range(108, 161, 8), STEPS}, "C": _top(9)}),
     Case(f"qsparse-local-sgd(lr={FALLING}, H=4, compressor=topk(k=2) >> sign, reset_memory=true)",
          {"meetings": _set(4), "C": _sign_top(2), "wiped": (40, 90)}, FALLING),
-    Case("gd(lr=0.05)", {}),
-    Case("qgd(lr=0.05)", {}),
-    Case(f"qgd(lr={COSINE}, bits=2)", {"bits": 2}, COSINE),
+    Case("gd(lr=0.05)", {}, still=True),
+    Case("gd(lr=0.05, whole=false)", {}),
+    Case("qgd(lr=0.04, whole=false)", {}, 0.04),
+    Case("qgd(lr=0.05, published=true, whole=false)", {"published": True}),
+    Case(f"qgd(lr={COSINE}, bits=2, whole=false)", {"bits": 2}, COSINE),
+    Case(f"qgd(lr={COSINE}, bits=2, published=true, whole=false)", {"bits": 2, "published": True}, COSINE),
     Case("lag-wk(lr=0.05)", {}, still=True),
     Case("lag-wk(lr=0.05, D=3, xi=0.1, patience=4)", {"D": 3, "xi": 0.1, "tbar": 4}, still=True),
     Case("laq(lr=0.05)", {}, still=True),
-    Case("laq(lr=0.05, D=3, xi=0.1)", {"D": 3, "xi": 0.1}),
-    Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7)", {"bits": 3, "D": 5, "tbar": 7}, COSINE),
+    Case("laq(alpha=0.015625)", {}, WORKERS * 0.015625, still=True),
+    Case("laq(lr=0.05, published=true)", {"published": True}, still=True),
+    Case("laq(lr=0.05, D=3, xi=0.1, published=true, whole=false)", {"D": 3, "xi": 0.1, "published": True}),
+    Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, whole=false)", {"bits": 3, "D": 5, "tbar": 7}, COSINE),
+    Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, published=true, whole=false)",
+         {"bits": 3, "D": 5, "tbar": 7, "published": True}, COSINE),
     Case("lag-ps(lr=0.05)", {}, still=True),
     Case("lag-ps(lr=0.05, D=4, xi=0.5, patience=5, smoothness=2.5)",
          {"D": 4, "xi": 0.5, "tbar": 5, "L": 2.5}, still=True),
     Case("lag-ps(lr=0.03, smoothness=[1.0, 5.0, 2.0])", {"L": [1.0, 5.0, 2.0]}, 0.03, still=True),
     Case("slaq(lr=0.05)", {}),
+    Case("slaq(lr=0.05, published=true)", {"ade": 0.2, "published": True}),
     Case("slaq(lr=0.05, floor=2.0)", {"ade": 2.0}),
-    Case("slaq(lr=0.05, bits=4, D=3, xi=0.4, patience=5, floor=1.0)",
-         {"bits": 4, "D": 3, "xi": 0.4, "tbar": 5, "ade": 1.0}),
+    Case("slaq(lr=0.05, floor=2.0, published=true)", {"ade": 2.0, "published": True}),
+    Case("slaq(lr=0.05, bits=4, D=3, xi=0.4, patience=5, floor=1.0, published=true)",
+         {"bits": 4, "D": 3, "xi": 0.4, "tbar": 5, "ade": 1.0, "published": True}),
     Case("lasg-wk1(lr=0.05)", {}),
     Case(f"lasg-wk1(lr={COSINE}, D=4, xi=0.01, patience=6)", {"D": 4, "xi": 0.01, "tbar": 6}, COSINE),
     Case("lasg-wk2(lr=0.05)", {}),
@@ -166,7 +178,7 @@ CASES = [
 
 def made(case: Case) -> Algorithm:
     algorithm: Algorithm = build(case.text, "algorithm")
-    return algorithm.over(STEPS)
+    return algorithm.among(WORKERS).over(STEPS)
 
 
 def trained(
@@ -178,8 +190,8 @@ def trained(
     x = START.copy()
     station = Station(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, wire.ledger)
 
-    def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
-        out[...] = gradient(workers.index(wire.rank), x, 1 if still else t)
+    def oracle(x: np.ndarray, t: int | None, out: np.ndarray) -> float:
+        out[...] = gradient(workers.index(wire.rank), x, 1 if still or t is None else t)
         return 0.0
 
     models = {}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from mpirun import Finished, finish, mpi_run, start
@@ -19,9 +20,10 @@ from terminal import on_terminal
 
 from qsparse.algorithm import natural_exchange
 from qsparse.cli.commands import qsparse
-from qsparse.compressors import Blockwise, Sign
+from qsparse.compressors import Blockwise, Float32, Sign
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, names
+from qsparse.seeds import Seed
 
 SMALL = ("--quiet", "--model", "mlp(16)", "--steps", "20", "--sync-every", "4")
 PARAMETERS = 64 * 16 + 16 + 16 * 10 + 10
@@ -171,11 +173,19 @@ def test_the_summary_has_what_is_promised(results: Any, wire: str) -> None:
         assert one["paper_bits"]["up"] == one["messages"]["up"] * up
         dense = 32 * PARAMETERS * workers * one["steps"]
         assert one["dense_bits"] == {"up": dense, "down": dense}
+        frame = len(Float32().compress(np.zeros(PARAMETERS, np.float32), Seed(0)))
+        travelling = frame * (workers - (name != "apart")) * one["steps"]
+        assert one["dense_link_bytes"] == {"up": travelling, "down": travelling}
+        assert one["outcome"] == "trained"
+        assert one["warnings"] == []
         # What the coordinator says to itself is no traffic; in an allgather each message travels
         # to all others.
         if name == "allgather":
             sent = ranks * (ranks - 1) * meetings
-            assert one["messages"]["down"] == one["paper_bits"]["down"] == one["wire_bytes"]["down"] == 0
+            # There is no answer: what each worker reads of the others is its way down, in the same frames.
+            assert one["messages"]["down"] == sent
+            assert one["paper_bits"]["down"] == sent * up
+            assert one["wire_bytes"]["down"] == 0
         else:
             sent = (workers - (name != "apart")) * meetings
             assert one["messages"]["down"] == workers * meetings
@@ -399,7 +409,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, mute: bool) -> None:
 def test_every_preset_trains(tmp_path: Path, preset: str) -> None:
     serves = not natural_exchange(build(preset, "algorithm")).workers(1)
     result = invoke(
-        "--quiet", "--wire", "threads", "--ranks", 3 if serves else 2, "--epochs", 1, "--model", "mlp(16)",
+        "--quiet", "--wire", "threads", "--ranks", 3 if serves else 2, "--steps", 44, "--model", "mlp(16)",
         "--algorithm", preset, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output

@@ -9,11 +9,14 @@ import numpy as np
 from transcriptions import f32
 
 
-def lazily(x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, constant=0.0, first=1):
+def lazily(
+    x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, constant=0.0, first=1, most=None
+):
     """Sun et al. (2019), Algorithm 2; its α is η/R, since it sums over the workers.
 
     ``Q(v)`` is the quantized v; every worker keeps Q_m and, of its last upload, the error ε̂_m. The rule
-    counts the moves from the ``first`` one back, and ``factor`` times the errors plus the ``constant``.
+    counts the moves from the ``first`` one back, and ``factor`` times the errors, but not more of them than
+    ``most`` times ‖Q(v)‖², plus the ``constant``.
     """
     x, models = x.copy(), {}
     sent, hat, clock = np.zeros((R, len(x))), np.zeros(R), np.zeros(R, int)
@@ -28,7 +31,10 @@ def lazily(x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, 
             gradient = g(r, seen, k + 1)
             delta = Q(gradient - sent[r])
             eps = np.sum((gradient - sent[r] - delta) ** 2)
-            bound = weight * sum(counted) / (alpha * R) ** 2 + factor * (eps + hat[r]) + constant
+            errors = factor * (eps + hat[r])
+            if most is not None:
+                errors = min(errors, most * np.sum(delta**2))
+            bound = weight * sum(counted) / (alpha * R) ** 2 + errors + constant
             if skips and np.sum(delta**2) < bound and clock[r] < tbar:
                 clock[r] += 1
                 continue
@@ -52,6 +58,11 @@ def grid(v, b):
     return 2 * tau * radius * q - radius
 
 
+def grids(b, layers):
+    """One grid for each layer; for the whole vector where there are none."""
+    return lambda v: np.concatenate([grid(v[layer], b) for layer in layers or [slice(None)]])
+
+
 def gd(x, g, T, R, layers, u, eta):
     """θ ← θ − α·Σ_m ∇f_m(θ)."""
     x, models = x.copy(), {}
@@ -62,9 +73,9 @@ def gd(x, g, T, R, layers, u, eta):
     return models
 
 
-def qgd(x, g, T, R, layers, u, eta, bits=4):
+def qgd(x, g, T, R, layers, u, eta, bits=4, published=False):
     """LAQ without skipping."""
-    return lazily(x, g, T, R, eta, lambda v: grid(v, bits), skips=False)
+    return lazily(x, g, T, R, eta, grids(bits, None if published else layers), skips=False)
 
 
 def lag_wk(x, g, T, R, layers, u, eta, **rule):
@@ -72,16 +83,17 @@ def lag_wk(x, g, T, R, layers, u, eta, **rule):
     return lazily(x, g, T, R, eta, f32, **rule)
 
 
-def laq(x, g, T, R, layers, u, eta, bits=4, **rule):
-    """Sun et al. (2019), Algorithm 2."""
-    return lazily(x, g, T, R, eta, lambda v: grid(v, bits), **rule)
+def laq(x, g, T, R, layers, u, eta, bits=4, published=False, **rule):
+    """Sun et al. (2019), Algorithm 2; else a radius for each layer, errors of half the news at most."""
+    if published:
+        return lazily(x, g, T, R, eta, grids(bits, None), **rule)
+    return lazily(x, g, T, R, eta, grids(bits, layers), most=0.5, **rule)
 
 
-def slaq(x, g, T, R, layers, u, eta, bits=3, ade=0.2, **rule):
+def slaq(x, g, T, R, layers, u, eta, bits=3, ade=0.0, published=False, **rule):
     """The stochastic runs of Sun et al. (2019), their code: ec = 0.5 times the errors, plus ade."""
-    return lazily(
-        x, g, T, R, eta, lambda v: grid(v, bits), factor=0.5 * 3, constant=ade, first=2, **rule
-    )  # fmt: skip
+    rule |= {"factor": 0.5 * 3, "constant": ade, "first": 2, "most": None if published else 0.5}
+    return lazily(x, g, T, R, eta, grids(bits, None if published else layers), **rule)
 
 
 def lag_ps(x, g, T, R, layers, u, eta, D=10, xi=None, tbar=100, L=None):

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
 from qsparse.ledger import gains
+from qsparse.outcome import TRAINED
 from qsparse.records import Watcher
 
 
@@ -53,6 +54,13 @@ class Progress(Watcher):
         if self._bar is not None:
             self._say(refresh=True)
 
+    def warned(self, text: str) -> None:
+        """Say it above the bar, though it be quiet."""
+        if self._bar is not None:
+            self._bar.clear()
+        sys.stderr.write(f"warning: {text}\n")
+        sys.stderr.flush()
+
     def _say(self, refresh: bool) -> None:
         # Who coordinates workers that do not wait hears of no loss.
         loss = "" if self._loss is None else f"loss {self._loss:.3f}"
@@ -74,16 +82,26 @@ def table(summary: Mapping[str, Any], out: str) -> str:
             f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
         ),
     ]
+    trained = summary.get("outcome", TRAINED) == TRAINED
+
+    def of(dense: Mapping[str, int], sent: Mapping[str, int], way: str) -> float | None:
+        # What a run does not send that has not trained is no gain.
+        return gains(dense, sent)[way] if trained else None
+
     # The whole first: what crossed the busiest link in both directions is what a run waits for.
     link, dense = summary["link_bytes"], summary["dense_link_bytes"]
-    rows.append(("busiest link", _fewer(sum(link.values()), gains(dense, link)["all"], "bytes up and down")))
+    rows.append(("busiest link", _fewer(sum(link.values()), of(dense, link, "all"), "bytes up and down")))
     sent = summary["wire_bytes"]
     for way in ("up", "down"):
-        rows.append((f"wire bytes {way}", _fewer(sent[way], gains(dense, sent)[way])))
+        rows.append((f"wire bytes {way}", _fewer(sent[way], of(dense, sent, way))))
     sent, dense = summary["paper_bits"], summary["dense_bits"]
-    rows.append(("paper bits", _fewer(sum(sent.values()), gains(dense, sent)["all"], "up and down")))
+    rows.append(("paper bits", _fewer(sum(sent.values()), of(dense, sent, "all"), "up and down")))
     for way in ("up", "down"):
-        rows.append((f"paper bits {way}", _fewer(sent[way], gains(dense, sent)[way])))
+        rows.append((f"paper bits {way}", _fewer(sent[way], of(dense, sent, way))))
+    if shares := summary.get("worker_steps"):
+        taken = sum(shares.values())
+        each = ", ".join(f"rank {rank}: {steps / taken:.1%}" for rank, steps in shares.items())
+        rows.append(("steps of workers", f"{taken:,} in all ({each})"))
     seconds = summary["seconds"]
     spent = ", ".join(f"{seconds[name]:.1f} {name}" for name in ("compute", "encode", "exchange", "decode"))
     rows.append(("seconds", f"{seconds['total']:.1f} ({spent})"))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, natural_exchange
-from qsparse.errors import SettingError
+from qsparse.errors import QsparseError, SettingError
 from qsparse.files import read_text
 from qsparse.link import Link
 from qsparse.local import SVRG, Decaying, Gradient, Local
+from qsparse.memory import Innovation, Stateless
 from qsparse.registry import build, parameters, spell
 from qsparse.run import Settings
 
@@ -33,18 +36,27 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
     if epochs is not None and steps is not None:
         raise SettingError("give either --epochs or --steps")
     algorithm = _algorithm(options)
+    passes = 400.0 if algorithm.local.takes_all else 60.0
     _check_recipe(options, algorithm)
     exchange = options["exchange"]
     return Settings(
         algorithm=algorithm,
         exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
-        epochs=60.0 if epochs is None and steps is None else epochs,
+        epochs=passes if epochs is None and steps is None else epochs,
         steps=steps,
         seed=options["seed"],
         evaluations=options["evaluations"],
         order=None if options["repeat"] is None else _order(options["repeat"]),
         straggler=None if options["straggler"] is None else _straggler(options["straggler"]),
     )
+
+
+def default_batch(options: Mapping[str, Any]) -> int | None:
+    """Examples of a step where nothing is said: all of a worker's (None) where the algorithm takes these."""
+    try:
+        return None if _algorithm(options).local.takes_all else 16
+    except QsparseError:
+        return 16  # it is said where all ranks are told
 
 
 def _straggler(text: str) -> tuple[int, float]:
@@ -84,10 +96,39 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
             raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
         given[option] = str(value).lower() if isinstance(value, bool) else str(value)
     # Options are settings of the preset, beside those in its own brackets.
-    inner = options["algorithm"].partition("(")[2].strip().removesuffix(")")
-    settings = [f"{_PRESET[option]}={value}" for option, value in given.items()]
-    algorithm: Algorithm = build(f"{name}({', '.join(filter(None, [inner, *settings]))})", "algorithm")
-    preset = algorithm
+    inner = _inner(options["algorithm"])
+    settings = [*inner, *((_PRESET[option], value) for option, value in given.items())]
+    preset = _built(name, settings)
+    _check_effects(options, given, preset)
+    for place, (setting, value) in enumerate(inner):
+        if setting:  # those behind one that is given by its place would move
+            without = [*settings[:place], *settings[place + 1 :]]
+            _check_setting(options, f"{setting}={value}", functools.partial(_built, name, without), preset)
+    return _replaced(options, preset)
+
+
+def _inner(text: str) -> list[tuple[str, str]]:
+    """The settings in a preset's brackets, names (none where it is given by its place) and values."""
+    _, bracket, inner = text.partition("(")
+    try:
+        call = ast.parse(f"f{bracket}{inner}".strip(), mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or any(word.arg is None for word in call.keywords):
+        # It is refused where it is built, by its own words.
+        return [("", inner.strip().removesuffix(")"))] if inner.strip().removesuffix(")") else []
+    named = [(str(word.arg), ast.unparse(word.value)) for word in call.keywords]
+    return [*(("", ast.unparse(value)) for value in call.args), *named]
+
+
+def _built(name: str, settings: Sequence[tuple[str, str]]) -> Algorithm:
+    words = (f"{setting}={value}" if setting else value for setting, value in settings)
+    algorithm: Algorithm = build(f"{name}({', '.join(words)})", "algorithm")
+    return algorithm
+
+
+def _replaced(options: Mapping[str, Any], algorithm: Algorithm) -> Algorithm:
+    """A preset with the parts that options put in the place of its own."""
     for axis in ("local", "trigger", "server", "meeting"):
         if options[axis] is not None:
             algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
@@ -105,15 +146,56 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
         up = replace(up, memory=build(options["memory"], "memory"))
     algorithm = replace(algorithm, up=up)
     if options["down"] is not None:
-        down = Link(
-            build(options["down"], "compressor"), build(options["down_memory"] or "innovation", "memory")
-        )
+        # A memory of the preset's own is a rule of it, such as the precision that AsyLPG asks for.
+        own = Stateless() if algorithm.down is None else algorithm.down.memory
+        memory = Innovation() if isinstance(own, Stateless) else own
+        down = Link(build(options["down"], "compressor"), memory)
         algorithm = replace(algorithm, down=down)
-    elif options["down_memory"] is not None:
+    if options["down_memory"] is not None:
         down = replace(algorithm.answer, memory=build(options["down_memory"], "memory"))
         algorithm = replace(algorithm, down=down)
-    _check_effects(options, given, preset)
     return algorithm
+
+
+#: Options that replace a part of a preset, and where that lies.
+_PLACES: Final[dict[str, Callable[[Algorithm], object]]] = {
+    "local": lambda row: row.local,
+    "trigger": lambda row: row.trigger,
+    "server": lambda row: row.server,
+    "meeting": lambda row: row.meeting,
+    "compressor": lambda row: row.up.compressor,
+    "memory": lambda row: row.up.memory,
+    "down": lambda row: row.answer.compressor,
+    "down_memory": lambda row: row.answer.memory,
+}
+
+
+def _check_setting(
+    options: Mapping[str, Any], said: str, make: Callable[[], Algorithm], preset: Algorithm
+) -> None:
+    """Refuse a setting in a preset's brackets that is of a part which options replace.
+
+    Args:
+        options: of the run.
+        said: the setting.
+        make: makes the preset without it.
+        preset: with it.
+    """
+    try:
+        without = make()
+        if without == preset or _replaced(options, without) != _replaced(options, preset):
+            return
+    except QsparseError:
+        return  # it is needed
+    flags = [
+        _flag(option)
+        for option, part in _PLACES.items()
+        if options[option] is not None and part(without) != part(preset)
+    ]
+    raise SettingError(
+        f"{said} of --algorithm has no effect: {' and '.join(flags)} replaces the part that it is a setting "
+        "of; write it there, or leave it out"
+    )
 
 
 def _decaying(local: Local, where: str) -> Local:
@@ -145,7 +227,7 @@ def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset:
 
 
 def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
-    """Refuse what is done to batches where gradients over the whole share are taken as they are."""
+    """Refuse batches, and what is done to them, where gradients are those over the whole share."""
     augment = options["augment"] != "none"
     for phase in filter(None, (algorithm, algorithm.prelude)):
         if isinstance(phase.local, SVRG) and (augment or options["clip"] is not None):
@@ -159,6 +241,12 @@ def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
                 f"--augment has no effect: {spell(phase.local)} takes the pictures of the whole share as "
                 "they are; leave it out"
             )
+    if options["batch"] is not None and algorithm.local.takes_all:
+        batches = f"give --algorithm '{preset_name(options)}(whole=false)', or "
+        raise SettingError(
+            f"--batch has no effect: {spell(algorithm.local)} takes the gradient over a worker's whole "
+            f"share; {batches if options['local'] is None else ''}leave it out"
+        )
 
 
 def _check_rate(text: str) -> None:

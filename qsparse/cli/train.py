@@ -21,11 +21,12 @@ from qsparse.cli.naming import default_folder
 from qsparse.cli.options import PATH
 from qsparse.cli.progress import Progress, table
 from qsparse.cli.ranks import on_ranks
-from qsparse.cli.settings import make_settings
+from qsparse.cli.settings import default_batch, make_settings
 from qsparse.errors import SettingError, installing
 from qsparse.files import named_path, read_toml
 from qsparse.kernels import threads
 from qsparse.modules import user_module
+from qsparse.outcome import STATUS, TRAINED, verdict
 from qsparse.records import Several, Watcher
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
@@ -117,7 +118,10 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
 @click.option("--compressor", help="Replace the up link's compressor, e.g. 'topk(ratio=0.01) >> sign'.")
 @click.option("--memory", help="Replace the up link's memory.")
 @click.option("--down", help="Compress the down link, e.g. 'blockwise(sign, size=4096)'.")
-@click.option("--down-memory", help="The down link's memory.  [default: innovation if --down is given]")
+@click.option(
+    "--down-memory",
+    help="The down link's memory.  [default: the algorithm's; innovation if it has none and --down is given]",
+)
 @click.option("--local", help="Replace the local step, e.g. 'adamw(lr=0.001)'.")
 @click.option("--trigger", help="Replace the trigger, e.g. 'randomgap(H=8)'.")
 @click.option("--server", help="Replace the server rule.")
@@ -147,10 +151,16 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
 )
 @click.option("--ranks", type=int, help="Start this many ranks, unless mpirun did.")
 @click.option(
-    "--epochs", type=float, help="Passes over each worker's share.  [default: 60, or as --steps says]"
+    "--epochs",
+    type=float,
+    help="Passes over each worker's share.  [default: 60, 400 where each step is one, or as --steps says]",
 )
 @click.option("--steps", type=int, help="Local steps, instead of epochs.")
-@click.option("--batch", type=int, default=16, show_default=True, help="Examples of one worker's step.")
+@click.option(
+    "--batch",
+    type=int,
+    help="Examples of one worker's step.  [default: 16; its whole share with gd, lag-*, laq and qgd]",
+)
 @click.option(
     "--augment",
     default="none",
@@ -228,12 +238,14 @@ def train(**options: Any) -> None:  # fmt: skip
     settle(options)
     load = _shared(lambda: load_data(options))
     with notice.listening(checkpoints=options["checkpoint_every"] is not None):
-        on_ranks(
+        failed = on_ranks(
             options["wire"],
             options["ranks"],
             functools.partial(_train, options, load),
             leaves=lambda: _out(options) / "summary.json",
         )
+    if failed:
+        raise SystemExit(STATUS)
 
 
 def settle(options: dict[str, Any]) -> None:
@@ -244,6 +256,8 @@ def settle(options: dict[str, Any]) -> None:
         options["threads"] = threads_of_a_rank(os.environ)
     for module in options["imports"]:
         user_module(module, f"import --import {module}")
+    if options["batch"] is None:
+        options["batch"] = default_batch(options)
 
 
 def _out(options: Mapping[str, Any]) -> Path:
@@ -251,7 +265,8 @@ def _out(options: Mapping[str, Any]) -> Path:
     return Path(options["out"]) if options["out"] else default_folder(options, train.params)
 
 
-def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> None:
+def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> bool:
+    """Train on this rank; returns on rank 0 whether the model was not trained: it diverged, or starved."""
     try:
         from qsparse.torch.problem import Classification, use_threads
         from qsparse.torch.recipe import Recipe
@@ -287,6 +302,10 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     )  # fmt: skip
     if summary and not options["quiet"]:
         click.echo(table(summary, out))
+    if word := verdict(summary):
+        sys.stdout.flush()
+        click.echo(f"warning: {word}", err=True)
+    return bool(summary) and summary["outcome"] != TRAINED
 
 
 def _choose_length(options: dict[str, Any]) -> None:

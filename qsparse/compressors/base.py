@@ -49,6 +49,7 @@ class Claims:
         gamma: n → γ with E‖x − C(x)‖² ≤ (1 − γ)‖x‖², or None where no γ > 0 holds for all x.
         omega: n → ω with E‖C(x) − x‖² ≤ ω‖x‖² for an unbiased C, or None.
         bits: n → paper bits of one message, or None where they depend on x.
+        gamma_max: n → γ with ‖x − C(x)‖∞ ≤ (1 − γ)‖x‖∞, or None where no γ > 0 holds for all x.
     """
 
     unbiased: bool
@@ -56,6 +57,7 @@ class Claims:
     gamma: Callable[[int], float | None]
     omega: Callable[[int], float | None]
     bits: Callable[[int], int | None]
+    gamma_max: Callable[[int], float | None] = lambda n: None
 
 
 class Piece(NamedTuple):

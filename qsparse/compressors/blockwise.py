@@ -98,6 +98,10 @@ class Piecewise(Compressor):
             values = [claims.gamma(size) for claims, size in over(n)]
             return None if None in values else min((v for v in values if v is not None), default=1.0)
 
+        def gamma_max(n: int) -> float | None:
+            values = [claims.gamma_max(size) for claims, size in over(n)]
+            return None if None in values else min((v for v in values if v is not None), default=1.0)
+
         def omega(n: int) -> float | None:
             values = [claims.omega(size) for claims, size in over(n)]
             return None if None in values else max((v for v in values if v is not None), default=0.0)
@@ -112,6 +116,7 @@ class Piecewise(Compressor):
             gamma=gamma,
             omega=omega,
             bits=bits,
+            gamma_max=gamma_max,
         )
 
 

@@ -133,6 +133,7 @@ class QuantizerClaims:
     gamma: float | None
     omega: float | None
     bits: int | None
+    gamma_max: float | None = None
 
 
 class Selector(Compressor):
@@ -400,6 +401,10 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
         gamma=gamma,
         omega=omega,
         bits=bits,
+        # Of what is not kept, everything is lost.
+        gamma_max=lambda n: (
+            quantizer.promise(n).gamma_max if isinstance(selector, Everything) and n else None
+        ),
     )
 
 

@@ -106,11 +106,13 @@ class LowPrecision(Quantizer):
     def promise(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""
         free = self.delta is None
-        omega = k / (4 * ((1 << (self.bits - 1)) - 1) ** 2)
+        most = (1 << (self.bits - 1)) - 1
+        omega = k / (4 * most**2)
         return QuantizerClaims(
             unbiased=free,
             homogeneous=free,
             gamma=contraction(omega) if free else None,
             omega=omega if free else None,
             bits=32 + self.bits * k,
+            gamma_max=1 - 1 / most if free and most > 1 else None,
         )

@@ -72,4 +72,5 @@ class MinMax(Quantizer):
             gamma=contraction(omega),
             omega=omega,
             bits=64 + k * code_width(self.levels),
+            gamma_max=1 - 2 / self.levels if self.levels > 2 else None,
         )

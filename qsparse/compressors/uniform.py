@@ -67,14 +67,16 @@ class Uniform(Quantizer):
         return on_grid(section, k, bits, _grid(bits, radius), 0, high)
 
     def promise(self, k: int) -> QuantizerClaims:
-        """‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
-        loss = k / ((1 << self.bits) - 1) ** 2
+        """‖error‖∞ ≤ τR, so ‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
+        most = (1 << self.bits) - 1
+        loss = k / most**2
         return QuantizerClaims(
             unbiased=False,
             homogeneous=True,
             gamma=1 - loss if loss < 1 else None,
             omega=None,
             bits=32 + self.bits * k,
+            gamma_max=1 - 1 / most if most > 1 else None,
         )
 
 

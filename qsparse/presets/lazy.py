@@ -1,106 +1,189 @@
-"""Lazily aggregated gradients: LAG, LAQ, their stochastic kin, and the baselines of both."""
+"""Lazily aggregated gradients: LAG, LAQ, their stochastic kin, and the baselines of both.
+
+The papers sum over M workers, and their step size α is one on that sum. Here reports are averaged, so that
+``lr`` is ᾱ = M·α: ``alpha`` takes the papers' own, and is multiplied by M when the run begins.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from qsparse.algorithm import Algorithm
-from qsparse.compressors import Uniform
+from qsparse.compressors import Blockwise, Uniform
+from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import LASG, Gradient
 from qsparse.memory import Innovation
-from qsparse.registry import register
-from qsparse.schedules import Rate
+from qsparse.registry import register, spell
+from qsparse.schedules import PerWorker, Rate
 from qsparse.server import Descend
 from qsparse.triggers import Ask, Lazy
 
 
 @register("gd", "algorithm")
-def gd(lr: Rate = 0.2) -> Algorithm:
-    """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), with workers that report gradients: the baseline of LAG and LAQ.
+def gd(lr: Rate | None = None, alpha: Rate | None = None, whole: bool = True) -> Algorithm:
+    """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), ∇f_m over a worker's whole share: the baseline of LAG and LAQ.
 
-    ᾱ is the papers' α times M, since they sum over the workers.
+    ᾱ is lr, 0.2 unless given, or M·alpha: the papers sum over M workers, so their α is lr/M.
+    With whole=false gradients are those of batches.
     """
-    return Algorithm(local=Gradient(), server=Descend(lr))
+    return Algorithm(local=Gradient(whole=whole), server=_descend(lr, alpha))
 
 
 @register("qgd", "algorithm")
-def qgd(lr: Rate = 0.2, bits: int = 4) -> Algorithm:
-    """θ ← θ − ᾱ·(1/M)Σ_m Q_m, Q_m ← Q_m + Uniform_b(∇f_m(θ) − Q_m): quantized innovations.
+def qgd(
+    lr: Rate | None = None,
+    bits: int = 4,
+    published: bool = False,
+    alpha: Rate | None = None,
+    whole: bool = True,
+) -> Algorithm:
+    """θ ← θ − ᾱ·(1/M)Σ_m Q_m, Q_m ← Q_m + Uniform_b(∇f_m(θ) − Q_m): gd with quantized innovations.
 
-    LAQ without skipping (Sun et al., 2019).
+    LAQ without skipping (Sun et al., 2019). A radius for each layer; with published=true one for the
+    whole vector, as in the paper. The other settings are those of gd.
     """
-    return Algorithm(local=Gradient(), up=Link(Uniform(bits), Innovation()), server=Descend(lr))
+    return replace(gd(lr, alpha, whole), up=_quantized(bits, published))
 
 
 @register("lag-wk", "algorithm")
-def lag_wk(lr: Rate = 0.2, D: int = 10, xi: float | None = None, patience: int = 100) -> Algorithm:
+def lag_wk(
+    lr: Rate | None = None,
+    D: int = 10,
+    xi: float | None = None,
+    patience: int = 100,
+    alpha: Rate | None = None,
+    whole: bool = True,
+) -> Algorithm:
     """As gd, but a worker sends ∇f_m(θ) − (what it sent last) only where that is worth it; see lazy.
 
-    LAG, rule of the worker (Chen et al., 2018).
+    LAG, rule of the worker (Chen et al., 2018). lr is M·α; lr, alpha and whole are those of gd.
     """
-    up = Link(memory=Innovation())
-    return Algorithm(local=Gradient(), trigger=Lazy(D, xi, patience), up=up, server=Descend(lr))
+    return replace(gd(lr, alpha, whole), trigger=Lazy(D, xi, patience), up=Link(memory=Innovation()))
 
 
 @register("laq", "algorithm")
 def laq(
-    lr: Rate = 0.2, bits: int = 4, D: int = 10, xi: float | None = None, patience: int = 100
+    lr: Rate | None = None,
+    bits: int = 4,
+    D: int = 10,
+    xi: float | None = None,
+    patience: int = 100,
+    published: bool = False,
+    alpha: Rate | None = None,
+    whole: bool = True,
 ) -> Algorithm:
-    """As qgd, but a worker sends its quantized innovation only where that is worth it; see lazy.
+    """As qgd, but a worker sends its quantized innovation only where that is worth it; see lazy. lr is M·α.
 
-    Lazily aggregated quantized gradients (Sun et al., 2019, Algorithm 2).
+    Lazily aggregated quantized gradients (Sun et al., 2019, Algorithm 2). With one radius for the whole
+    vector the errors of a network's gradients outweigh whatever there is to say, and nobody speaks. So
+    there is a radius for each layer, and the errors count for at most half of the news;
+    ``published`` is the paper's rule as it stands. lr, alpha and whole are those of gd.
     """
-    up = Link(Uniform(bits), Innovation())
-    return Algorithm(local=Gradient(), trigger=Lazy(D, xi, patience), up=up, server=Descend(lr))
+    return replace(
+        qgd(lr, bits, published, alpha, whole), trigger=Lazy(D, xi, patience, most=_most(published))
+    )
 
 
 @register("lag-ps", "algorithm")
 def lag_ps(
-    lr: Rate = 0.2,
+    lr: Rate | None = None,
     D: int = 10,
     xi: float | None = None,
     patience: int = 100,
     smoothness: float | tuple[float, ...] | None = None,
+    alpha: Rate | None = None,
+    whole: bool = True,
 ) -> Algorithm:
     """As gd, but the coordinator asks only those workers whose gradient may have changed; see ask.
 
-    LAG, rule of the parameter server (Chen et al., 2018).
+    LAG, rule of the parameter server (Chen et al., 2018). lr is M·α; lr, alpha and whole are those of gd.
     """
     trigger = Ask(D, xi, patience, smoothness=smoothness)
-    return Algorithm(local=Gradient(), trigger=trigger, up=Link(memory=Innovation()), server=Descend(lr))
+    return replace(gd(lr, alpha, whole), trigger=trigger, up=Link(memory=Innovation()))
 
 
 @register("slaq", "algorithm")
 def slaq(
-    lr: Rate = 0.08,
+    lr: Rate | None = None,
     bits: int = 3,
     D: int = 10,
     xi: float | None = None,
     patience: int = 100,
-    floor: float = 0.2,
+    floor: float | None = None,
+    published: bool = False,
+    alpha: Rate | None = None,
 ) -> Algorithm:
-    """As laq with stochastic gradients and the rule of the authors' stochastic runs; see lazy.
+    """As laq with gradients of batches and the rule of the authors' stochastic runs; see lazy. lr is M·α.
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)Σ_{d=2…D} ξ_d‖Δθ‖² + 1.5(‖ε‖² + ‖ε̂‖²) + floor (Sun et al., 2019; code).
+    lr is 0.08 unless it or alpha is given. ``published`` is one radius for the whole vector, the errors in
+    full and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so that the
+    floor is 0 otherwise.
     """
-    row = laq(lr, bits)
-    return replace(row, trigger=Lazy(D, xi, patience, errors=1.5, floor=floor, newest=2))
+    if floor is None:
+        floor = 0.2 if published else 0.0
+    rule = Lazy(D, xi, patience, errors=1.5, floor=floor, newest=2, most=_most(published))
+    return replace(qgd(_default(lr, alpha, 0.08), bits, published, alpha, whole=False), trigger=rule)
 
 
 @register("lasg-wk1", "algorithm")
-def lasg_wk1(lr: Rate = 0.1, D: int = 10, xi: float | None = None, patience: int = 10) -> Algorithm:
-    """As lag-wk with stochastic gradients: news is ‖δ^k − δ̂‖², δ^k = ∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̃; ξ^k); see lasg.
+def lasg_wk1(
+    lr: Rate | None = None,
+    D: int = 10,
+    xi: float | None = None,
+    patience: int = 10,
+    alpha: Rate | None = None,
+) -> Algorithm:
+    """As lag-wk with gradients of batches: news is ‖δ^k − δ̂‖², δ^k = ∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̃; ξ^k); see lasg.
 
-    LASG-WK1 (Chen et al., 2020); the snapshot θ̃ is renewed every D steps.
+    LASG-WK1 (Chen et al., 2020); the snapshot θ̃ is renewed every D steps. lr is M·α, and 0.1 unless it or
+    alpha is given.
     """
-    return replace(lag_wk(lr, D, xi, patience), local=LASG(1, D))
+    return replace(lag_wk(_default(lr, alpha, 0.1), D, xi, patience, alpha), local=LASG(1, D))
 
 
 @register("lasg-wk2", "algorithm")
-def lasg_wk2(lr: Rate = 0.1, D: int = 10, xi: float | None = None, patience: int = 10) -> Algorithm:
-    """As lag-wk with stochastic gradients: news is ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖²; see lasg.
+def lasg_wk2(
+    lr: Rate | None = None,
+    D: int = 10,
+    xi: float | None = None,
+    patience: int = 10,
+    alpha: Rate | None = None,
+) -> Algorithm:
+    """As lag-wk with gradients of batches: news is ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖²; see lasg.
 
-    LASG-WK2 (Chen et al., 2020): the same batch at the model and at that of the last upload.
+    LASG-WK2 (Chen et al., 2020): the same batch at the model and at that of the last upload. lr is as for
+    lasg-wk1.
     """
-    return replace(lag_wk(lr, D, xi, patience), local=LASG(2))
+    return replace(lag_wk(_default(lr, alpha, 0.1), D, xi, patience, alpha), local=LASG(2))
+
+
+def _default(lr: Rate | None, alpha: Rate | None, rate: float) -> Rate | None:
+    return rate if lr is None and alpha is None else lr
+
+
+def _descend(lr: Rate | None, alpha: Rate | None) -> Descend:
+    """The server's step on the mean of the workers: lr, or as many times α as there are workers."""
+    if lr is not None and alpha is not None:
+        raise SettingError(
+            "lr is the step on the mean of the workers, M times alpha, the papers' step on their sum: give "
+            f"one of them, not lr={_text(lr)} and alpha={_text(alpha)}"
+        )
+    if alpha is not None:
+        return Descend(PerWorker(alpha))
+    return Descend(0.2 if lr is None else lr)
+
+
+def _text(rate: Rate) -> str:
+    return str(rate) if isinstance(rate, float | int) else spell(rate)
+
+
+def _quantized(bits: int, published: bool) -> Link:
+    """Quantized innovations: of each layer, or of the whole vector as published."""
+    grid = Uniform(bits)
+    return Link(grid if published else Blockwise(grid, layers=True), Innovation())
+
+
+def _most(published: bool) -> float | None:
+    return None if published else 0.5

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from qsparse.errors import SettingError
 from qsparse.files import named_path
 from qsparse.ledger import dense_link_bytes, gains, link_bytes
+from qsparse.outcome import TRAINED
 from qsparse.report.base import Table, mean, new_figure, number, spread
 from qsparse.report.pictures import ACCURACY, PICTURES
 from qsparse.report.runs import Method, Run, at, methods, whole
@@ -125,10 +126,10 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
 
 
 def _gains(method: Method, way: str) -> list[float]:
-    """How many times fewer bytes each run has sent than dense; known of those that have ended."""
+    """How many times fewer bytes each run has sent than dense; known of those that ended, and trained."""
     found = []
     for summary in (run.summary for run in method.runs):
-        if summary is not None:
+        if summary is not None and summary.get("outcome", TRAINED) == TRAINED:
             sent = link_bytes(summary) if way == "all" else summary["wire_bytes"]
             found.append(gains(dense_link_bytes(summary), sent)[way])
     return [gain for gain in found if gain is not None]

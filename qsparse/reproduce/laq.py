@@ -73,9 +73,12 @@ def _rows() -> list[Row]:
     }
     rate = WORKERS * 0.02
     return [
-        *(Row("LAQ", a, laq(WORKERS * a), theirs, "response") for a, theirs in responses.items()),
+        *(
+            Row("LAQ", a, laq(WORKERS * a, published=True), theirs, "response")
+            for a, theirs in responses.items()
+        ),
         Row("GD", 0.02, gd(rate), Published(2820, 28200, 7.08e9), "table 2"),
-        Row("QGD", 0.02, qgd(rate), Published(2805, 28050, 8.81e8), "table 2"),
+        Row("QGD", 0.02, qgd(rate, published=True), Published(2805, 28050, 8.81e8), "table 2"),
         Row("LAG-WK", 0.02, lag_wk(rate), Published(2659, 2382, 5.98e8), "table 2"),
     ]
 

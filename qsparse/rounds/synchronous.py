@@ -125,6 +125,7 @@ class Seat:
                 self.sender.commit(draft)
             else:
                 payload = payload.silence()
+                self.ledger.starved += self.trigger.starved(self.trigger_state)
             self.trigger.settled(self.trigger_state, self.spoke)
         self.ledger.spoke(payload)
         return payload
@@ -239,6 +240,8 @@ class Station:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:
             self.ledger.spoke(reply)
+        elif self.works and payloads is not None:
+            self.ledger.overheard(each for each in payloads if each is not news)
         if reply.kind is Kind.DATA and isinstance(self.algorithm.meeting, Async):
             self.pace.clock = reply.step
         return self.seat.hear(reply, self.pace.clock)

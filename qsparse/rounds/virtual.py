@@ -55,6 +55,7 @@ class Virtual:
         alone = isinstance(algorithm.meeting, Async)
         exchange = natural_exchange(algorithm)
         size = workers + (not exchange.works)
+        algorithm = algorithm.among(workers)
         check(algorithm, exchange, size)
         if algorithm.prelude is not None:
             raise SettingError("virtual workers have one phase")

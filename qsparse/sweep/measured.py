@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from tabulate import tabulate
 
 from qsparse.errors import SettingError
 from qsparse.ledger import gains, link_bytes
+from qsparse.outcome import TRAINED
 from qsparse.report.runs import read as left_behind
 from qsparse.sweep.methods import Method
 from qsparse.sweep.running import Run
@@ -19,6 +20,8 @@ from qsparse.sweep.running import Run
 Measured = dict[str, Any]
 
 _WAYS = ("up", "down")
+#: A run whose accuracy ends below this part of the first method's has collapsed; it is not only slower.
+FAR: Final = 0.6
 _CURVE = ("step", "epoch", "test_accuracy", "test_loss", "train_loss", "paper_bits", "wire_bytes")
 _COUNTED = ("paper_bits", "wire_bytes", "link_bytes")
 
@@ -45,8 +48,8 @@ def common_target(runs: Sequence[Measured]) -> tuple[float, str]:
     """The highest accuracy that every run reaches at one of its evaluations, rounded down to 0.001.
 
     Returns:
-        The accuracy, and the method of the run that reaches no higher one: a run that does not learn sets it
-        for all.
+        The accuracy, and the method of the run that reaches no higher one: a run that does not learn would
+        set it for all, so leave such runs out.
     """
 
     def most(run: Measured) -> float:
@@ -91,18 +94,45 @@ def measure(methods: Sequence[Method], runs: Sequence[Measured], target: float |
     chosen = {
         each.name: best([run for run in runs if run["method"] == each.name], target) for each in methods
     }
+    every = [run for same in chosen.values() for run in same]
+    first_ones = chosen[methods[0].name] or every
+    least = FAR * _mean([run["summary"]["test_accuracy"] for run in first_ones])
+    marks = {name: mark for name, same in chosen.items() if (mark := _mark(same, least)) is not None}
     told = "given"
     if target is None:
-        target, by = common_target([run for same in chosen.values() for run in same])
+        target, by = common_target([run for run in every if run["method"] not in marks] or every)
         told = f"the highest that every run below reaches, rounded down to 0.001; {by} sets it"
-    rows = [_row(each, chosen[each.name], target) for each in methods if chosen[each.name]]
-    first = rows[0]["to_target"] if rows and rows[0]["method"] == methods[0].name else None
+        if marks:
+            told = told.replace("every run below", "every run below without a mark")
+    rows = [
+        _row(each, chosen[each.name], target) | {"mark": marks.get(each.name)}
+        for each in methods
+        if chosen[each.name]
+    ]
+    dense = rows[0] if rows and rows[0]["method"] == methods[0].name else None
+    first = dense["to_target"] if dense and dense["mark"] is None else None
     for row in rows:
         mine = row["to_target"]
         row["gain"] = None
-        if first and mine:
+        # What a run saves that has not learned is no gain.
+        if first and mine and row["mark"] is None:
             row["gain"] = {name: gains(first[name], mine[name]) for name in _COUNTED}
     return {"target": target, "target_is": told, "gain_is_over": methods[0].name, "rows": rows}
+
+
+def _mark(runs: Sequence[Measured], least: float) -> str | None:
+    """Why the runs of a method are not held against the others'; None where they are.
+
+    Args:
+        runs: of one method and step size.
+        least: an accuracy below which a run ends far below the first method's.
+    """
+    outcomes = {run["summary"].get("outcome", TRAINED) for run in runs} - {TRAINED}
+    if outcomes:
+        return " and ".join(sorted(outcomes))
+    if runs and _mean([run["summary"]["test_accuracy"] for run in runs]) < least:
+        return "far below"
+    return None
 
 
 def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
@@ -146,7 +176,8 @@ def table(measured: Measured) -> str:
     fewer = ["fewer\nlink bytes", *(f"fewer\nbytes {way}" for way in _WAYS), "fewer\nbits up", "published"]
 
     def named(row: Measured) -> list[str]:
-        return [row["method"], *([row["lr"] or ""] if grid else [])]
+        mark = f" ({row['mark']})" if row.get("mark") else ""
+        return [row["method"] + mark, *([row["lr"] or ""] if grid else [])]
 
     def amounts(found: Measured) -> list[str]:
         apart = [found[name][way] for way in _WAYS for name in ("wire_bytes", "paper_bits")]
@@ -166,6 +197,11 @@ def table(measured: Measured) -> str:
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
     told = "At the end: test accuracy, what crossed the busiest link up and down, and what all sent each way"
     parts = [told, first, above, second]
+    if any(row.get("mark") for row in rows):
+        parts.append(
+            f"Marked runs diverged, starved, or ended below {FAR:.0%} of the first method's accuracy. "
+            "They set no target, and what they did not send is no gain."
+        )
     dense = measured["gain_is_over"]
     if not any(row["method"] == dense for row in rows):
         parts.append(f"How many times fewer is against {dense}, of which no run with these settings is done.")

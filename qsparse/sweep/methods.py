@@ -108,7 +108,6 @@ def _laq() -> Sweep:
             Method("LAG", {"algorithm": "lag-wk"}, "11.8"),
             Method("LAQ", {"algorithm": "laq"}, "365"),
         ),
-        common={"local": "gradient(whole=true)"},
         source=(
             "Sun et al., 2019, table 2, and of LAQ their response to reviewers: bits up to a residual of "
             "1e-6 of the loss, softmax regression on MNIST, 10 workers; not to an accuracy"

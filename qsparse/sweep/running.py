@@ -19,6 +19,7 @@ from typing import Any, Final
 from qsparse.errors import DataError
 from qsparse.files import read_toml
 from qsparse.folder import LOCK, Hold
+from qsparse.outcome import STATUS
 from qsparse.records import explained
 from qsparse.report.runs import read
 
@@ -82,7 +83,7 @@ class Run:
             found = {**self.unsaid, **read_toml(path, path.name)}
         except DataError as error:
             return str(error)
-        wanted = tomllib.loads(self.config)
+        wanted = {**self.unsaid, **tomllib.loads(self.config)}
         return ", ".join(
             f"{name} was {found.get(name, 'not set')} and is {wanted.get(name, 'not set')}"
             for name in sorted(found.keys() | wanted.keys())
@@ -127,8 +128,8 @@ def execute(runs: Sequence[Run], jobs: int, say: Callable[[str], None]) -> dict[
                 del under_way[run]
                 ended += 1
                 seconds = time.monotonic() - begin
-                if status == 0 and run.done():
-                    outcome = f"accuracy {accuracy(run):.4f}"
+                if status in (0, STATUS) and run.done():
+                    outcome = f"accuracy {accuracy(run):.4f}" + (", but it did not train" if status else "")
                 else:
                     failed[run] = _reason(run, status)
                     outcome = f"FAILED: {failed[run]}"

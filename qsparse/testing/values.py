@@ -71,6 +71,18 @@ def _contraction(part: Compressor, name: str, x: Vector) -> bool:
     return gamma is not None and _loses_at_most(1 - gamma, part, x)
 
 
+@law("largest error")
+def _largest_error(part: Compressor, name: str, x: Vector) -> bool:
+    """‖x − C(x)‖∞ ≤ (1 − γ)‖x‖∞, where γ is claimed in the maximum norm."""
+    gamma = part.claims.gamma_max(x.size) if x.size else None
+    if gamma is None:
+        return False
+    most = float(np.max(np.abs(x)))
+    off = float(np.max(np.abs(x - decoded(part.compress(x, SEED)).astype(np.float64))))
+    hold(off <= (1 - gamma + _ROUNDING) * most + _LEAST, f"off by {off:g}, more than {1 - gamma:g}·{most:g}")
+    return True
+
+
 @law("variance")
 def _variance(part: Compressor, name: str, x: Vector) -> bool:
     """E‖C(x) − x‖² ≤ ω‖x‖², where ω is claimed."""

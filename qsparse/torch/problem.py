@@ -42,7 +42,7 @@ class Classification:
     Args:
         data: the whole data set.
         model: a name for `build_model`.
-        batch_size: examples of one worker's step.
+        batch_size: examples of one worker's step; None: all of its share, so that a step is an epoch.
         share: this rank's number among the workers; None where it does not work.
         workers: number of workers.
         sharding: ``contiguous``, ``random`` or ``dirichlet(ALPHA)``.
@@ -54,7 +54,7 @@ class Classification:
         self,
         data: Dataset,
         model: str,
-        batch_size: int,
+        batch_size: int | None,
         share: int | None,
         workers: int,
         sharding: str,
@@ -71,19 +71,27 @@ class Classification:
         self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
         self.aside, self.layout = self.flat.aside, self.flat.layout
         shares = shard(data.train_y, workers, sharding, seed)
-        told = filter(
-            None, [data.describe(), f"{sharding} shares, batches of {batch_size}", recipe.describe()]
-        )
+        steps = "whole" if batch_size is None else f"batches of {batch_size}"
+        told = filter(None, [data.describe(), f"{sharding} shares, {steps}", recipe.describe()])
         self.description = ", ".join(told)
         # Shares may differ by an example, or in size where labels are skewed; all ranks take the
         # same number of steps, so an epoch is the smallest share's.
-        self.steps_per_epoch = Batches(min(shares, key=len), batch_size, seed).steps_per_epoch
+        smallest = min(shares, key=len)
         self._share = shares[share or 0]
-        self._batches = Batches(self._share, batch_size, seed.at(rank=share or 0, use="batch"))
+        self._batches: Batches | None = None
+        if batch_size is not None:
+            self.steps_per_epoch = Batches(smallest, batch_size, seed).steps_per_epoch
+            self._batches = Batches(self._share, batch_size, seed.at(rank=share or 0, use="batch"))
+        elif len(smallest):
+            self.steps_per_epoch = 1
+        else:
+            raise SettingError("a worker has no examples, and its steps go over all it has: use fewer ranks")
         self._changes = seed.at(rank=share or 0, use="augment")
 
     def batch(self, t: int) -> Any:
-        """The examples of step t = 1, 2, …"""
+        """The examples of step t = 1, 2, …; None where it is the whole share."""
+        if self._batches is None:
+            return None
         examples, labels = as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
         if self.recipe.augment == "crop-flip":
             crop_flip(examples.numpy(), self._changes.at(step=t))

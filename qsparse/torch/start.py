@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import qsparse
+from qsparse import promises
 from qsparse.algorithm import Algorithm, Async, check
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
@@ -67,6 +68,9 @@ def prepare(
         raise SettingError("the optimizer must have exactly the model's trained parameters")
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
+    named = (("up", chosen.up), ("down", chosen.answer))
+    links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
+    promises.tell(links, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen, start, flat.layout, wire.rank)
     settings = {

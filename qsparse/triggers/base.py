@@ -66,6 +66,10 @@ class Trigger(ABC):
     def settled(self, state: State, spoke: bool) -> None:
         """The draft last asked about was sent, or a SKIP was."""
 
+    def starved(self, state: State) -> bool:
+        """Was the draft last asked about kept back because of its errors, however much there is to say?"""
+        return False
+
     def heard(self, state: State, model: Vector) -> None:
         """A model was received, the first before step 1."""
 

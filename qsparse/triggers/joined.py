@@ -85,6 +85,10 @@ class Joined(Trigger):
         self.left.settled(state["left"], spoke)
         self.right.settled(state["right"], spoke)
 
+    def starved(self, state: State) -> bool:
+        """By one of them."""
+        return self.left.starved(state["left"]) or self.right.starved(state["right"])
+
     def heard(self, state: State, model: Vector) -> None:
         """Both."""
         self.left.heard(state["left"], model)

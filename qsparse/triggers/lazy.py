@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from qsparse.errors import CompositionError, SettingError
+from qsparse.kernels import vector
 from qsparse.memory import Draft
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate, rate_at
 from qsparse.seeds import Seed
 from qsparse.triggers.base import Trigger
 from qsparse.types import State, Vector
+
+#: The part of a report, in squared length, that is too much to stay unsaid.
+_LARGE: Final = 0.25
 
 
 class Watchful(Trigger):
@@ -91,6 +95,10 @@ class Lazy(Watchful):
     in the authors' code, ξ_d = D·ξ/k while only k < D moves are known, and a worker that has skipped
     ``patience`` times in a row speaks.
 
+    A coarse grid may be off by more than it says: then the errors alone outweigh any news, and the rule
+    forbids speaking whatever the gradient is: the worker is *starved*, which is counted and told. ``most``
+    bounds what the errors may weigh, so that news is heard once the model moves little.
+
     With exact values (ε = 0) it is the rule of LAG-WK (Chen et al., 2018). Where the local step measures
     its news itself (`LASG`), that stands for ‖δQ‖². Around a sparsifier, whose error is large by
     intention, set ``errors`` to 0.
@@ -104,6 +112,7 @@ class Lazy(Watchful):
         floor: added to the right side.
         newest: the first d that counts. With stochastic gradients the authors' code (SLAQ) has errors=1.5,
             floor=0.2, newest=2.
+        most: the errors count for at most this part of ‖δQ‖², less than 1; null: in full, as published.
     """
 
     D: int = 10
@@ -113,9 +122,12 @@ class Lazy(Watchful):
     errors: float = 3.0
     floor: float = 0.0
     newest: int = 1
+    most: float | None = None
 
     def __post_init__(self) -> None:
         self._check()
+        if self.most is not None and not 0 <= self.most < 1:
+            raise SettingError(f"{spell(self)}: most must lie in [0, 1)")
         if not (self.errors >= 0 and self.floor >= 0):
             raise SettingError(f"{spell(self)}: errors and floor must not be negative")
         if not isinstance(self.newest, int) or not 1 <= self.newest <= self.D:
@@ -131,8 +143,19 @@ class Lazy(Watchful):
         state["pending"] = wrong
         news = said if draft.news is None else draft.news
         moved = self._moved(state, draft.clock, self.newest)
-        worth = news >= moved + self.errors * (wrong + state["error"]) + self.floor
-        return bool(worth or state["skipped"] >= self.patience)
+        errors = self.errors * (wrong + state["error"])
+        if self.most is not None:
+            errors = min(errors, self.most * news)
+        # Where little is unsaid it may wait: it is what the last message left over.
+        state["starved"] = bool(errors > news and _unsaid(draft) > _LARGE)
+        return bool(news >= moved + errors + self.floor or state["skipped"] >= self.patience)
+
+    def starved(self, state: State) -> bool:
+        """The errors outweighed the news, though much of the report is not known to the coordinator.
+
+        Both in squared lengths: (errors)·(‖ε‖² + ‖ε̂‖²) > ‖δQ‖², and ‖v − known‖² > ‖v‖²/4.
+        """
+        return bool(state.get("starved", False))
 
     def settled(self, state: State, spoke: bool) -> None:
         """Remember the error of what was sent, or count a skip."""
@@ -140,3 +163,9 @@ class Lazy(Watchful):
             state["error"], state["skipped"] = state["pending"], 0
         else:
             state["skipped"] += 1
+
+
+def _unsaid(draft: Draft) -> float:
+    """‖target‖²/‖v‖² of a report v: the part of it that is not known without this message."""
+    report = float(vector.squared_norm(draft.total.x))
+    return float(vector.squared_norm(draft.target)) / report if report else 0.0
