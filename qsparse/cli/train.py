@@ -262,7 +262,10 @@ def settle(options: dict[str, Any]) -> None:
 
 def _out(options: Mapping[str, Any]) -> Path:
     """The folder of the results."""
-    return Path(options["out"]) if options["out"] else default_folder(options, train.params)
+    if options["out"]:
+        return Path(options["out"])
+    chosen = None if options["batch"] == default_batch(options) else options["batch"]
+    return default_folder({**options, "batch": chosen}, train.params)
 
 
 def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) -> bool:
