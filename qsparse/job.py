@@ -340,6 +340,7 @@ class Job:
             "stretches": self._stretches,
             "first": self._first,
             "taken": self._taken,
+            "end": self._end,
             "resumed": self._resumed,
             "seconds": time.perf_counter() - self._begun,
             "lines": self.recorder.lines(),
@@ -390,6 +391,7 @@ class Job:
         self._record, self._reported = state["record"], state["reported"]
         self._watched = state["watched"]
         self._first, self._taken = state.get("first"), state.get("taken", 0)
+        self._end = state.get("end", {})  # of a checkpoint of the last step
         self._stretches = [tuple(each) for each in state["stretches"]]
         if states:
             workers = len(self.settings.exchange.workers(self.wire.size))
