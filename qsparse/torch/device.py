@@ -92,6 +92,9 @@ class Cut(Piecewise):
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = list(runs)
 
+    def check(self, n: int) -> None:
+        """What it was cut from has been checked."""
+
     def runs(self, n: int) -> list[Run]:
         """As they are."""
         return self._runs
