@@ -28,6 +28,7 @@ from qsparse.payload import Payload, Way
 from qsparse.statefile import read, sync, write
 from qsparse.types import State
 from qsparse.wire.base import Wire
+from qsparse.wrappers import plain_settings
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -148,6 +149,7 @@ class Found:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Iterable[str]) -> list[str]:
+    theirs = plain_settings(theirs, ours)
     names = theirs.keys() | ours.keys()
     if theirs.get(_VERSION) != ours.get(_VERSION):
         names = theirs.keys() & ours.keys()

@@ -79,12 +79,12 @@ def judged(
     """
     start, end = (sum(each) / len(each) if each else None for each in (first, again))
     outcome = TRAINED
-    if 2 * counted["starved"] >= _reports(counted) > 0:
-        outcome = STARVED
     if start is not None and end is not None:
         most = start if epochs >= 1 else _CHANCE * start
         if not (math.isfinite(end) and end <= most):
             outcome = DIVERGED
+    if 2 * counted["starved"] >= _reports(counted) > 0:
+        outcome = STARVED  # which says why, if the loss has risen as well
     return {"loss_at_start": start, "loss_at_end": end, "outcome": outcome}
 
 

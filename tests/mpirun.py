@@ -22,10 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 _LEFTOVERS = ("PMI", "OMPI_", "OPAL_", "PRTE_", "HYDRA_", "HYDI_", "MPI_", "MPIR_", "MPIEXEC_", "I_MPI_")
 _LEFTOVERS_OF_SCHEDULERS = ("SLURM_", "FLUX_", "PALS_", "PBS_", "LSB_", "TORCHELASTIC_", "WORLD_SIZE")
 
-# Each rank starts here: after the time limit it prints where every thread stands, and ends.
+# Each rank starts here: after the time limit it prints where every thread stands, and ends. By an alarm, which
+# a process that is forked can have as well: faulthandler's own clock is a thread, for which it would wait for ever.
 _BOOT = """\
-import faulthandler, runpy, sys
-faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)
+import faulthandler, os, runpy, signal, sys
+seconds = float(sys.argv[1])
+faulthandler.register(signal.SIGALRM, chain=True)
+signal.setitimer(signal.ITIMER_REAL, seconds)
+os.register_at_fork(after_in_child=lambda: signal.setitimer(signal.ITIMER_REAL, seconds))
 del sys.argv[:2]
 if sys.argv[0] == "-m":
     del sys.argv[0]

@@ -72,8 +72,8 @@ def job(chosen: Algorithm, steps: int, begin: Any = None, order: Any = None) -> 
         except Exception as error:
             SERVER.tell(wire, error, 1)
             raise
-        (final,) = leave(wire, 0)
-        return [], decompress(final, x)
+        (final,) = leave(wire, 0, [station])
+        return [], final.copy()
 
     return body
 
@@ -140,7 +140,7 @@ def test_a_down_link_remembers_each_worker_by_itself() -> None:
         while not station.stopped:
             model = station.meet(v, len(heard) + 1)
             heard += [] if model is None else [model.copy()]
-        leave(wire, 0)
+        leave(wire, 0, [station])
         return heard
 
     said, *heard = run_threads(3, body, timeout=60)
@@ -194,7 +194,7 @@ def test_who_waited_is_told_the_model_of_the_moment() -> None:
                 heard.append(float(model[0]))
         while not station.stopped:
             station.meet(np.zeros(1, np.float32), 3)
-        leave(wire, 0)
+        leave(wire, 0, [station])
         return heard
 
     answered, one, _ = run_threads(3, body, timeout=30)
@@ -259,7 +259,7 @@ def test_two_stations_take_turns() -> None:
             stations[0].meet(np.zeros(N, np.float32), t)
             assert not stations[0].stopped, "only the last meeting of a step may be the end"
             stations[1].meet(-beside, t)
-        return decompress(leave(wire, 0)[1], zero), []
+        return leave(wire, 0, stations)[1], []
 
     (values, ranks), *others = run_threads(3, body, timeout=60)
     np.testing.assert_allclose(values, sum(ranks) / 2)

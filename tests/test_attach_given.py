@@ -23,7 +23,8 @@ from test_torch_attach import LEFTOVERS, _one_thread, batch, fill, flat, net, no
 from torch import nn  # noqa: E402
 
 from qsparse.torch import attach  # noqa: E402
-from qsparse.torch.naming import named_buffers, named_parameters, plain_settings  # noqa: E402
+from qsparse.torch.naming import named_buffers, named_parameters  # noqa: E402
+from qsparse.wrappers import plain_settings  # noqa: E402
 
 
 def alone(body: Callable[[Wire], Any]) -> Any:

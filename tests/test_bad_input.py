@@ -124,7 +124,7 @@ ANYWHERE = (
     ("--compressor 'topk(ratoi=0.5)'", "topk has no setting 'ratoi': did you mean 'ratio'? it has k, ratio"),
     ("--exchange 'server(root=2)'", "server(root=2): there is no rank 2 among 2 ranks"),
     ("--exchange severs", "no exchange is named 'severs': did you mean 'server'?"),
-    ("--memory nothing", "no memory is named 'nothing': known: errorfeedback, innovation, snapshot"),
+    ("--memory nothing", "no memory is named 'nothing': known: changes, errorfeedback, innovation, snapshot"),
     ("--down-memory 'errorfeedback(dekay=1)'", "has no setting 'dekay': did you mean 'decay'?"),
     ("--trigger 'every(H=0)'", "every(H=0): H must be a whole number of at least 1"),
     ("--straggler 1", "--straggler must be RANK:FACTOR, such as 2:5, not 1"),

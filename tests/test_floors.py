@@ -29,6 +29,7 @@ FLOORS = (
         "resharding",
         "statefile",
         "outcome",
+        "wrappers",
     ),
     ("run", "job", "checkpoint"),
     ("torch", "testing", "report"),

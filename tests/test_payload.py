@@ -200,16 +200,6 @@ def test_only_data_has_a_body_that_is_read(kind):
         decompress(Payload.build([WHOLE + b"\0" + bytes(16)], kind=kind, codec=1, n=4), np.empty(4))
 
 
-def test_the_reserved_byte_is_that_of_a_later_release():
-    from qsparse import payload as module
-
-    frame = bytearray(Payload.build().frame)
-    frame[7] = 1
-    frame[20:24] = module._checksum(memoryview(frame)).to_bytes(4, "little")
-    with pytest.raises(ForeignFrame, match="leaves at 0"):
-        Payload.parse(frame)
-
-
 def test_a_payload_shows_what_it_is():
     shown = repr(Payload.build([b"abc"], step=5, n=9, nbits=77))
     assert shown == "<Payload DATA UP origin=0 step=5 n=9 nbits=77 bytes=51>"

@@ -99,12 +99,14 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     inner = _inner(options["algorithm"])
     settings = [*inner, *((_PRESET[option], value) for option, value in given.items())]
     preset = _built(name, settings)
+    replaced = _replaced(options, preset)
     _check_effects(options, given, preset)
     for place, (setting, value) in enumerate(inner):
-        if setting:  # those behind one that is given by its place would move
+        # Those behind one that is given by its place would move; one that an option of its name replaces may go.
+        if setting and options.get(setting) is None:
             without = [*settings[:place], *settings[place + 1 :]]
             _check_setting(options, f"{setting}={value}", functools.partial(_built, name, without), preset)
-    return _replaced(options, preset)
+    return replaced
 
 
 def _inner(text: str) -> list[tuple[str, str]]:

@@ -308,7 +308,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
     if word := verdict(summary):
         sys.stdout.flush()
         click.echo(f"warning: {word}", err=True)
-    return summary.get("outcome", TRAINED) != TRAINED
+    return bool(summary.get("outcome", TRAINED) != TRAINED)
 
 
 def _choose_length(options: dict[str, Any]) -> None:

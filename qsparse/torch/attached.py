@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TypeVar
@@ -27,7 +26,6 @@ from qsparse.seeds import Seed
 from qsparse.torch import compared
 from qsparse.torch.device import Common, on_host
 from qsparse.torch.given import model_of
-from qsparse.torch.naming import plain_settings
 from qsparse.torch.ownership import Before
 from qsparse.torch.saving import found_state, plain, tensors
 from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
@@ -227,8 +225,7 @@ class Attached:
 
         def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
             assert found is not None
-            named = plain_settings(found.manifest["settings"], settings)
-            replace(found, manifest={**found.manifest, "settings": named}).compare(settings)
+            found.compare(settings)
             with found.understood():
                 state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
             with found.understood():

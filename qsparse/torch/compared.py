@@ -43,11 +43,13 @@ def everybodys(exchange: Exchange, wire: Wire, step: int, mine: Any, call: str) 
         DisagreementError: the ranks stand at different steps, or are in different calls.
         RankError: a rank has failed.
     """
-    heard = exchange.gather(wire, note(wire, call, step, mine))
+    here = note(wire, call, step, mine)
+    heard = exchange.gather(wire, here)
     answer = None
     if heard is not None:
         answer = note(wire, call, step, [_said(payload) for payload in same_call(heard)])
-    told: list[Any] = _said(exchange.broadcast(wire, answer))
+    _, reply = same_call([here, exchange.broadcast(wire, answer)])
+    told: list[Any] = _said(reply)
     return told
 
 
