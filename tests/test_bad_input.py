@@ -101,11 +101,13 @@ BEFORE = (
 
 
 def test_every_rank_refuses(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    jobs = [functools.partial(refused, 2, *args, "--out", out) for args, _ in EVERYWHERE]
+    # A folder each: two jobs in one would refuse each other.
+    outs = [tmp_path / str(number) for number in range(len(EVERYWHERE))]
+    pairs = zip(EVERYWHERE, outs, strict=True)
+    jobs = [functools.partial(refused, 2, *args, "--out", out) for (args, _), out in pairs]
     for finished, (_, text) in zip(together(jobs), EVERYWHERE, strict=True):
         told(finished, text)
-    assert not out.exists()
+    assert not any(out.exists() for out in outs)
 
 
 def test_refused_before_the_ranks_meet(tmp_path: Path) -> None:
@@ -259,12 +261,13 @@ DIFFERENCES = (
 
 
 def test_ranks_with_different_settings(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    jobs = [functools.partial(differing, 2, {"1": changes}, out=out) for changes, _ in DIFFERENCES]
+    outs = [tmp_path / str(number) for number in range(len(DIFFERENCES))]
+    pairs = zip(DIFFERENCES, outs, strict=True)
+    jobs = [functools.partial(differing, 2, {"1": changes}, out=out) for (changes, _), out in pairs]
     for finished, (_, text) in zip(together(jobs), DIFFERENCES, strict=True):
         said(finished, 2, text)
         said(finished, 2, "start all ranks with the same command on the same data")
-    assert not out.exists()
+    assert not any(out.exists() for out in outs)
 
 
 def libsvm(folder: Path, rows: int) -> str:
@@ -278,20 +281,20 @@ def test_ranks_with_different_data(tmp_path: Path) -> None:
     """Rank 2 of three finds another file, and in a second job none at all."""
     data = libsvm(tmp_path / "long", 300)
     other = libsvm(tmp_path / "short", 290)
-    out = tmp_path / "out"
+    outs = [tmp_path / name for name in ("changed", "gone")]
     changed, finished = together(
         [
             functools.partial(differing, 3, {"2": ["--data", found]}, "--data", data, out=out)
-            for found in (other, f"libsvm:{tmp_path}/gone")
+            for found, out in zip((other, f"libsvm:{tmp_path}/missing"), outs, strict=True)
         ]
     )
     said(changed, 3, "the ranks disagree about data: rank 0 has ")
     said(changed, 3, " and rank 2 has ")
-    told(finished, f"DataError: there is no LIBSVM file {tmp_path}/gone")
+    told(finished, f"DataError: there is no LIBSVM file {tmp_path}/missing")
     for line in finished.stderr.splitlines():
         assert not line.startswith(("[rank 0]", "[rank 1]")) or "] error: rank 2, step 0: DataError: " in line
     assert "[rank 2] error: DataError: " in finished.stderr, finished
-    assert not out.exists()
+    assert not any(out.exists() for out in outs)
 
 
 # --- faults while training ----------------------------------------------------------------------

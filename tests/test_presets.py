@@ -335,4 +335,4 @@ def test_presets_over_mpi() -> None:
         if wire.rank == 0:
             print("compared")
     """
-    assert mpi_run(WORKERS, program, timeout=60).stdout.strip() == "compared"
+    assert mpi_run(WORKERS, program, timeout=150).stdout.strip() == "compared"
