@@ -368,8 +368,8 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
         assert float(found[f"gain {name}"].replace(",", "").split()[0]) == pytest.approx(
             dense / sent, rel=1e-2
         )
-    link = sum(summaries[0]["link_bytes"].values())
-    assert found["link bytes up + down"].replace(",", "").startswith(f"{link}"[:3])
+    link = mean([sum(summary["link_bytes"].values()) for summary in summaries])
+    assert float(found["link bytes up + down"].replace(",", "").split()[0]) == pytest.approx(link, abs=1)
     down = {one["wire_bytes"]["down"] for one in summaries}
     assert found["wire bytes down"] == f"{down.pop():,}"
     low, high = sorted(one["test_accuracy"] for one in summaries)
@@ -447,7 +447,7 @@ def test_a_way_that_nobody_went_has_no_panel() -> None:
         figure = PICTURES["pareto"]([Method("m", [Run(Path(), {}, [line], None)])], 0.5)
         return 0 if figure is None else len(figure.axes)
 
-    assert [panels(*sent) for sent in ((5, 5), (5, 0), (0, 5), (0, 0))] == [2, 1, 1, 0]
+    assert [panels(*sent) for sent in ((5, 5), (5, 0), (0, 5), (0, 0))] == [3, 2, 2, 0]
 
 
 def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:
