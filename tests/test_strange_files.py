@@ -63,7 +63,7 @@ def refused(line: str, *texts: str) -> None:
 
 def test_a_tilde_is_the_home_folder_everywhere(tmp_path: Path, place: Path) -> None:
     home = tmp_path / "home"
-    rows = "".join(f"{i % 2} 1:{i}\n" for i in range(40))
+    rows = "".join(f"{i % 2} 1:{i % 2}\n" for i in range(40))
     write(home / "data", {"rows": rows.encode()})
     (home / "config.toml").write_text('data = "libsvm:rows"\ndata_dir = "~/data"\nmodel = "softmax"\n')
     (home / "sweep.toml").write_text('data = "libsvm:~/data/rows"\n[methods.a]\nmodel = "softmax"\n')

@@ -263,7 +263,7 @@ def settle(options: dict[str, Any]) -> None:
 def _out(options: Mapping[str, Any]) -> Path:
     """The folder of the results."""
     if options["out"]:
-        return Path(options["out"])
+        return named_path(options["out"])
     chosen = None if options["batch"] == default_batch(options) else options["batch"]
     return default_folder({**options, "batch": chosen}, train.params)
 
@@ -288,7 +288,7 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             Recipe(options["augment"], options["label_smoothing"], options["clip"], options["precision"]),
         )  # fmt: skip
 
-    out = str(_out(options))
+    out = _out(options)
     watcher = Watcher()
     if wire.rank == 0:
         watcher = Progress(options["quiet"])
@@ -298,13 +298,13 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
             watcher = Several(watcher, Board(Path(out, "tb")))
     summary = run(
         functools.partial(make_settings, options), problem, wire,
-        out=named_path(out), files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
+        out=out, files={"config.toml": config_text(options, wire.size)}, watcher=watcher,
         checkpoints=Checkpoints(
             Path(out, "checkpoints"), options["checkpoint_every"], options["keep"], options["resume"]
         ),
     )  # fmt: skip
     if summary and not options["quiet"]:
-        click.echo(table(summary, out))
+        click.echo(table(summary, str(out)))
     if word := verdict(summary):
         sys.stdout.flush()
         click.echo(f"warning: {word}", err=True)
