@@ -102,7 +102,7 @@ def _algorithm(options: Mapping[str, Any]) -> Algorithm:
     replaced = _replaced(options, preset)
     _check_effects(options, given, preset)
     for place, (setting, value) in enumerate(inner):
-        # Those behind one that is given by its place would move; one that an option of its name replaces may go.
+        # Those behind one that is given by its place would move; one that an option names may go.
         if setting and options.get(setting) is None:
             without = [*settings[:place], *settings[place + 1 :]]
             _check_setting(options, f"{setting}={value}", functools.partial(_built, name, without), preset)
