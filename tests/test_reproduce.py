@@ -250,7 +250,11 @@ def test_quick_qsparse(data_dir: Path, tmp_path: Path) -> None:
         else:
             assert run["messages"] == 15 * (run["steps"] // row.H)
         assert run["paper_bits"] == run["messages"] * MESSAGE[row.name.split("_")[0]]
-        assert run["paper_bits_down"] == run["messages"] * 32 * 7850
+        whole = run["messages"] * 32 * 7850
+        if "TopK" in row.name and not row.alone:  # answered with what has changed, or with the reports
+            assert 0 < run["paper_bits_down"] < whole / 2
+        else:
+            assert run["paper_bits_down"] == whole
         assert [t for t, _, _ in run["curve"]] == list(range(8, run["steps"] + 1, 8))
         *before, (_, bits, error) = run["curve"]
         assert (bits, error) == (run["paper_bits"], run["error"])
