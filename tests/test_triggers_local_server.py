@@ -382,7 +382,7 @@ def test_an_algorithm_spells_all_its_axes() -> None:
         "memory": "errorfeedback",
         "server": "descend",
         "down": "float32",
-        "down_memory": "stateless",
+        "down_memory": "changes",
         "meeting": spell(algorithm.meeting),
     }
     assert axes.items() <= algorithm.axes().items()
