@@ -24,6 +24,7 @@ import numpy as np
 from qsparse.algorithm import Algorithm, Sync
 from qsparse.compressors import TopK, unpack
 from qsparse.compressors.base import accumulate_into
+from qsparse.compressors.changes import compress_changes, put_changes
 from qsparse.exchange import ParameterServer
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
@@ -86,6 +87,17 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
     station = Station(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
     for _ in rounds(row, station, x, steps, oracle, lambda t: None):
         pass
+    if row.answer.memory.exact:
+        _rehearse_changes(start.dtype)
+
+
+def _rehearse_changes(kind: np.dtype[Any]) -> None:
+    """Tell what has changed where few entries have, half of them, and one of two: in all ways to write places."""
+    draw = np.random.default_rng(0)
+    for n, k in ((100_000, 200), (1000, 500), (2, 1)):
+        x, known = np.zeros(n, kind), np.zeros(n, kind)
+        x[draw.choice(n, k, replace=False)] = 1
+        put_changes(compress_changes(x, known, Seed(0)), known)
 
 
 def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:

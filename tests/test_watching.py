@@ -254,7 +254,7 @@ def test_looking_is_nobodys_time() -> None:
 RUNS = {
     "topk": [],
     "blocks down": ["--algorithm", "dist-ef-blocksgdm"],
-    "lazy": ["--algorithm", "laq"],
+    "lazy": ["--algorithm", "laq(whole=false)"],
     "tree": ["--exchange", "tree"],
     "allgather": ["--exchange", "allgather"],
     "apart": ["--exchange", "server(works=false)"],
@@ -358,6 +358,7 @@ def test_tensorboard_has_the_numbers_of_the_history(tmp_path: Path) -> None:
         "layer bytes/3.weight": ("layer_bytes", "layers", "3.weight"),
     }
     for field, title in (
+        ("link_bytes", "busiest link"),
         ("paper_bits", "paper bits"),
         ("wire_bytes", "wire bytes"),
         ("error_memory", "error memory"),
@@ -437,8 +438,9 @@ def test_ranks_that_we_start_show_one_bar_on_our_terminal(tmp_path: Path) -> Non
     assert all(part.count("step/s") == 1 for part in shown), shown
     last = [part for part in shown if "50/50" in part]
     assert "accuracy 0." in last[-1]
-    bits = json.loads((tmp_path / "summary.json").read_text())["paper_bits"]
-    assert f"bits {bits['up']:.3g} up {bits['down']:.3g} down" in last[-1]
+    link = json.loads((tmp_path / "summary.json").read_text())["link_bytes"]
+    told = f"link bytes {sum(link.values()):.3g}: {link['up']:.3g} up {link['down']:.3g} down"
+    assert told in last[-1]
     assert len(last[-1]) == 133
 
 

@@ -111,14 +111,14 @@ def carries_several_frames(wire: Wire) -> None:
     right, left = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
     lengths = (0, 3, CHUNK, 0, 200_000)
     frames = [frame(wire, step, length) for step, length in enumerate(lengths)]
-    frames.append(Payload.build([b"stop"], kind=Kind.STOP, way=Way.DOWN, codec=7, origin=wire.rank, nbits=9))
+    frames.append(Payload.build(kind=Kind.STOP, way=Way.DOWN, origin=wire.rank, step=7))
     wire.send(frames, right)
     _, payloads = wire.receive(left)
     assert len(payloads) == len(frames)
     for step, payload in enumerate(payloads[:-1]):
         check(payload, left, step)
     end = payloads[-1]
-    assert (end.kind, end.way, end.codec, end.nbits, end.text) == (Kind.STOP, Way.DOWN, 7, 9, "stop")
+    assert (end.kind, end.way, end.origin, end.step) == (Kind.STOP, Way.DOWN, left, 7)
 
 
 def can_flush_before_anybody_receives(wire: Wire) -> None:

@@ -195,7 +195,7 @@ def test_a_message_above_two_gibibytes() -> None:
     """
     if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 8 << 30:
         pytest.skip("needs 8 GiB of free memory")
-    mpi_run(2, program, timeout=60, env=STRICT)
+    mpi_run(2, program, timeout=240, env=STRICT)
 
 
 def test_waiting_is_cheap_and_ends_soon() -> None:

@@ -48,7 +48,7 @@ class Progress(Watcher):
         """Show accuracy and traffic so far."""
         link = record["link_bytes"]
         self._seen = (
-            f"accuracy {record['test_accuracy']:.4f}, bytes on the busiest link {sum(link.values()):.3g}: "
+            f"accuracy {record['test_accuracy']:.4f}, link bytes {sum(link.values()):.3g}: "
             f"{link['up']:.3g} up {link['down']:.3g} down"
         )
         if self._bar is not None:
