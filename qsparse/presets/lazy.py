@@ -97,8 +97,8 @@ def lag_ps(
 ) -> Algorithm:
     """As gd, but the coordinator asks only those workers whose gradient may have changed; see ask.
 
-    A worker is asked after ``patience`` rounds at the latest: its smoothness is guessed from what was seen, and far
-    too low for networks at first (the experiments of Sun et al., 2019, have 100).
+    A worker is asked after ``patience`` rounds at the latest: its smoothness is guessed from what was seen,
+    and far too low for networks at first (the experiments of Sun et al., 2019, have 100).
 
     LAG, rule of the parameter server (Chen et al., 2018). lr is M·α; lr, alpha and whole are those of gd.
     """
