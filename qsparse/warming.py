@@ -92,7 +92,7 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
 
 
 def _rehearse_changes(kind: np.dtype[Any]) -> None:
-    """Tell what has changed where few entries have, half of them, and one of two: all ways to write places."""
+    """Tell what has changed where few entries have, half of them, and one of two: all codings of places."""
     draw = np.random.default_rng(0)
     for n, k in ((100_000, 200), (1000, 500), (2, 1)):
         x, known = np.zeros(n, kind), np.zeros(n, kind)
