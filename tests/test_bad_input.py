@@ -26,7 +26,7 @@ from qsparse.registry import build
 from qsparse.run import Settings
 
 #: A job that has not ended by itself after so many seconds is taken to wait for ever.
-LIMIT = 30
+LIMIT = 90
 #: From the fault to the end of the job.
 SOON = 10
 #: 1210 parameters: 1.weight (1024), 1.bias (16), 3.weight (160) and 3.bias (10).
