@@ -134,9 +134,9 @@ def verdict(status: int, last: bytes) -> str:
         status: as `os.waitpid` returns it.
         last: what the rank has marked last.
 
-    >>> verdict(9, b"b").partition(":")[0]
-    'was ended by SIGKILL'
-    >>> verdict(0, b"b").partition(":")[0]
+    >>> verdict(15, b"b")
+    'was ended by SIGTERM: the job cannot go on without it'
+    >>> verdict(0, b"b").partition(",")[0]
     'left with status 0 before the run had ended'
     >>> verdict(0, b"e"), verdict(2 << 8, b"")
     ('', '')

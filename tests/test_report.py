@@ -370,8 +370,10 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
         )
     link = mean([sum(summary["link_bytes"].values()) for summary in summaries])
     assert float(found["link bytes up + down"].replace(",", "").split()[0]) == pytest.approx(link, abs=1)
-    down = {one["wire_bytes"]["down"] for one in summaries}
-    assert found["wire bytes down"] == f"{down.pop():,}"
+    # What goes down names places, which cost a byte more or less.
+    low, high = sorted(one["wire_bytes"]["down"] for one in summaries)
+    several = f"{(low + high) / 2:,.0f} {low:,} … {high:,}"
+    assert found["wire bytes down"] == (several if low < high else f"{low:,}")
     low, high = sorted(one["test_accuracy"] for one in summaries)
     assert found["final accuracy"] == f"{(low + high) / 2:.4g} {low:.4g} … {high:.4g}"
     reached = [

@@ -802,7 +802,7 @@ def test_wires_that_attach_has_made_are_closed() -> None:
         from mpi4py import MPI
         from qsparse.errors import DisagreementError, WireError
         from qsparse.torch import attach
-        from qsparse.wire import mpi
+        from qsparse.wire.mpi_end import wires_open
         from test_torch_attach import batch, frozen, step, tensors
 
         rank = MPI.COMM_WORLD.rank
@@ -817,13 +817,13 @@ def test_wires_that_attach_has_made_are_closed() -> None:
                     assert "about seed" in str(error)
                 else:
                     raise AssertionError("the seeds differ")
-                assert not mpi._open
+                assert not wires_open
             with attach(model, optimizer, "local-sgd(H=2)", None if use % 2 else MPI.COMM_WORLD) as attached:
                 started = tensors(model)
                 assert all(torch.equal(started[name], wanted[name]) for name in wanted)
                 for t in range(3):
                     step(model, optimizer, batch(rank, t, torch.float32))
-            assert not mpi._open
+            assert not wires_open
             attached.finish()
             assert attached.ledger.messages["up"] == 2 + 1
             try:

@@ -74,7 +74,8 @@ def _zlib(data: Any, start: int) -> int:
 
 
 def _largest(data: _Bytes) -> Any:
-    return largest(data[: data.size // 4 * 4].view(np.int32), _MAGNITUDE)
+    # Of a copy: `largest` is compiled for what can be written to, and a second time for what cannot.
+    return largest(data[: data.size // 4 * 4].copy().view(np.int32), _MAGNITUDE)
 
 
 def _as_float(bits: Any) -> float:

@@ -67,12 +67,24 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
     else:
         model = _resnet(*_picture(kind, shape), classes, _RESNETS[kind])
     try:
-        model = model.to_empty(device="cpu")
+        _allocate(model)
     except RuntimeError as error:
         why = str(error).partition("\n")[0]
         raise SettingError(f"model {name!r} does not fit into the memory of this machine: {why}") from None
     _initialise(model, seed.at(rank=0, step=0, use="model"))
     return model
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give tensors on the meta device memory, with anything in it.
+
+    `nn.Module.to_empty` does so as well, and loads symbolic shapes and SymPy for it: half a second.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _hidden(name: str, arguments: tuple[str, ...]) -> tuple[int, ...] | None:

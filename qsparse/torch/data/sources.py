@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,9 @@ def _table(white: int, mean: float, std: float) -> Floats:
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    raw = bunch.images.astype(np.uint8)[:, np.newaxis]
-    y = bunch.target.astype(np.int64)
+    table = _digits_table()
+    raw = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
+    y = table[:, -1].astype(np.int64)
     order = permutation(len(y), _SPLIT)
     cut = len(y) * 4 // 5
     train, test = order[:cut], order[cut:]
@@ -85,6 +84,26 @@ def _digits() -> Dataset:
     std = math.sqrt(squares * seen.size - total * total) / seen.size / 16
     x = _table(16, mean, std)[raw]
     return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
+
+
+def _digits_table() -> npt.NDArray[np.float64]:
+    """64 pixels and the label of every picture.
+
+    The file is read as `sklearn.datasets.load_digits` reads it, without loading all of scikit-learn and
+    SciPy, which takes as long as loading torch; should it lie elsewhere one day, they are loaded.
+    """
+    package = find_spec("sklearn")
+    if package is None:
+        raise DataError("digits is a part of scikit-learn, which is missing: pip install qsparse[train]")
+    for folder in package.submodule_search_locations or ():
+        path = Path(folder, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    table: npt.NDArray[np.float64] = np.column_stack([bunch.data, bunch.target])
+    return table
 
 
 #: The labels that the training files begin with: MNIST and Fashion-MNIST have the same file names.
