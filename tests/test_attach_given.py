@@ -146,7 +146,10 @@ def test_the_other_ranks_are_told() -> None:
     [
         ({"model": nn.Linear}, "needs a torch.nn.Module that was made, not the class Linear"),
         ({"model": None}, "needs a torch.nn.Module that was made, not None"),
-        ({"model": nn.Sequential(nn.LazyLinear(3))}, "'0.weight' has no shape yet, .*: run the model on one batch"),
+        (
+            {"model": nn.Sequential(nn.LazyLinear(3))},
+            "'0.weight' has no shape yet, .*: run the model on one batch",
+        ),
         ({"algorithm": None}, "needs an algorithm or its text, .* not None"),
         ({"algorithm": torch.optim.SGD}, "needs an algorithm or its text, .* not the class SGD"),
         ({"exchange": None}, "needs an exchange or its text, .* not None"),

@@ -127,7 +127,10 @@ def test_refusals() -> None:
         ),
         (replace(snapshot, up=preset("laq").up), "use memory stateless"),
         (replace(preset("acc-asyfpg"), meeting=dense.meeting), "use meeting asynchronous"),
-        (replace(dense, down=replace(snapshot.answer, compressor=build("sign", "compressor"))), "has but one"),
+        (
+            replace(dense, down=replace(snapshot.answer, compressor=build("sign", "compressor"))),
+            "has but one",
+        ),
     ]
     for algorithm, reason in refused:
         exchange = natural_exchange(algorithm)
