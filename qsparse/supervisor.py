@@ -28,6 +28,8 @@ _ENDED: Final = b"e"
 _HANDED_ON: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
+#: Seconds after which it is looked whether the rank has ended, whatever signals have come.
+_LOOK: Final = 1.0
 #: In the environment of a command: the pipe for marks, and the process that may write to it.
 _VARIABLE: Final = "QSPARSE_SUPERVISED"
 
@@ -109,9 +111,10 @@ def _stay(child: int, read: int) -> NoReturn:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
-        told = signal.sigwaitinfo({*_HANDED_ON, signal.SIGCHLD})
+        # Not without an end: should a signal be lost, the job would wait for this process.
+        told = signal.sigtimedwait({*_HANDED_ON, signal.SIGCHLD}, _LOOK)
         # Launchers, and terminals (0), send a signal to all processes of a rank.
-        if told.si_signo != signal.SIGCHLD and told.si_pid not in (launcher, 0):
+        if told is not None and told.si_signo != signal.SIGCHLD and told.si_pid not in (launcher, 0):
             os.kill(child, told.si_signo)
     os.set_blocking(read, False)
     last = b""
