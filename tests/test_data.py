@@ -7,12 +7,15 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import io
 import lzma
 import os
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +28,7 @@ import numpy as np
 import pytest
 
 from qsparse.errors import DataError, UnknownPart
-from qsparse.torch.data import Dataset, load, readers, search_path
+from qsparse.torch.data import Dataset, load, readers, search_path, sources
 from qsparse.torch.data.places import SOURCES
 
 IDX = SOURCES["mnist"].layouts[0]
@@ -84,6 +87,25 @@ def cifar_binary(batches: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str,
 
 
 # digits and real files
+
+
+def test_digits_are_those_of_scikit_learn_which_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys; from qsparse.torch.data import load; load('digits'); print('sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    wanted = np.column_stack([bunch.data, bunch.target])
+    assert np.array_equal(sources._digits_table(), wanted)
+    # Where the file lies elsewhere, and where there is none.
+    monkeypatch.setattr(sources, "find_spec", lambda name: importlib.util.spec_from_loader(name, None))
+    assert np.array_equal(sources._digits_table(), wanted)
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="part of scikit-learn, which is missing"):
+        load("digits")
 
 
 def test_digits_are_all_there_and_standardised() -> None:
