@@ -24,7 +24,7 @@ def dist_ef_sgd(lr: Rate = 0.1, weight_decay: float = 0.0, compressor: Compresso
 
 @register("dist-ef-sgdm", "algorithm")
 def dist_ef_sgdm(
-    lr: Rate = 0.1,
+    lr: Rate = 0.01,
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,
@@ -32,7 +32,8 @@ def dist_ef_sgdm(
 ) -> Algorithm:
     """As dist-ef-sgd with m_i = μm_i + g_i and g_i + μm_i in place of g_i, on the workers only.
 
-    Weight decay is applied by every rank to the model itself, and not compressed; see sgd(decoupled).
+    Momentum makes of every gradient 1/(1 − μ) steps, so lr is a tenth of that of dist-ef-sgd. Weight decay is
+    applied by every rank to the model itself, and not compressed; see sgd(decoupled).
     """
     return _dist_ef(
         SGD(lr, momentum, nesterov, weight_decay, decoupled=weight_decay > 0), compressor or Sign()
@@ -52,7 +53,7 @@ def dist_ef_blocksgd(
 
 @register("dist-ef-blocksgdm", "algorithm")
 def dist_ef_blocksgdm(
-    lr: Rate = 0.1,
+    lr: Rate = 0.01,
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 0.0,

@@ -97,11 +97,13 @@ def lag_ps(
 ) -> Algorithm:
     """As gd, but the coordinator asks only those workers whose gradient may have changed; see ask.
 
-    A worker is asked after ``patience`` rounds at the latest: its smoothness is guessed from what was seen,
-    and far too low for networks at first (the experiments of Sun et al., 2019, have 100).
-
-    LAG, rule of the parameter server (Chen et al., 2018). lr is M·α; lr, alpha and whole are those of gd.
+    LAG, rule of the parameter server (Chen et al., 2018), whose ξ of 10/D goes with a smoothness that is
+    known. Without one it is guessed from what was seen, which is too low for a network: ξ is 1/D then, as in
+    the rule of the workers, and a worker is asked after ``patience`` rounds at the latest (the experiments of
+    Sun et al., 2019, have 100). lr is M·α; lr, alpha and whole are those of gd.
     """
+    if xi is None and smoothness is None:
+        xi = 1 / D
     trigger = Ask(D, xi, patience, smoothness=smoothness)
     return replace(gd(lr, alpha, whole), trigger=trigger, up=Link(memory=Innovation()))
 
@@ -109,7 +111,7 @@ def lag_ps(
 @register("slaq", "algorithm")
 def slaq(
     lr: Rate | None = None,
-    bits: int = 3,
+    bits: int | None = None,
     D: int = 10,
     xi: float | None = None,
     patience: int = 100,
@@ -120,10 +122,12 @@ def slaq(
     """As laq with gradients of batches and the rule of the authors' stochastic runs; see lazy. lr is M·α.
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)Σ_{d=2…D} ξ_d‖Δθ‖² + 1.5(‖ε‖² + ‖ε̂‖²) + floor (Sun et al., 2019; code).
-    lr is 0.08 unless it or alpha is given. ``published`` is one radius for the whole vector, the errors in
-    full and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so that the
-    floor is 0 otherwise.
+    lr is 0.08 unless it or alpha is given. ``published`` is one radius for the whole vector, 3 bits, the
+    errors in full and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so
+    that the floor is 0 otherwise. A convolutional network learns too slowly with 3 bits, so there are 4.
     """
+    if bits is None:
+        bits = 3 if published else 4
     if floor is None:
         floor = 0.2 if published else 0.0
     rule = Lazy(D, xi, patience, errors=1.5, floor=floor, newest=2, most=_most(published))
@@ -157,8 +161,10 @@ def lasg_wk2(
     """As lag-wk with gradients of batches: news is ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖²; see lasg.
 
     LASG-WK2 (Chen et al., 2020): the same batch at the model and at that of the last upload. lr is as for
-    lasg-wk1.
+    lasg-wk1, and ξ is 0.4/D unless given: with the 0.8/D of lag-wk a convolutional network is sent too little.
     """
+    if xi is None:
+        xi = 0.4 / D
     return replace(lag_wk(_default(lr, alpha, 0.1), D, xi, patience, alpha), local=LASG(2))
 
 

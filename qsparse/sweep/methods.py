@@ -119,7 +119,7 @@ def _dist_ef() -> Sweep:
     return Sweep(
         "dist-ef",
         (
-            Method("SGDM", {"algorithm": "sgd", "momentum": 0.9, "nesterov": True}),
+            Method("SGDM", {"algorithm": "sgd", "lr": "0.01", "momentum": 0.9, "nesterov": True}),
             Method("dist-EF-SGDM", {"algorithm": "dist-ef-sgdm"}),
             Method("dist-EF-BlockSGDM", {"algorithm": "dist-ef-blocksgdm"}),
             # A step has the length η in every coordinate, whatever the gradient's: it has an η of its own.
