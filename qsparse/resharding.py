@@ -103,6 +103,7 @@ def reshard(
     Args:
         walks: of all ranks before: what `qsparse.rounds.phases.Walk.state` returned.
         algorithm, exchange: of the run.
+        rank, size: of this rank now.
 
     Returns:
         The state for `Walk.restore`, and by name how far the sums over the workers of their error memories

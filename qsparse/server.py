@@ -38,6 +38,7 @@ class ServerRule(ABC):
         """Take the merged report of one round (or of one arrival), the mean over the workers.
 
         Args:
+            state: of the rule.
             u: (n,), overwritten by the next round.
             t: the local step at which the workers reported; schedules go by it.
         """
@@ -59,6 +60,7 @@ class ServerRule(ABC):
         """A phase begins at a model that all ranks have.
 
         Args:
+            state: of the rule.
             model: (n,).
             before: the state of the rule of the phase before.
         """

@@ -63,7 +63,7 @@ def split() -> None:
 
 
 def supervised() -> bool:
-    """Has this process a supervisor?"""
+    """Whether this process has a supervisor."""
     if _pipe is not None and os.getpid() == _owner:
         return True
     pipe, _, owner = os.environ.get(_VARIABLE, "").partition(":")

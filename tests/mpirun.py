@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _LEFTOVERS = ("PMI", "OMPI_", "OPAL_", "PRTE_", "HYDRA_", "HYDI_", "MPI_", "MPIR_", "MPIEXEC_", "I_MPI_")
 _LEFTOVERS_OF_SCHEDULERS = ("SLURM_", "FLUX_", "PALS_", "PBS_", "LSB_", "TORCHELASTIC_", "WORLD_SIZE")
 
-# Each rank starts here: after the time limit it prints where every thread stands, and ends. By an alarm, which
-# a process that is forked can have as well: faulthandler's own clock is a thread, for which it would wait for ever.
+# Each rank starts here: after the time limit it prints where every thread stands, and ends. By an alarm,
+# which a process that is forked can have as well: faulthandler's own clock is a thread, for which it would
+# wait for ever.
 _BOOT = """\
 import faulthandler, os, runpy, signal, sys
 seconds = float(sys.argv[1])

@@ -303,7 +303,7 @@ def test_a_run_is_repeated_from_its_order_of_arrivals() -> None:
     ):
         run(0, [*first[0], 1])
     # Rank 1 waits for an answer, or has its last one: it cannot report.
-    with pytest.raises(DisagreementError, match="has rank 1 after [0-9]+ reports, which is not to report"):
+    with pytest.raises(DisagreementError, match=r"has rank 1 after [0-9]+ reports, which is not to report"):
         run(0, [1] * len(first[0]))
 
 

@@ -441,8 +441,9 @@ def test_wherever_the_power_goes_off_a_whole_checkpoint_is_left(
         left = count
         with monkeypatch.context() as patch:
             for holder, name in (
-                (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (Path, "open"), (Path, "chmod"),
-                (shutil, "rmtree"), (qsparse.statefile, "sync"), (qsparse.checkpoint, "write"),
+                (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (Path, "open"),
+                (Path, "chmod"), (shutil, "rmtree"), (qsparse.statefile, "sync"),
+                (qsparse.checkpoint, "write"),
             ):  # fmt: skip
                 patch.setattr(holder, name, may_fail(getattr(holder, name)))
             try:
@@ -465,7 +466,7 @@ def test_wherever_the_power_goes_off_a_whole_checkpoint_is_left(
 def test_a_folder_that_cannot_be_written_costs_no_step(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     watcher = Fault(1)
-    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 0 to .*checkpoints: "):
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint of step 0 to .*checkpoints: "):
         train(preset("sgd"), tmp_path, resume="none", watcher=watcher)
     assert not watcher.seen
     assert not (tmp_path / "history.jsonl").exists()

@@ -112,7 +112,8 @@ def test_digits_are_all_there_and_standardised() -> None:
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load("digits")
-    assert digits.train_x.shape == (1437, 1, 8, 8) and digits.test_x.shape == (360, 1, 8, 8)
+    assert digits.train_x.shape == (1437, 1, 8, 8)
+    assert digits.test_x.shape == (360, 1, 8, 8)
     assert abs(digits.train_x.mean(dtype=np.float64)) < 1e-6
     assert digits.train_x.std(dtype=np.float64) == pytest.approx(1, abs=1e-6)
 
@@ -170,8 +171,10 @@ def test_dataset_refuses_arrays_that_are_not_as_stated(field: str, value: Any, w
 
 def test_mnist(data_dir: Path) -> None:
     mnist = load("mnist", data_dir)
-    assert mnist.train_x.shape == (60000, 1, 28, 28) and mnist.test_x.shape == (10000, 1, 28, 28)
-    assert mnist.train_y[:5].tolist() == [5, 0, 4, 1, 9] and mnist.test_y[:5].tolist() == [7, 2, 1, 0, 4]
+    assert mnist.train_x.shape == (60000, 1, 28, 28)
+    assert mnist.test_x.shape == (10000, 1, 28, 28)
+    assert mnist.train_y[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.test_y[:5].tolist() == [7, 2, 1, 0, 4]
     assert np.bincount(mnist.train_y).tolist()[:3] == [5923, 6742, 5958]
     x = np.asarray(mnist.train_x)
     assert abs(x.mean(dtype=np.float64)) < 1e-3
@@ -180,10 +183,12 @@ def test_mnist(data_dir: Path) -> None:
 
 def test_cifar10(data_dir: Path) -> None:
     cifar = load("cifar10", data_dir)
-    assert cifar.train_x.shape == (50000, 3, 32, 32) and cifar.test_x.shape == (10000, 3, 32, 32)
+    assert cifar.train_x.shape == (50000, 3, 32, 32)
+    assert cifar.test_x.shape == (10000, 3, 32, 32)
     assert np.bincount(cifar.train_y).tolist() == [5000] * 10
     assert np.bincount(cifar.test_y).tolist() == [1000] * 10
-    assert cifar.train_y[:3].tolist() == [6, 9, 9] and cifar.test_y[:3].tolist() == [3, 8, 8]
+    assert cifar.train_y[:3].tolist() == [6, 9, 9]
+    assert cifar.test_y[:3].tolist() == [3, 8, 8]
     x = np.asarray(cifar.train_x)
     for colour in range(3):
         plane = x[:, colour]
@@ -196,14 +201,17 @@ def test_a9a_with_its_test_set(data_dir: Path, path: str) -> None:
     a9a = load(f"libsvm:{path}", data_dir)
     assert a9a.name == "libsvm:a9a"
     # The test file has 122 features only.
-    assert a9a.train_x.shape == (32561, 123) and a9a.test_x.shape == (16281, 123) and a9a.shape == (123,)
+    assert a9a.train_x.shape == (32561, 123)
+    assert a9a.test_x.shape == (16281, 123)
+    assert a9a.shape == (123,)
     assert np.bincount(a9a.train_y).tolist() == [24720, 7841]
     assert np.count_nonzero(a9a.train_x) == 451592
 
 
 def test_a1a_without_a_test_set_is_split(data_dir: Path) -> None:
     a1a = load(f"libsvm:{data_dir / 'libsvm' / 'a1a.bz2'}")
-    assert len(a1a.train_y) == 1284 and len(a1a.test_y) == 321
+    assert len(a1a.train_y) == 1284
+    assert len(a1a.test_y) == 321
     assert set(a1a.test_y.tolist()) == {0, 1}
 
 
@@ -215,7 +223,8 @@ def test_a1a_without_a_test_set_is_split(data_dir: Path) -> None:
 def test_idx_layouts(tmp_path: Path, folder: str, suffix: str) -> None:
     write(tmp_path / "data" / folder, tiny_mnist(), suffix)
     mnist = load("mnist", tmp_path / "data")
-    assert mnist.train_x.shape == (30, 1, 28, 28) and mnist.train_x[:].flags.c_contiguous
+    assert mnist.train_x.shape == (30, 1, 28, 28)
+    assert mnist.train_x[:].flags.c_contiguous
     raw = np.arange(784) % 256
     expected = ((raw / 255 - 0.1307) / 0.3081).reshape(1, 28, 28)
     np.testing.assert_allclose(mnist.train_x[:1][0], expected, rtol=0, atol=1e-6)
@@ -476,7 +485,8 @@ def test_label_formats(tmp_path: Path, labels: list[str], expected: list[int]) -
     dataset = load(libsvm(tmp_path, text))
     assert dataset.train_y.tolist() == dataset.test_y.tolist() == expected
     assert dataset.classes == max(expected) + 1
-    assert dataset.train_x[:, 0].tolist() == [0, 1, 2, 3] and dataset.train_x[0].tolist() == [0, 0, 0.5]
+    assert dataset.train_x[:, 0].tolist() == [0, 1, 2, 3]
+    assert dataset.train_x[0].tolist() == [0, 0, 0.5]
 
 
 def test_empty_rows_and_comments(tmp_path: Path) -> None:
@@ -499,7 +509,8 @@ def test_both_files_get_the_same_features(tmp_path: Path, train: str, test: str)
 def test_a_label_of_the_test_file_only_is_a_class_too(tmp_path: Path) -> None:
     libsvm(tmp_path, "3 1:1\n1 1:1\n", "some.t")
     dataset = load(libsvm(tmp_path, "1 1:1\n2 1:1\n"))
-    assert dataset.classes == 3 and dataset.test_y.tolist() == [2, 0]
+    assert dataset.classes == 3
+    assert dataset.test_y.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
@@ -519,7 +530,8 @@ def test_libsvm_paths(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPat
 def test_a_split_is_the_same_each_time_and_loses_nothing(tmp_path: Path) -> None:
     name = libsvm(tmp_path, "".join(f"{row % 2} 1:{row + 1}\n" for row in range(50)))
     dataset = load(name)
-    assert len(dataset.train_y) == 40 and len(dataset.test_y) == 10
+    assert len(dataset.train_y) == 40
+    assert len(dataset.test_y) == 10
     rows = np.concatenate([dataset.train_x, dataset.test_x]).ravel()
     assert sorted(rows.tolist()) == list(range(1, 51))
     assert load(name).train_x.tolist() == dataset.train_x.tolist()
@@ -646,7 +658,8 @@ def test_an_explicit_folder_is_read_but_not_written(server: Server, tmp_path: Pa
     server.offer("mnist", packed(tiny_mnist()))
     (tmp_path / "given").mkdir()
     assert len(load("mnist", tmp_path / "given").train_y) == 30
-    assert files_in(tmp_path / "given") == [] and len(files_in(cache)) == 4
+    assert files_in(tmp_path / "given") == []
+    assert len(files_in(cache)) == 4
 
 
 def test_several_ranks_of_a_node_download_once(server: Server) -> None:
@@ -703,8 +716,10 @@ def test_without_a_network_the_error_says_what_to_do(
         for folder in ("", "cifar-10", "cifar-10-batches-bin", "cifar-10-batches-py"):
             assert f"{top / folder}," in message or f"{top / folder} " in message
     assert f"{given / 'cifar-10'} (which lacks data_batch_2.bin, " in message
-    assert f"{base}cifar-10-binary.tar.gz: " in message and "refused" in message
-    assert "--data-dir DIR" in message and "QSPARSE_DATA" in message
+    assert f"{base}cifar-10-binary.tar.gz: " in message
+    assert "refused" in message
+    assert "--data-dir DIR" in message
+    assert "QSPARSE_DATA" in message
 
 
 def test_a_cache_that_cannot_be_written(cache: Path) -> None:

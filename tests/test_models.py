@@ -54,10 +54,12 @@ def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
     model = build_model(name, shape, 10, Seed(0))
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
     out = model(x)
-    assert out.shape == (3, 10) and bool(torch.isfinite(out).all())
+    assert out.shape == (3, 10)
+    assert bool(torch.isfinite(out).all())
     out.square().sum().backward()
     for parameter in model.parameters():
-        assert parameter.grad is not None and bool(parameter.grad.any())
+        assert parameter.grad is not None
+        assert bool(parameter.grad.any())
     model.eval()
     assert model(x[:1]).shape == (1, 10)
 
@@ -66,8 +68,11 @@ def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
 def test_everything_is_float32_contiguous_and_real(name: str) -> None:
     model = build_model(name, CIFAR, 10, Seed(0))
     for parameter in model.parameters():
-        assert parameter.dtype == torch.float32 and parameter.is_contiguous() and parameter.requires_grad
-        assert parameter.device.type == "cpu" and parameter.is_leaf
+        assert parameter.dtype == torch.float32
+        assert parameter.is_contiguous()
+        assert parameter.requires_grad
+        assert parameter.device.type == "cpu"
+        assert parameter.is_leaf
     for buffer_name, buffer in model.named_buffers():
         assert buffer.device.type == "cpu"
         assert bool((buffer == (1 if buffer_name.endswith("running_var") else 0)).all())
@@ -125,7 +130,8 @@ def test_resnet20_shortcuts_have_no_parameters() -> None:
     out = shortcuts[3](x)
     assert out.shape == (2, 32, 2, 2)
     assert torch.equal(out[:, 8:24], x[:, :, ::2, ::2])
-    assert not out[:, :8].any() and not out[:, 24:].any()
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -213,7 +213,8 @@ def test_other_ranks_go_on_and_converge(tmp_path: Path, name: str, ranks: int, s
     assert summary["dense_bits"]["up"] == 32 * N * (before * begin + len(workers) * (120 - begin))
     if exchange == ParameterServer() and algorithm.trigger.always_due:
         said = summary["messages"]["up"] + summary["skips"]
-        # Statistics go beside where the model is evaluated, each five steps of a stretch, and where phases end.
+        # Statistics go beside where the model is evaluated, each five steps of a stretch, and where phases
+        # end.
         ends = set(itertools.accumulate(length for _, length in algorithm.phases(120)))
         early = ends | set(range(0, begin + 1, 5))
         late = ends | set(range(begin, 120, 5))
@@ -233,7 +234,7 @@ def test_a_schedule_goes_by_the_epochs_that_are_left(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the fault"):
         train(algorithm, tmp_path, 4, epochs=8, per_epoch=15, watcher=Fault(40))
     other = preset("local-sgd(lr=cosine(0.2), H=2)")
-    with pytest.raises(CheckpointError, match="local as given is .*peak=0.1.* there and .*peak=0.2.* here"):
+    with pytest.raises(CheckpointError, match=r"local as given is .*peak=0.1.* there and .*peak=0.2.* here"):
         train(other, tmp_path, 3, epochs=8, per_epoch=20)
     fault = Fault(60)
     with pytest.raises(RuntimeError, match="the fault"):

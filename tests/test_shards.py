@@ -53,7 +53,8 @@ def skew(alpha: float) -> float:
 
 
 def test_small_alpha_skews_and_large_alpha_does_not() -> None:
-    assert skew(0.1) > 0.35 > skew(1.0) > skew(1000) and skew(1000) < 0.13
+    assert skew(0.1) > 0.35 > skew(1.0) > skew(1000)
+    assert skew(1000) < 0.13
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,8 @@ def test_an_epoch_visits_each_example_at_most_once() -> None:
     assert batches.steps_per_epoch == 4
     for epoch in range(3):
         seen = np.concatenate([batches.batch(epoch * 4 + i) for i in range(4)])
-        assert len(set(seen.tolist())) == 20 and set(seen.tolist()) <= set(SHARD.tolist())
+        assert len(set(seen.tolist())) == 20
+        assert set(seen.tolist()) <= set(SHARD.tolist())
 
 
 def test_batches_do_not_depend_on_what_was_asked_before() -> None:
@@ -128,7 +130,8 @@ def test_examples_are_drawn_evenly() -> None:
     batches = Batches(np.arange(10), 3, Seed(1))
     counts = np.bincount(np.concatenate([batches.batch(t) for t in range(3000)]), minlength=10)
     # 1000 epochs, each leaving one example of ten out: 900 on average, deviation about 9.5.
-    assert counts.sum() == 9000 and np.all(np.abs(counts - 900) < 50)
+    assert counts.sum() == 9000
+    assert np.all(np.abs(counts - 900) < 50)
 
 
 @pytest.mark.parametrize(

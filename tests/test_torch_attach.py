@@ -382,12 +382,14 @@ def test_ranks_with_statistics_that_end_at_different_steps(steps: tuple[int, int
     def body(wire: Wire) -> None:
         model = normed(1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with (
-            pytest.raises((DisagreementError, RankError), match="the ranks meet at different steps"),
-            attach(model, optimizer, "local-sgd(H=4)", wire),
-        ):
-            for t in range(steps[wire.rank]):
-                step(model, optimizer, batch(wire.rank, t, torch.float32))
+
+        def loop() -> None:
+            with attach(model, optimizer, "local-sgd(H=4)", wire):
+                for t in range(steps[wire.rank]):
+                    step(model, optimizer, batch(wire.rank, t, torch.float32))
+
+        with pytest.raises((DisagreementError, RankError), match="the ranks meet at different steps"):
+            loop()
 
     run_threads(2, body, timeout=30)
 

@@ -13,12 +13,12 @@ import pytest
 
 from qsparse.algorithm import Algorithm, Async, check
 from qsparse.compressors import Float32, TopK
+from qsparse.compressors.base import Sum
 from qsparse.errors import CompositionError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
-from qsparse.compressors.base import Sum
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import Kind, Payload
 from qsparse.registry import build, spell

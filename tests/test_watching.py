@@ -287,7 +287,8 @@ def test_every_kind_of_run_is_watched(tmp_path: Path, name: str) -> None:
     for line in watched:
         names = list(line["contraction"]["layers"])
         assert names == list(line["layer_bytes"]["layers"])
-        # A worker whose last report is its first after a prelude stands at the snapshot, and has nothing to say.
+        # A worker whose last report is its first after a prelude stands at the snapshot, and has nothing to
+        # say.
         assert (line["contraction"]["all"] or 0.0) <= 1
         assert line["contraction"]["all"] is not None or name == "prelude"
         assert line["layer_bytes"]["messages"] >= 1

@@ -110,7 +110,7 @@ class Bar:
     at_least: bool = False
 
     def met(self, value: float) -> bool:
-        """Does a figure keep within the limit?"""
+        """Whether a figure keeps within the limit."""
         return value >= self.limit if self.at_least else value <= self.limit
 
 

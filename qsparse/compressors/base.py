@@ -95,14 +95,14 @@ class Sum(NamedTuple):
 
     @property
     def simple(self) -> bool:
-        """Can kernels of float32 add it, rounding as `add` does?"""
+        """Whether kernels of float32 can add it, rounding as `add` does."""
         if self.y is None or self.out is None:
             return self.x.dtype == np.float32
         return abs(self.scale) == 1 and self.x.dtype == self.y.dtype == self.out.dtype == np.float32
 
     @property
     def streamed(self) -> bool:
-        """Is ``out`` better written past the caches: longer than they are, and beginning at a line?"""
+        """Whether to write ``out`` past the caches: it is longer than they are, and begins at a line."""
         return self.out is not None and self.out.size >= LONG and self.out.ctypes.data % CACHE_LINE == 0
 
     def part(self, start: int, stop: int) -> Sum:
@@ -183,7 +183,7 @@ class Compressor(ABC):
 
     @property
     def sparse(self) -> bool:
-        """Does a message leave out coordinates, so that what is made of it moves a part of a model only?"""
+        """Whether messages leave out coordinates, so that they move only a part of a model."""
         return False
 
     @abstractmethod

@@ -42,13 +42,13 @@ def read_width(section: Reader, least: int) -> int:
 
 
 def are_scales(values: npt.NDArray[np.float32]) -> bool:
-    """Are all of them what `Reader.scale` takes?"""
+    """Whether `Reader.scale` takes all of them."""
     # Infinity, NaN and what is negative, zero too, have the larger bits.
     return bool(np.all(values.view(np.uint32) < 0x7F80_0000))
 
 
 def are_filled(rows: npt.NDArray[np.uint8], bits: int) -> bool:
-    """Are the last bytes of rows that end with so many bits filled with zeros?"""
+    """Whether the last bytes of rows that end with so many bits are filled with zeros."""
     return bits % 8 == 0 or not np.any(rows[:, -1] >> bits % 8)
 
 

@@ -33,7 +33,7 @@ class Exchange(ABC):
         return list(range(size))
 
     def coordinates(self, rank: int) -> bool:
-        """Does this rank merge reports and make the answer?"""
+        """Whether this rank merges reports and makes the answer."""
         return True
 
     @abstractmethod
@@ -59,7 +59,8 @@ class Exchange(ABC):
         """As `broadcast`, but of the workers only some are told; the others get a SKIP.
 
         Args:
-            asked: of the workers in rank order, who is told; None where no rank coordinates.
+            wire, reply: as for `broadcast`.
+            asked: for each worker in rank order, whether it is told; None where no rank coordinates.
 
         Raises:
             CompositionError: an exchange that answers all ranks alike.
@@ -71,7 +72,7 @@ class Exchange(ABC):
         """Send an ERROR to the ranks that wait for this one, in place of what it owed them."""
 
     def relays(self, rank: int) -> bool:
-        """Must a rank that was told of an error tell the others?"""
+        """Whether a rank that was told of an error must tell the others."""
         return False
 
     def tell(self, wire: Wire, error: BaseException, step: int) -> None:

@@ -35,10 +35,13 @@ def sum_at(indices, values, begins, stops, start, stop, parts, lead, scratch, st
     Args:
         indices, values: of all vectors in a row, those of each ascending.
         begins, stops: where the entries of each vector that lie in start … stop − 1 begin and end.
+        start, stop: the stretch of ``out`` that is written.
+        parts: what the sum is divided by.
         lead: how many entries of ``out`` lie before a multiple of 64 bytes; from there on it is written
             past the caches, if it is float32. −1: not so.
         scratch: zeros like ``out``, and zeros again afterwards.
         stamps: intp, as many; no place of ``out`` plus one, such as zeros before the first call.
+        out: (n,), of the type of ``values``.
     """
     size = scratch.size
     upto = begins.copy()

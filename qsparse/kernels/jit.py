@@ -155,7 +155,7 @@ def folder() -> str | None:
 
 
 def ill_from_the_start() -> bool:
-    """Was something wrong with the folder of compiled kernels before one was compiled?"""
+    """Whether something was wrong with the folder of compiled kernels before one was compiled."""
     return bool(_ill)
 
 

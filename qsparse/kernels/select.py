@@ -59,6 +59,7 @@ def kth_largest(raw, k, mask, low):
 
     Args:
         raw: the entries' bits as a signed integer array, (n,).
+        k: 1 … n.
         mask: all bits but the sign.
         low: how many bits lie below the first digit (20 for float32, 52 for float64).
     """
@@ -136,6 +137,8 @@ def narrow(positions, values, raw, k, indices, kept):
     Args:
         positions, values: of the candidates in the order of positions, float32, (c,) with c ≥ k.
         raw: the bits of the values, int32.
+        k: how many are kept.
+        indices, kept: are given their positions and values.
     """
     mask = 0x7FFF_FFFF
     least, equals = kth_largest(raw, k, mask, 20)

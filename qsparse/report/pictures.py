@@ -29,8 +29,9 @@ class Curves:
 
     Args:
         name: of the file.
-        title, xlabel, ylabel: what is shown, with units.
+        title: what is shown.
         x, y: how both are read off an evaluation.
+        xlabel, ylabel: what they are, with units.
         xlog, ylog: logarithmic axes; what is not positive is left out there.
         floor: what lies below is not shown.
     """

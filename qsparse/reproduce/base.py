@@ -46,7 +46,7 @@ class Bar(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Does it?"""
+        """Whether it does."""
         return self.low <= self.ours <= self.high
 
     def __str__(self) -> str:

@@ -80,6 +80,7 @@ def gradients(
         x, y: examples (N, features) of the type of the models, and their labels.
         models: (n,) each.
         out: where the gradient of each goes, (n,).
+        classes: how many labels there are.
     """
     stacked = stack(models, classes)
     loss = np.zeros(len(models))

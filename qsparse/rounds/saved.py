@@ -46,6 +46,8 @@ def restore(station: Station, saved: State, x: Vector, gradient: Vector | None) 
     """Bring a new station to what was saved.
 
     Args:
+        station: new.
+        saved: what `state_of` returned.
         x, gradient: the worker's model and where its gradients are left, (n,), as the local step has them.
     """
     seat, desk = station.seat, station.desk

@@ -95,7 +95,7 @@ class Seat:
         self.asked = True
 
     def due(self, t: int) -> bool:
-        """Does this rank meet the coordinator after step t? Asked once a step."""
+        """Whether this rank meets the coordinator after step t. Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
 
     def news(
@@ -205,7 +205,7 @@ class Station:
         self.stopped = False
 
     def due(self, t: int) -> bool:
-        """Does this rank meet the coordinator after step t?"""
+        """Whether this rank meets the coordinator after step t."""
         return self.seat.due(t)
 
     def meet(self, v: Vector, t: int, measure: float | None = None, last: bool = False) -> Vector | None:
@@ -274,8 +274,9 @@ class Desk:
     """Where the coordinator of an algorithm works: the other ends of the links, and the server rule.
 
     Args:
-        algorithm, start, seed, layout, ledger: as of `Seat`.
+        algorithm, start: as of `Seat`.
         workers: how many report.
+        seed, layout, ledger: as of `Seat`.
         travels: answers go to other ranks, and are made as small as they can be.
     """
 

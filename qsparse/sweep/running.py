@@ -91,7 +91,7 @@ class Run:
         )
 
     def done(self) -> bool:
-        """Has a run with these settings ended well?"""
+        """Whether a run with these settings has ended well."""
         if not (self.folder / "config.toml").exists() or self.conflict():
             return False
         with contextlib.suppress(DataError):

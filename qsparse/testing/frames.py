@@ -213,6 +213,7 @@ def _mutations(body: bytes, draw: np.random.Generator) -> Iterator[bytes]:
 
 
 def refused(data: bytes | bytearray, errors: tuple[type[WireError], ...], what: str) -> None:
+    """Broken unless the data are refused as a frame, by one of the errors."""
     try:
         Payload.parse(data)
     except errors:

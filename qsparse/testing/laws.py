@@ -262,6 +262,7 @@ def _made(item: Any, where: str) -> Any:
 
 
 def name_of(part: Any) -> str:
+    """How a part is spelled, or shown where nothing spells it."""
     if isinstance(part, Row) and part.text:
         return part.text
     try:
@@ -273,5 +274,6 @@ def name_of(part: Any) -> str:
 
 
 def sendable(x: npt.NDArray[Any]) -> bool:
+    """Whether a vector is one that compressors take: contiguous, of float32 or float64, finite."""
     shaped = x.dtype in (np.float32, np.float64) and x.ndim == 1 and x.flags.c_contiguous
     return bool(shaped and np.all(np.isfinite(x)))

@@ -169,10 +169,10 @@ class Attached:
 
         Args:
             folder: of the checkpoints, which all ranks see.
-            others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
+            *others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
             keep: how many checkpoints of this loop stay, at least 1; those of another run are left alone,
                 with a warning.
-            notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
+            **notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
 
         Raises:
             CheckpointError: it could not be written, or another job that is alive saves into the folder; on
@@ -208,7 +208,7 @@ class Attached:
         optimizer takes the mean of the others' moments.
 
         Args:
-            folder, others: as for `save`.
+            folder, *others: as for `save`.
 
         Returns:
             The notes that it was saved with; empty where there is none.

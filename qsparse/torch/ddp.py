@@ -55,6 +55,8 @@ def gloo(folder: Path, rank: int, size: int, interface: str | None) -> Iterator[
     """A process group of all ranks, which meet in a folder that all of them see; collective.
 
     Args:
+        folder: where the ranks find each other.
+        rank, size: of this rank.
         interface: whose address is used; None is the loopback.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = interface or "lo"
@@ -82,6 +84,7 @@ def wrapped(model: nn.Module, hook: str | None = None) -> DistributedDataParalle
     """The model, whose gradients are averaged from here on; all ranks have the same one already.
 
     Args:
+        model: as all ranks have it.
         hook: one of `HOOKS`; dense without. PowerSGD gets all gradients in one bucket: with two it blocks
             both threads of gloo for ever.
     """

@@ -36,7 +36,7 @@ _BITS: Final = {
 
 
 def elsewhere(tensor: torch.Tensor) -> bool:
-    """Does it lie where NumPy cannot read it?"""
+    """Whether it lies where NumPy cannot read it."""
     return tensor.device.type != "cpu"
 
 
@@ -104,9 +104,10 @@ def choose(part: Compressor, x: torch.Tensor, there: Vector, count: int = 1) -> 
     """Compressors that spell of ``there`` what ``part`` would of x, with choices made where x lies.
 
     Args:
-        part: the compressor of each of ``count`` equal stretches.
+        part: the compressor of each stretch.
         x: all of them, (n,).
         there: like x, on the host; is given those entries that somebody will look at.
+        count: into how many equal stretches x is cut.
 
     Raises:
         NotFinite: as `largest`.
@@ -188,7 +189,7 @@ class DeviceSender(Sender):
 
     @staticmethod
     def serves(sender: Sender, algorithm: Algorithm, n: int) -> bool:
-        """Is there something to do on the device, and nobody who asks for the vector on the host?"""
+        """Whether there is something to do on the device, and nobody who asks for the vector on the host."""
         trigger = algorithm.trigger
         alone = trigger.may_skip or trigger.asks
         known = type(sender.memory) in (Stateless, ErrorFeedback)

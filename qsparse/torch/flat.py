@@ -267,7 +267,7 @@ class FlatModel:
             )
 
     def covers(self, parameters: list[Any]) -> bool:
-        """Are these exactly the model's trained parameters?"""
+        """Whether these are exactly the model's trained parameters."""
         return {id(p) for p in parameters if p.requires_grad} == {id(p) for p in self.parameters}
 
 

@@ -42,8 +42,9 @@ def prepare(
     """Make a loop's parts on this rank, and say on what the ranks must agree.
 
     Args:
-        model, algorithm, exchange, seed: as for `qsparse.torch.attach`.
+        model: as for `qsparse.torch.attach`.
         optimizers: of `as_optimizers`.
+        algorithm, exchange, seed: as for `qsparse.torch.attach`.
         wire: says which rank this is, of how many.
 
     Raises:

@@ -132,7 +132,7 @@ class Steps:
         return names(each for each in self.others if not _among(kept, getattr(each, "state", each)))
 
     def steps(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Does an optimizer step parameters of the loop?"""
+        """Whether an optimizer steps parameters of the loop."""
         return any(id(p) in self._parameters for p in parameters_of(optimizer))
 
     def began(self, optimizer: torch.optim.Optimizer) -> None:

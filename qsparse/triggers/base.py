@@ -27,17 +27,17 @@ class Trigger(ABC):
 
     @property
     def always_due(self) -> bool:
-        """Is a message due after every step, whatever the state?"""
+        """Whether a message is due after every step, whatever the state."""
         return False
 
     @property
     def may_skip(self) -> bool:
-        """Does `worth` ever say no?"""
+        """Whether `worth` ever says no."""
         return type(self).worth is not Trigger.worth
 
     @property
     def differs(self) -> bool:
-        """Do its settings give each worker steps of its own?"""
+        """Whether its settings give each worker steps of its own."""
         return False
 
     def bind(self, rate: Rate | None) -> Trigger:
@@ -57,17 +57,17 @@ class Trigger(ABC):
 
     @abstractmethod
     def due(self, state: State, t: int) -> bool:
-        """Is step t = 1, 2, … the last before a meeting? Asked once a step, in order."""
+        """Whether step t = 1, 2, … is the last before a meeting; asked once a step, in order."""
 
     def worth(self, state: State, draft: Draft) -> bool:
-        """Is the draft news? Asked after compressing; no means a SKIP is sent instead."""
+        """Whether the draft is worth sending; asked after compressing, and False sends a SKIP instead."""
         return True
 
     def settled(self, state: State, spoke: bool) -> None:
         """The draft last asked about was sent, or a SKIP was."""
 
     def starved(self, state: State) -> bool:
-        """Was the draft last asked about kept back because of its errors, however much there is to say?"""
+        """Whether the draft last asked about was kept back for its errors, however much there is to say."""
         return False
 
     def heard(self, state: State, model: Vector) -> None:

@@ -39,12 +39,12 @@ class Joined(Trigger):
 
     @property
     def may_skip(self) -> bool:
-        """Does one of them?"""
+        """Whether one of them may."""
         return self.left.may_skip or self.right.may_skip
 
     @property
     def differs(self) -> bool:
-        """Does one of them?"""
+        """Whether one of them does."""
         return self.left.differs or self.right.differs
 
     def bind(self, rate: Rate | None) -> Trigger:

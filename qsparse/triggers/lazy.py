@@ -63,7 +63,7 @@ class Watchful(Trigger):
         return True
 
     def heard(self, state: State, model: Vector) -> None:
-        """How far did the model move?"""
+        """Take down how far the model has moved."""
         if state["heard"] >= 0:
             move = model.astype(np.float64) - state["model"]
             state["moves"][state["heard"] % self.D] = move @ move

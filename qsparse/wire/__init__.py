@@ -1,0 +1,1 @@
+"""How ranks reach each other: MPI, and threads of one process."""

@@ -254,7 +254,7 @@ class MpiWire(Wire):
 
     @property
     def closed(self) -> bool:
-        """Was it closed or left?"""
+        """Whether it was closed or left."""
         return self._closed
 
     def let_go(self) -> None:

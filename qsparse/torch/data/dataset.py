@@ -25,9 +25,9 @@ class Dataset:
 
     Args:
         name: what was asked for, without folders.
-        train_x, test_x: normalised, of shape ``(N, *shape)``: float32 and C-contiguous, or `Pictures`, of
-            which indices and slices of the first axis give such arrays.
-        train_y, test_y: int64 of shape ``(N,)``, from 0 to ``classes - 1``.
+        train_x, train_y, test_x, test_y: examples and labels. Examples are normalised, of shape
+            ``(N, *shape)``: float32 and C-contiguous, or `Pictures`, of which indices and slices of the first
+            axis give such arrays. Labels are int64 of shape ``(N,)``, from 0 to ``classes - 1``.
         classes: how many labels there are.
         shape: of one example: ``(channels, height, width)`` or ``(features,)``.
 
