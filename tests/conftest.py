@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,10 @@ def data_dir() -> Path:
 def root() -> Path:
     """The folder of the repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Ranks are threads in many tests: torch makes no threads of its own in each."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,108 @@
+"""Each preset is its paper's algorithm: compared, step by step, with `transcriptions`.
+
+Those whose workers do not wait are in `test_presets_async`. Everything runs in float64 from a float32
+start, so that selections and signs, which a rounding could tip, are the same on both sides; what travels
+is float32 on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mpirun import mpi_run
+from paper_runs import CASES, STEPS, WORKERS, Case, Still, compare, counted, made, trained
+
+from qsparse.algorithm import check, natural_exchange
+from qsparse.errors import CompositionError, SettingError
+from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.registry import build
+from qsparse.rounds.synchronous import Station, averaging
+from qsparse.seeds import Seed
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
+def test_preset_is_its_paper(case: Case) -> None:
+    algorithm = made(case)
+    star = natural_exchange(algorithm)
+    models, *others = run_threads(
+        WORKERS + (not star.works), lambda wire: trained(wire, algorithm, star, case.still), timeout=60
+    )
+    for other in others:
+        # Who is not asked is not told, but in the end all are.
+        told = [STEPS] if algorithm.trigger.asks else models
+        assert all(np.array_equal(models[t], other[t]) for t in told)
+    compare(case, models)
+
+
+def test_blocks_are_of_a_size_or_of_layers() -> None:
+    """Not both."""
+    for name in ("dist-ef-blocksgd", "dist-ef-blocksgdm"):
+        with pytest.raises(SettingError, match="give one of size, layers and bucket"):
+            build(f"{name}(size=8, bucket=9)", "algorithm")
+
+
+def test_lazy_workers_skip() -> None:
+    """Some rounds, not all; each step is a message or a skip; a skip costs no paper bits."""
+    for text, still in (
+        ("lag-wk(lr=0.05)", True), ("laq(lr=0.05)", True), ("lag-ps(lr=0.05)", True),
+        ("slaq(lr=0.05, floor=2.0)", False), ("lasg-wk1(lr=0.05)", False), ("lasg-wk2(lr=0.05)", False),
+    ):  # fmt: skip
+        _, spoken, skipped = counted(text, still)
+        assert spoken + skipped == WORKERS * STEPS
+        assert WORKERS < spoken < 0.9 * WORKERS * STEPS, text
+        assert skipped > 0
+
+
+def test_batch_statistics_are_averaged_though_workers_are_lazy() -> None:
+    """What is averaged beside a lazy algorithm meets every time: a skipped statistic would count as zero."""
+    beside = averaging(build("laq", "algorithm"))
+
+    def body(wire: Wire) -> list[float]:
+        station = Station(beside, ParameterServer(), wire, np.zeros(2), Seed(0), (), wire.ledger)
+        # Reports that shrink, which a lazy worker would keep to itself.
+        means = [float(station.meet(np.full(2, -(wire.rank + 1.0) / t), t)[0]) for t in range(1, 30)]
+        assert wire.ledger.skips == 0
+        return means
+
+    wanted = np.cumsum([2.0 / t for t in range(1, 30)])
+    for means in run_threads(3, body, timeout=30):
+        np.testing.assert_allclose(means, wanted, rtol=1e-5)
+
+
+def test_lazy_needs_a_server_with_a_step_size() -> None:
+    """The rule is relative to it."""
+    with pytest.raises(CompositionError, match=r"lazy.*step size"):
+        check(replace(build("laq", "algorithm"), server=Still()), ParameterServer(), 2)
+
+
+@pytest.mark.parametrize("exchange", [TreeBroadcast(root=2), AllGather(), ParameterServer(root=1)], ids=repr)
+def test_exchange_does_not_matter(exchange: Exchange) -> None:
+    """Random operators included: the same bits, whoever coordinates."""
+    algorithm = made(CASES[-1])
+    star = run_threads(WORKERS, lambda wire: trained(wire, algorithm, ParameterServer()), timeout=60)[0]
+    for models in run_threads(WORKERS, lambda wire: trained(wire, algorithm, exchange), timeout=60):
+        assert models.keys() == star.keys()
+        assert all(np.array_equal(models[t], star[t]) for t in star)
+
+
+def test_presets_over_mpi() -> None:
+    """All of them, in one job of real processes."""
+    pytest.importorskip("mpi4py")
+    program = """
+        from qsparse.exchange import TreeBroadcast
+        from qsparse.wire.mpi import MpiWire
+        from paper_runs import CASES, compare, made, trained
+
+        wire = MpiWire()
+        for case in CASES:
+            # A coordinator that asks needs a rank of its own, and answers nobody alike.
+            if not made(case).trigger.asks:
+                compare(case, trained(wire, made(case), TreeBroadcast(root=1), case.still))
+        if wire.rank == 0:
+            print("compared")
+    """
+    assert mpi_run(WORKERS, program, timeout=150).stdout.strip() == "compared"

@@ -1,0 +1,72 @@
+"""Each asynchronous preset is its paper's algorithm, report by report, with `transcriptions_async`.
+
+As in `test_presets`; the order in which reports came is recorded, and the transcription follows it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import paper_runs as synchronous
+import pytest
+import transcriptions_async as paper_async
+from mpirun import mpi_run
+from paper_runs import TRANSCRIPTIONS, WORKERS
+from paper_runs_async import CASES, Case, compare, made, trained
+
+from qsparse.registry import names
+from qsparse.wire.threads import run_threads
+
+
+def test_every_preset_has_a_transcription() -> None:
+    transcribed = TRANSCRIPTIONS | paper_async.TRANSCRIPTIONS
+    assert set(names("algorithm")) == set(transcribed)
+    assert {case.name for case in (*synchronous.CASES, *CASES)} == set(transcribed)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
+def test_preset_is_its_paper(case: Case) -> None:
+    algorithm = made(case.text)
+    run, *others = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, slow=1), timeout=60)
+    compare(case, run)
+    assert all(np.array_equal(run.final, other.final) for other in others)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "qsparse-local-sgd-async(H=4, compressor=topk(k=9) >> qsgd(levels=7))",
+        "asylpg(lr=0.02, bits=4, inner=39, ahead=4)",
+        "acc-asylpg(lr=0.02, inner=39)",
+        "sparse-asylpg(lr=0.01, inner=50)",
+    ],
+)
+def test_a_run_is_repeated_from_its_order(text: str) -> None:
+    """Whoever is slow the second time: through all phases the same bits, up and down."""
+    algorithm = made(text)
+    first, *_ = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, slow=1), timeout=60)
+    ranks = [rank for rank, _ in first.order]
+    again, *_ = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, ranks, slow=3), timeout=60)
+    assert again.order == first.order
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(again.models, first.models, strict=True))
+    for (one, _), (other, _) in zip(again.answers, first.answers, strict=True):
+        assert (one.rank, one.staleness) == (other.rank, other.staleness)
+        assert (one.report.body, one.reply.body) == (other.report.body, other.reply.body)
+
+
+def test_presets_over_mpi() -> None:
+    """All of them, in one job of real processes."""
+    pytest.importorskip("mpi4py")
+    program = """
+        from qsparse.wire.mpi import MpiWire
+        from paper_runs_async import CASES, compare, made, trained
+
+        wire = MpiWire()
+        for case in CASES:
+            run = trained(wire, made(case.text))
+            if wire.rank == 0:
+                compare(case, run)
+                assert len({rank for rank, _ in run.order}) == wire.size - 1
+        if wire.rank == 0:
+            print("compared", len(CASES))
+    """
+    assert mpi_run(WORKERS + 1, program, timeout=90).stdout.strip() == f"compared {len(CASES)}"

@@ -1,0 +1,176 @@
+"""Which module may import which: the floors of docs/architecture.md."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[2] / "qsparse"
+
+FLOORS = (
+    ("errors", "types", "seeds"),
+    ("payload", "kernels", "files", "modules"),
+    ("registry", "ledger", "launchers", "supervisor", "notice", "guard", "folder"),
+    ("compressors", "memory", "triggers", "schedules", "local", "server", "wire"),
+    ("link", "promises", "exchange"),
+    ("algorithm", "agreement"),
+    ("rounds",),
+    (
+        "presets",
+        "allreduce",
+        "tuning",
+        "records",
+        "warming",
+        "watching",
+        "resharding",
+        "statefile",
+        "outcome",
+        "wrappers",
+    ),
+    ("run", "job", "checkpoint"),
+    ("torch", "testing", "report"),
+    ("reproduce", "bench", "sweep"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+#: What a room may take from a neighbour on its floor: (room, module that it imports).
+NEIGHBOURS = {
+    ("memory", "compressors.base"),
+    ("memory", "compressors.changes"),
+    ("memory", "compressors.totals"),
+    ("memory", "schedules"),
+    ("guard", "launchers"),
+    ("guard", "supervisor"),
+    ("notice", "launchers"),
+    ("notice", "supervisor"),
+    ("supervisor", "launchers"),
+    ("link", "promises"),
+    ("allreduce", "warming"),
+    ("run", "checkpoint"),
+    ("run", "job"),
+    ("job", "checkpoint"),
+    ("payload", "kernels.checksum"),
+    ("triggers", "memory"),
+    ("triggers", "schedules"),
+    ("triggers", "compressors.base"),
+    ("local", "schedules"),
+    ("server", "schedules"),
+}
+
+#: Rooms of parts that know nothing of each other, and what these share: the protocol above all. The names of
+#: the files of one part begin alike.
+SEPARATE = {"wire": ("base", "waiting"), "exchange": ("base",)}
+
+#: Foreign libraries that enter by one door, and the door.
+DOORS = {"numba": "kernels/", "mpi4py": "wire/mpi_world.py", "torch": "torch/"}
+
+MODULES = sorted(path.relative_to(HOUSE).as_posix() for path in HOUSE.rglob("*.py"))
+
+
+def room_of(module):
+    """The room of a file inside qsparse."""
+    return module.split("/")[0].removesuffix(".py")
+
+
+def imports(module):
+    """(imported name, is it inside a function) of a file; what only type checkers read is left out."""
+    tree = ast.parse((HOUSE / module).read_text())
+    hidden = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            hidden.update(map(id, ast.walk(node)))
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            inside.update(map(id, ast.walk(node)))
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield name.name, id(node) in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            for name in node.names:
+                yield f"{node.module}.{name.name}", id(node) in inside
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(module) for module in MODULES} - {"__init__"}
+    assert rooms <= set(FLOOR), f"give {sorted(rooms - set(FLOOR))} a floor"
+
+
+# The front door shows every room.
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__.py"])
+def test_a_module_imports_lower_floors_only(module):
+    room = room_of(module)
+    for name, _ in imports(module):
+        if not name.startswith("qsparse."):
+            continue
+        _, other, *rest = name.split(".")
+        if other == "__version__":
+            continue
+        if other == room:
+            part = module.split("/")[-1].removesuffix(".py").split("_")[0]
+            allowed = (
+                room not in SEPARATE
+                or module.endswith("__init__.py")
+                or rest[0] in SEPARATE[room]
+                or rest[0].split("_")[0] == part
+            )
+            assert allowed, f"{module} imports {name}: parts of {room} share {SEPARATE[room]} only"
+        elif not any(room == own and name.startswith(f"qsparse.{lent}.") for own, lent in NEIGHBOURS):
+            assert FLOOR[other] < FLOOR[room], f"{module} (floor {FLOOR[room]}) imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_foreign_libraries_enter_by_one_door(module):
+    for name, inside in imports(module):
+        library = name.split(".")[0]
+        if library in DOORS:
+            assert module.startswith(DOORS[library]), f"{module} imports {name}"
+            assert inside or library != "mpi4py", f"{module} imports mpi4py outside a function"
+
+
+def test_neighbours_lend_in_no_circle():
+    lenders = {lent.split(".")[0] for _, lent in NEIGHBOURS}
+    steps = {room: {lent.split(".")[0] for own, lent in NEIGHBOURS if own == room} for room in lenders}
+    for room in lenders:
+        seen, ahead = set(), {room}
+        while ahead:
+            ahead = {step for at in ahead for step in steps.get(at, ())} - seen
+            assert room not in ahead
+            seen |= ahead
+
+
+def loaded_after(statement):
+    """Which of the heavy libraries an import loads, and how many kernels it compiles."""
+    script = (
+        f"{statement}\nimport sys\n"
+        "print(*[name for name in ('numba', 'torch', 'mpi4py') if name in sys.modules])\n"
+        "if 'numba' in sys.modules:\n"
+        "    import gc\n"
+        "    from numba.core.registry import CPUDispatcher\n"
+        "    own = [k for k in gc.get_objects() if isinstance(k, CPUDispatcher)]\n"
+        "    own = [k for k in own if k.py_func.__module__.startswith('qsparse')]\n"
+        "    print(len(own) > 10, sum(len(k.overloads) for k in own))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=HOUSE.parent, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_importing_qsparse_loads_nothing_heavy():
+    assert loaded_after("import qsparse") == [""]
+
+
+def test_importing_the_compressors_compiles_nothing():
+    assert loaded_after("import qsparse.compressors") == ["numba", "True 0"]

@@ -1,0 +1,282 @@
+"""What the README and the examples show is run, or compared with what is run."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mpirun import mpi_run
+from tiny_files import cifar_files
+
+from qsparse.registry import build
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """The shell commands of the README, continued lines joined."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def test_first_command_names_what_exists(root: Path) -> None:
+    """The extras and the file that it names exist."""
+    first = commands()[0]
+    assert first.startswith('pip install -c constraints.txt ".[train,mpich]" && mpirun -n 4 qsparse train')
+    assert (root / "constraints.txt").is_file()
+    setup = (root / "setup.py").read_text()
+    assert '"train"' in setup
+    assert '"mpich"' in setup
+
+
+def test_ci_runs_the_second_command(root: Path) -> None:
+    """CI looks the command up in the README; it must find exactly the second."""
+    found = subprocess.run(
+        ["grep", "-m1", "-E", "^pip install .*&& pytest", "README.md"],
+        cwd=root, capture_output=True, text=True, check=True, timeout=10,
+    )  # fmt: skip
+    assert found.stdout.strip() == commands()[1]
+    assert "'^pip install .*&& pytest' README.md" in (root / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "qsparse train" in c and "pip" not in c])
+def test_options_of_the_training_commands_exist(command: str, tmp_path: Path) -> None:
+    """Each training command runs, shortened to a few steps of the embedded data, on one rank if it can."""
+    words = shlex.split(command)
+    if "-async" in command:  # needs a coordinator beside its workers
+        words += ["--wire", "threads", "--ranks", words[words.index("-n") + 1]]
+    words = words[words.index("qsparse") :]
+    changes = {"--data": "digits", "--out": str(tmp_path), "--epochs": "1"}
+    for option, value in changes.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+    if "--out" not in words:
+        words += ["--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_console_output_is_real(block: str, tmp_path: Path) -> None:
+    """A command shown with its output prints this output."""
+    prompt, _, expected = block.partition("\n")
+    words = shlex.split(prompt.removeprefix("$ "))
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected.splitlines()
+
+
+def test_mpi4py_block_runs_on_three_ranks() -> None:
+    """The few lines of mpi4py print what they promise."""
+    (program,) = [block for block in blocks("python") if "CompressedAllreduce" in block]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 12
+    lines = mpi_run(3, program, timeout=120).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 0", "step 1", "step 2"]
+    assert all("800,000 a dense array" in line for line in lines)
+
+
+def test_own_part_keeps_the_laws_and_trains(tmp_path: Path) -> None:
+    """The README's quantizer, saved as it says, passes the laws and trains."""
+    (program,) = [block for block in blocks("python") if "@register" in block]
+    (tmp_path / "mine.py").write_text(program)
+    laws = subprocess.run(
+        [sys.executable, "-m", "qsparse", "laws", "mine:Int8"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert laws.returncode == 0, laws.stdout + laws.stderr
+    assert "all passed" in laws.stdout
+    train = subprocess.run(
+        [
+            sys.executable, "-m", "qsparse", "train", "--import", "mine", "--steps", "20", "--out", "out",
+            "--compressor", "topk(ratio=0.01) >> int8",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert train.returncode == 0, train.stderr
+
+
+def test_diff_is_the_example(root: Path) -> None:
+    """The diff's lines stand in the example in this order, and the marked ones are the only change."""
+    example = (root / "examples/training_loop.py").read_text()
+    (diff,) = blocks("diff")
+    lines = [line[1:].rstrip() for line in diff.splitlines()]
+    position = 0
+    for line in filter(None, lines):
+        position = example.index(line + "\n", position)
+    added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+    assert len(added) == 3
+    assert all(line in example for line in added)
+
+
+@pytest.mark.parametrize("name", ["training_loop", "cifar10_resnet"])
+def test_all_lines_that_speak_of_qsparse_are_marked(root: Path, name: str) -> None:
+    """Attaching and ending: what else the loops take from here are data, models and counts."""
+    text = (root / f"examples/{name}.py").read_text()
+    assert "three marked lines" in text.split("\n", 1)[0]
+    calls = [line for line in text.splitlines() if re.search(r"import attach|attach\(|link\.finish", line)]
+    assert [re.search(r"  # (\d)", line)[1] for line in calls] == ["1", "2", "3"]  # type: ignore[index]
+
+
+def test_training_loop_runs(root: Path) -> None:
+    """The example trains on two ranks; its accuracy is far from chance."""
+    done = mpi_run(2, [str(root / "examples/training_loop.py")], timeout=120)
+    match = re.search(r"accuracy (\d\.\d+)", done.stdout)
+    assert match, done
+    assert float(match[1]) > 0.8
+
+
+def test_allreduce_example_converges(root: Path) -> None:
+    """The error of the average falls below a tenth, and messages are small."""
+    done = mpi_run(3, [str(root / "examples/allreduce_in_your_code.py")], timeout=120)
+    rows = re.findall(r"round +(\d+): relative error ([\d.]+), ([\d,]+) bytes", done.stdout)
+    errors = [float(error) for _, error, _ in rows]
+    assert len(errors) == 8
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.1
+    assert all(int(sent.replace(",", "")) < 400_000 / 80 for _, _, sent in rows)
+
+
+def test_allreduce_example_alone(root: Path) -> None:
+    """One rank has nobody to send to."""
+    done = mpi_run(1, [str(root / "examples/allreduce_in_your_code.py")])
+    assert done.stdout.count(", 0 bytes a message") == 8
+
+
+def test_table_names_every_part() -> None:
+    """The tables of the design space name every registered part and preset."""
+    from qsparse.registry import kinds, names
+
+    missing = [
+        f"{kind} {name}"
+        for kind in kinds()
+        if kind != "schedule"
+        for name in names(kind)
+        if f"`{name}" not in README and f" {name}" not in README and not _plural(name)
+    ]
+    assert not missing
+
+
+def _plural(name: str) -> bool:
+    return name == "policy" and "a policy per layer" in README
+
+
+CIFAR_EXAMPLE = "examples/cifar10_resnet.py"
+
+
+def test_the_resnet_example(root: Path, tmp_path: Path) -> None:
+    """On a few random pictures in the published layout: every rank trains and tests, and bits are counted."""
+    cifar_files(tmp_path)
+    done = mpi_run(
+        2,
+        [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--epochs", "4", "--batch", "5"],
+        timeout=120, env={"QSPARSE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert re.findall(r"^epoch (\d): accuracy 0\.\d{4}, \d+ s$", done.stdout, re.M) == ["1", "2", "3", "4"], (
+        done
+    )
+    assert re.search(r"^accuracy 0\.\d{4} after 40 steps", done.stdout, re.M), done
+    last = re.search(r"^up: ([\d,]+) paper bits \(([\d,]+) times fewer\), ([\d,]+) wire", done.stdout, re.M)
+    assert last, done
+    bits, gain, size = (int(number.replace(",", "")) for number in last.groups())
+    n, layers, aside = 269_722, 59, 1376
+    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics.
+    assert bits == 2 * (4 * (n + 32 * layers) + 32 * aside)
+    assert gain == round(32 * n * 2 * 40 / bits) >= 300
+    # Rank 0 coordinates, so only what rank 1 says goes up a wire.
+    assert bits / 2 / 8 <= size <= bits / 2 / 8 * 1.02
+
+
+def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) -> None:
+    """Of 100 pictures one rank has 34, which are two batches of 17, and two have 33, which are one."""
+    cifar_files(tmp_path)
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--epochs", "2", "--batch", "17"]
+    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], env={"QSPARSE_CACHE": str(tmp_path / "cache")})
+    assert re.findall(r"^epoch (\d): accuracy", done.stdout, re.M) == ["1", "2"], done
+    assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
+
+
+def test_the_resnet_example_ends_where_one_rank_fails(root: Path, tmp_path: Path) -> None:
+    """Of 100 pictures one rank has 34, which is the batch, and two have 33: it does not wait for them."""
+    cifar_files(tmp_path)
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "34"]
+    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}, "timeout": 60, "check": False}
+    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], **settings)
+    assert done.returncode != 0
+    assert "a batch of 34 examples is larger than the rank's shard of 33" in done.stderr, done
+
+
+def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
+    """No epochs and no steps are refused as options are; no warm-up is one."""
+    cifar_files(tmp_path)
+    words = [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
+    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}}
+    for option, value, least in (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0)):
+        refused = mpi_run(1, [*words, f"--{option}", str(value)], check=False, **settings)
+        assert refused.returncode == 2, refused
+        assert f"error: --{option} must be at least {least}, not {value}" in refused.stderr
+    done = mpi_run(1, [*words, "--warmup", "0", "--steps", "3"], **settings)
+    assert "after 3 steps" in done.stdout
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(100, 400), (0, 50), (3, 4), (5, 5), (7, 2)])
+def test_the_resnet_example_has_the_learning_rates_of_its_command(
+    root: Path, warmup: int, steps: int
+) -> None:
+    text = (root / CIFAR_EXAMPLE).read_text()
+    (rate,) = (
+        node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "rate"
+    )
+    program: dict[str, Any] = {"math": math, "steps": steps, "args": SimpleNamespace(warmup=warmup)}
+    exec(compile(ast.Module([rate], []), CIFAR_EXAMPLE, "exec"), program)
+    (spelled,) = re.findall(r'--lr "(.*?)"', text)
+    twin = build(spelled, "schedule")
+    assert f'"--warmup", type=int, default={twin.warmup},' in text
+    schedule = replace(twin, warmup=warmup).over(steps)
+    peak = re.search(r'"--lr", type=float, default=([\d.]+)', text)
+    assert peak
+    rates = [float(peak[1]) * program["rate"](t) for t in range(steps)]
+    assert rates == pytest.approx([schedule.at(t) for t in range(1, steps + 1)], rel=1e-12)
+    program["rate"](steps)  # torch's scheduler asks for the step after the last
+
+
+def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
+    """The command that stands in it runs, on a few pictures, with its loop's own settings."""
+    text = (root / CIFAR_EXAMPLE).read_text()
+    cifar_files(tmp_path)
+    line = re.search(r"mpirun -n 2 qsparse (train .*?)\n\"\"\"", text, re.S)
+    assert line
+    words = shlex.split(line[1].replace("\\\\\n", " ").replace("\\\n", " "))
+    words[words.index("DIR")] = str(tmp_path)
+    assert f'default="{words[words.index("--algorithm") + 1]}"' in text
+    for option, setting in (("--batch", "batch"), ("--epochs", "epochs"), ("--momentum", "momentum")):
+        assert re.search(rf'"--{setting}", type=\w+, default={words[words.index(option) + 1]}\b', text), (
+            option
+        )
+    shorter = ["--epochs", "0.3", "--batch", "4", "--wire", "threads", "--ranks", "2", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "qsparse", *words, *shorter, "--out", str(tmp_path / "out")],
+        cwd=root, env={**os.environ, "QSPARSE_CACHE": str(tmp_path / "cache")}, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "summary.json").is_file()
