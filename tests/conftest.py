@@ -12,6 +12,9 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+# Processes that tests start load modules that are compiled, though the shell may not want them kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Tests that a shell runs in the background ignore interrupts, and so would all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

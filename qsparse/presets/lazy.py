@@ -98,12 +98,12 @@ def lag_ps(
     """As gd, but the coordinator asks only those workers whose gradient may have changed; see ask.
 
     LAG, rule of the parameter server (Chen et al., 2018), whose ξ of 10/D goes with a smoothness that is
-    known. Without one it is guessed from what was seen, which is too low for a network: ξ is 1/D then, as in
-    the rule of the workers, and a worker is asked after ``patience`` rounds at the latest (the experiments of
-    Sun et al., 2019, have 100). lr is M·α; lr, alpha and whole are those of gd.
+    known. Without one it is guessed from what was seen, which is too low for a network: ξ is 2/D then, and
+    a worker is asked after ``patience`` rounds at the latest (the experiments of Sun et al., 2019, have 100).
+    lr is M·α; lr, alpha and whole are those of gd.
     """
     if xi is None and smoothness is None:
-        xi = 1 / D
+        xi = 2 / D
     trigger = Ask(D, xi, patience, smoothness=smoothness)
     return replace(gd(lr, alpha, whole), trigger=trigger, up=Link(memory=Innovation()))
 
@@ -161,7 +161,7 @@ def lasg_wk2(
     """As lag-wk with gradients of batches: news is ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖²; see lasg.
 
     LASG-WK2 (Chen et al., 2020): the same batch at the model and at that of the last upload. lr is as for
-    lasg-wk1, and ξ is 0.4/D unless given: with the 0.8/D of lag-wk a convolutional network is sent too little.
+    lasg-wk1, and ξ is 0.4/D unless given: with the 0.8/D of lag-wk a convolutional network hears too little.
     """
     if xi is None:
         xi = 0.4 / D

@@ -105,7 +105,7 @@ EXAMPLES: Final = (
     "blockwise(sign, size=4096)",
     "blockwise(topk(k=3) >> sign, size=64)",
     "blockwise(qsgd(levels=4), layers=true)",
-    "blockwise(blockwise(uniform, size=5), size=16)",
+    "blockwise(blockwise(uniform, size=50), size=160)",
     "blockwise(qsgd(levels=1, coder='ans'), size=100)",
     "blockwise(sign, bucket=20)",
     "bysize(float32, topk(ratio=0.05) >> sign, limit=10)",

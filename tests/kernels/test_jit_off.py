@@ -39,5 +39,5 @@ def test_every_part_gives_the_same_bytes_and_values():
 def test_the_kernels_agree_with_their_twins():
     names = ("kernels/test_kernels.py", "kernels/test_ans.py", "frames/test_within.py")
     tests = (str(ROOT / "tests" / name) for name in names)
-    plain = without_jit("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    plain = without_jit("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests)
     assert plain.returncode == 0, plain.stdout + plain.stderr

@@ -25,8 +25,10 @@ _LEFTOVERS_OF_SCHEDULERS = ("SLURM_", "FLUX_", "PALS_", "PBS_", "LSB_", "TORCHEL
 # Each rank starts here: after the time limit it prints where every thread stands, and ends. By an alarm,
 # which a process that is forked can have as well: faulthandler's own clock is a thread, for which it would
 # wait for ever.
+# Lines are written as a whole: those of several ranks meet in one pipe.
 _BOOT = """\
 import faulthandler, os, runpy, signal, sys
+sys.stdout.reconfigure(line_buffering=True)
 seconds = float(sys.argv[1])
 faulthandler.register(signal.SIGALRM, chain=True)
 signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -93,8 +95,11 @@ def mpi_run(
 
 
 def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This environment without what launchers have left in it, with the settings of qsparse."""
-    leftovers = _LEFTOVERS + _LEFTOVERS_OF_SCHEDULERS
+    """This environment with the settings of qsparse, without what launchers have left in it.
+
+    Nor is there what would part the lines of ranks, or have each process compile all modules.
+    """
+    leftovers = (*_LEFTOVERS, *_LEFTOVERS_OF_SCHEDULERS, "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(leftovers)}
     paths = [str(ROOT), str(ROOT / "tests" / "support"), *filter(None, [kept.get("PYTHONPATH")])]
     kept["PYTHONPATH"] = os.pathsep.join(paths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -156,7 +156,7 @@ CASES = [
     Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, whole=false)", {"bits": 3, "D": 5, "tbar": 7}, COSINE),
     Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, published=true, whole=false)",
          {"bits": 3, "D": 5, "tbar": 7, "published": True}, COSINE),
-    Case("lag-ps(lr=0.05, patience=100)", {"xi": 0.1}, still=True),
+    Case("lag-ps(lr=0.05, patience=100)", {"xi": 0.2}, still=True),
     Case("lag-ps(lr=0.05, xi=1.0, patience=100)", {}, still=True),
     Case("lag-ps(lr=0.05, D=4, xi=0.5, patience=5, smoothness=2.5)",
          {"D": 4, "xi": 0.5, "tbar": 5, "L": 2.5}, still=True),
@@ -187,6 +187,11 @@ CASES = [
     Case("dist-ef-blocksgdm(lr=0.01, momentum=0.5, nesterov=false)",
          {"momentum": 0.5, "nesterov": False}, 0.01),
 ]  # fmt: skip
+
+
+def one_of_each(cases: Sequence[Any]) -> list[Any]:
+    """The last case of each preset."""
+    return list({case.name: case for case in cases}.values())
 
 
 def made(case: Case) -> Algorithm:
