@@ -451,7 +451,8 @@ class Job:
         record = {
             "step": t,
             "epoch": self._epoch(t),
-            "train_loss": total / max(count, 1),
+            # None where nobody has taken a step since the last evaluation, as no worker was asked to.
+            "train_loss": total / count if count else None,
             **score.figures(),
             **counted,
             **watching.combine([report["seen"] for report in reports if "seen" in report]),

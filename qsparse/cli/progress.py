@@ -74,9 +74,10 @@ class Progress(Watcher):
 
 def table(summary: Mapping[str, Any], out: str) -> str:
     """What a run came to."""
+    loss = summary["train_loss"]
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-        ("train loss", f"{summary['train_loss']:.4f}"),
+        ("train loss", "not measured: no worker was asked lately" if loss is None else f"{loss:.4f}"),
         (
             "steps",
             f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",

@@ -326,3 +326,17 @@ def test_a_run_that_collapsed_sets_no_target_and_gains_nothing() -> None:
     for outcome, gained in ((TRAINED, [10.0]), (STARVED, []), (DIVERGED, [])):
         shown = Shown("x", (Run(Path("x"), {}, [], {**one, "outcome": outcome}),))
         assert _gains(shown, "all") == _gains(shown, "up") == gained
+
+
+def test_a_loss_that_nobody_measured_is_no_number(tmp_path: Path) -> None:
+    """Workers that are never asked take no steps: there is no loss since the last evaluation, least of all 0."""
+    result, summary = train(
+        tmp_path, "--algorithm", "lag-ps(smoothness=1e-9, patience=100)", "--model", "softmax", "--steps", 20,
+        "--evaluations", 1, ranks=3,
+    )  # fmt: skip
+    assert summary["steps"] == 20
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert lines[0]["train_loss"] > 0
+    assert lines[-1]["train_loss"] is None
+    assert summary["train_loss"] is None
+    assert "train loss       not measured: no worker was asked lately" in result.output
