@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -136,12 +137,12 @@ def on_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: 
     """The values of the codes that `spelled` wrote, of ``low`` to ``high``."""
     if section.coded:
         coded = unsqueezed(section, count, 1 << bits, (count * bits + 7) // 8)
-        return valued(stored(coded), np.int32, grid, low, high, 1 << 31)
-    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high, 1 << bits)
+        return valued(stored(coded), np.int32, grid, low, high)
+    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high)
 
 
-def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
-    """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not of low … high.
+def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int) -> Fill:
+    """The values of codes in arrays of a kind; Corrupted where one is not of low … high.
 
     So is what leads beyond float32: only some codes of a grid may reach so far.
     """
@@ -151,14 +152,11 @@ def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -
     def fill(start: int, out: Vector) -> None:
         some: Codes = scratch("codes", out.size, kind)
         codes(start, some)
-        if (low > 0 and some.min() < low) or (high < end - 1 and some.max() > high):
+        with np.errstate(over="ignore") if far else nullcontext():  # it is said where the JIT is off
+            least, most = quantize.grid_values(some, *grid, out)
+        if least < low or most > high:
             raise Corrupted("a frame has codes that its quantizer does not write")
-        if not far:
-            quantize.grid_values(some, *grid, out)
-            return
-        with np.errstate(over="ignore"):  # where the JIT is off
-            quantize.grid_values(some, *grid, out)
-        if not reach(out) <= LARGEST:
+        if far and not reach(out) <= LARGEST:
             raise Corrupted("a frame has values beyond float32")
 
     return fill

@@ -468,27 +468,35 @@ def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Pa
 
 def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> None:
     """Its loss is said; lines have what is finite of it."""
-    for loss in (float("inf"), float("nan")):
-        lines = history(run_folder)
+    losses, folders = ("inf", "nan"), [run_folder, tmp_path / "other"]
+    shutil.copytree(run_folder, folders[1])
+    for loss, folder in zip(losses, folders, strict=True):
+        lines = history(folder)
         for line in lines[-2:]:
-            line["train_loss"] = loss
-        (run_folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        page = Page(draw([run_folder], tmp_path / "plots"))
-        assert page.rows[1][3] == str(loss)
-        assert "loss-steps" in page.images
-        figure = PICTURES["loss-steps"](methods([run_folder]), None)
-        assert figure is not None
-        assert len(figure.axes[0].lines[0].get_xdata()) == len(lines) - 2
-
-
-@pytest.mark.parametrize("name", ["$", "US$ and $", r"$\bad$", r"\$", "_mine", "_$_"])
-def test_names_are_shown_as_they_stand(run_folder: Path, tmp_path: Path, name: str) -> None:
-    config = run_folder / "config.toml"
-    config.write_text(config.read_text() + f"name = '{name}'\n")
-    draw([run_folder], tmp_path / "plots", target=0.5)
-    figure = PICTURES["loss-steps"](methods([run_folder]), None)
+            line["train_loss"] = float(loss)
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        config = folder / "config.toml"
+        config.write_text(config.read_text() + f"name = '{loss}'\n")
+    page = Page(draw(folders, tmp_path / "plots"))
+    assert [row[3] for row in page.rows[1:]] == list(losses)
+    assert "loss-steps" in page.images
+    figure = PICTURES["loss-steps"](methods(folders), None)
     assert figure is not None
-    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [name.replace("$", r"\$")]
+    for drawn in figure.axes[0].lines[:2]:
+        assert len(drawn.get_xdata()) == len(lines) - 2
+
+
+def test_names_are_shown_as_they_stand(run_folder: Path, tmp_path: Path) -> None:
+    names = ["$", "US$ and $", r"$\bad$", r"\$", "_mine", "_$_"]
+    folders = [Path(shutil.copytree(run_folder, tmp_path / "named" / str(i))) for i in range(len(names))]
+    for name, folder in zip(names, folders, strict=True):
+        config = folder / "config.toml"
+        config.write_text(config.read_text() + f"name = '{name}'\n")
+    draw(folders, tmp_path / "plots", target=0.5)
+    figure = PICTURES["loss-steps"](methods(folders), None)
+    assert figure is not None
+    shown = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert sorted(shown) == sorted(name.replace("$", r"\$") for name in names)
 
 
 def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:

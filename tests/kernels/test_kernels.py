@@ -688,7 +688,8 @@ def test_values_far_outside_a_grid_are_clipped_to_its_near_end():
 def test_values_of_codes(codes, origin, step):
     for kind in (np.float32, np.float64):
         out = np.empty(len(codes), kind)
-        quantize.grid_values(np.array(codes, np.int32), 3, origin, step, out)
+        edges = quantize.grid_values(np.array(codes, np.int32), 3, origin, step, out)
+        assert not codes or edges == (min(codes), max(codes))
         assert out.tolist() == floats([origin + step * (code - 3) for code in codes], kind).tolist()
 
 

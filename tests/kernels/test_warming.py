@@ -22,7 +22,7 @@ from qsparse.allreduce import CompressedAllreduce
 from qsparse.kernels import jit
 if len(sys.argv) > 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-allreduce = CompressedAllreduce(MPI.COMM_WORLD, "topk(ratio=0.1) >> uniform(bits=2)")
+allreduce = CompressedAllreduce(MPI.COMM_WORLD, "uniform(bits=2)")
 for _ in range(3):
     mean = allreduce(np.linspace(-1, 1, 500, dtype=np.float32))
 assert np.isfinite(mean).all()
@@ -40,11 +40,11 @@ print(json.dumps([jit.compiled(), jit.loaded()]) + "\\n", end="", flush=True)
 """
 
 
-def ranks(program, *args, **env):
-    """What each of three ranks has compiled and loaded, and what all of them said on standard error."""
-    done = mpi_run(3, program, *args, env={name: str(value) for name, value in env.items()}, timeout=120)
+def ranks(program, *args, size=2, **env):
+    """What each rank has compiled and loaded, and what all of them said on standard error."""
+    done = mpi_run(size, program, *args, env={name: str(value) for name, value in env.items()}, timeout=120)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == size
     return [line[0] for line in lines], [line[1] for line in lines], done.stderr
 
 
@@ -54,14 +54,14 @@ def files(folder):
 
 def test_a_cold_start_compiles_every_kernel_on_one_rank(tmp_path):
     args = ("--algorithm", "qsparse-local-sgd(H=2)", "--out", tmp_path / "run")
-    compiled, loaded, _ = ranks(TRAIN, *args, NUMBA_CACHE_DIR=tmp_path / "cache")
+    compiled, loaded, _ = ranks(TRAIN, *args, size=3, NUMBA_CACHE_DIR=tmp_path / "cache")
     (most,) = [names for names in compiled if names]
     assert len(most) == len(set(most)) >= 5
     assert sum(bool(names) for names in loaded) >= 2
     assert len(files(tmp_path / "cache")) == len(most)
 
     compiled, _, _ = ranks(TRAIN, *args, NUMBA_CACHE_DIR=tmp_path / "cache")
-    assert compiled == [[], [], []]
+    assert not any(compiled)
 
 
 LEFT = """
@@ -235,7 +235,7 @@ def test_a_torn_cache_is_compiled_anew_and_healed(tmp_path):
     assert sum(bool(names) for names in compiled) == 1
     assert said.count("cannot be read") == 1
     compiled, _, said = ranks(ALLREDUCE, NUMBA_CACHE_DIR=tmp_path)
-    assert compiled == [[], [], []]
+    assert not any(compiled)
     assert "cannot be" not in said
 
 

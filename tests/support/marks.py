@@ -1,7 +1,7 @@
 """Markers of tests, set in one place: by what a test uses, and by what it took when it was last recorded.
 
 ``pytest --record`` runs the tests and writes `RECORD`: which start processes, and which take a second or
-more. A test that is in none of the sets is ``quick``, and fails as such where it starts a process.
+more. A test that is in none of the sets is ``quick``; under ``-m quick`` it fails where it starts a process.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     result = yield
     count = len(_started) - before
     item.user_properties.append(("processes", count))
-    if count and item.get_closest_marker("quick") and not item.config.getoption("--record"):
+    if count and item.config.getoption("markexpr") == "quick":
         pytest.fail("a quick test has started a process: pytest --record takes it down as a job")
     return result
 
