@@ -137,25 +137,28 @@ def on_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: 
     """The values of the codes that `spelled` wrote, of ``low`` to ``high``."""
     if section.coded:
         coded = unsqueezed(section, count, 1 << bits, (count * bits + 7) // 8)
-        return valued(stored(coded), np.int32, grid, low, high)
-    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high)
+        return valued(stored(coded), np.int32, grid, low, high, 1 << 31)
+    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high, 1 << bits)
 
 
-def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int) -> Fill:
-    """The values of codes in arrays of a kind; Corrupted where one is not of low … high.
+def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
+    """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not of low … high.
 
     So is what leads beyond float32: only some codes of a grid may reach so far.
     """
-    edges = (grid.origin + grid.step * (code - grid.zero) for code in (low, high))
-    far = not max(map(abs, edges)) <= LARGEST
+
+    def beyond(*some: int) -> bool:
+        return not max(abs(grid.origin + grid.step * (code - grid.zero)) for code in some) <= LARGEST
+
+    far, loud = beyond(low, high), beyond(0, end - 1)
 
     def fill(start: int, out: Vector) -> None:
         some: Codes = scratch("codes", out.size, kind)
         codes(start, some)
-        with np.errstate(over="ignore") if far else nullcontext():  # it is said where the JIT is off
-            least, most = quantize.grid_values(some, *grid, out)
-        if least < low or most > high:
+        if (low > 0 and some.min() < low) or (high < end - 1 and some.max() > high):
             raise Corrupted("a frame has codes that its quantizer does not write")
+        with np.errstate(over="ignore") if loud else nullcontext():  # it is said where the JIT is off
+            quantize.grid_values(some, *grid, end, out)
         if far and not reach(out) <= LARGEST:
             raise Corrupted("a frame has values beyond float32")
 

@@ -83,12 +83,12 @@ class Ternary(Quantizer):
         size, grid = (k + 4) // 5, Grid(1, 0.0, scale)
         low, high = (0, 2) if scale > 0 else (1, 1)
         if section.coded:
-            return valued(stored(unsqueezed(section, k, 3, size)), np.int32, grid, low, high)
+            return valued(stored(unsqueezed(section, k, 3, size)), np.int32, grid, low, high, 3)
         data = section.array(size, "u1")
         if data.max() >= 3**5 or data[-1] >= 3 ** (k - 5 * (size - 1)):
             raise Corrupted("a frame has five trits in a byte beyond 242, or more of them than it has values")
         return valued(
-            lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, grid, low, high
+            lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, grid, low, high, 3
         )
 
     def promise(self, k: int) -> QuantizerClaims:

@@ -95,15 +95,20 @@ def levels_random(x, inverse, high, zero, k0, k1, first, out):
 
 
 @kernel
-def grid_values(codes, zero, origin, step, out):
-    """out = origin + step·(codes − zero); the least and the greatest code, on the way."""
-    least, most = np.int32(0x7FFF_FFFF), np.int32(-0x8000_0000)
+def grid_values(codes, zero, origin, step, end, out):
+    """out = origin + step·(codes − zero), of codes below ``end``.
+
+    Few codes are looked up, where there are many values: that takes less time than arithmetic.
+    """
+    if codes.itemsize == 1 and 2 * end <= codes.size:
+        table = np.empty(end, out.dtype)
+        for code in range(end):
+            table[code] = origin + step * np.float64(code - zero)
+        for i in range(codes.size):
+            out[i] = table[codes[i]]
+        return
     for i in range(codes.size):
-        code = np.int32(codes[i])
-        least = min(least, code)
-        most = max(most, code)
-        out[i] = origin + step * np.float64(code - zero)
-    return least, most
+        out[i] = origin + step * np.float64(np.int32(codes[i]) - zero)
 
 
 @kernel
@@ -136,9 +141,11 @@ def levels_blocks(x, size, levels, zero, keys, bits, first, stride, data, norms)
 def values_blocks(data, size, zero, bits, steps, first, stride, out):
     """What `levels_blocks` wrote, in steps; False where there is a code 0, which it does not write."""
     codes = np.empty(size, np.uint8)
-    least = np.int32(1)
+    least = np.uint8(1)
     for block in range(steps.size):
         unpack_bytes(data[block * stride + first : (block + 1) * stride], bits, codes)
+        for i in range(size):
+            least = min(least, codes[i])
         there = out[block * size : (block + 1) * size]
-        least = min(least, grid_values(codes, zero, 0.0, np.float64(steps[block]), there)[0])
+        grid_values(codes, zero, 0.0, np.float64(steps[block]), 1 << bits, there)
     return least > 0

@@ -20,14 +20,17 @@ torch = pytest.importorskip("torch")
 import transcriptions as paper  # noqa: E402
 from loops import (  # noqa: E402
     LEFTOVERS,
+    REST,
     batch,
     fill,
     flat,
+    frozen,
     net,
     normed,
     on_threads,
     statistics_of,
     step,
+    tensors,
 )
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
@@ -401,33 +404,6 @@ def test_all_start_from_rank_0() -> None:
     for weights, mean in on_threads(3, body):
         assert np.array_equal(weights, flat(normed(0)))
         assert mean == 1
-
-
-#: A tensor of each kind that is in none of the flat vectors, by what makes it of a rank.
-REST: dict[str, Callable[[int], torch.Tensor]] = {
-    "count": lambda r: torch.tensor(r + 1),
-    "mask": lambda r: torch.tensor([True, False, r == 0]),
-    "bfloat": lambda r: torch.full((2, 3), 1 / 3 + r, dtype=torch.bfloat16),
-    "scale": lambda r: torch.full((3,), 1 / 3 + r, dtype=torch.float64),
-    "phase": lambda r: torch.full((2,), 1 + 1j * r),
-    "gaps": lambda r: torch.arange(12).add(100 * r).reshape(3, 4).t()[::2],
-    "row": lambda r: torch.arange(4).add(r).expand(1, -1),
-    "one": lambda r: torch.tensor(r + 7).expand(3),
-    "none": lambda r: torch.empty(0, 3, dtype=torch.int8),
-}
-
-
-def frozen(rank: int) -> nn.Module:
-    model = normed(rank)
-    model[0].weight.requires_grad_(False)
-    model[1].num_batches_tracked.fill_(rank + 5)
-    for name, make in REST.items():
-        model.register_buffer(name, make(rank), persistent=name != "mask")
-    return model
-
-
-def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def test_what_is_in_no_vector_is_listed() -> None:

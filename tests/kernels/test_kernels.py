@@ -688,9 +688,12 @@ def test_values_far_outside_a_grid_are_clipped_to_its_near_end():
 def test_values_of_codes(codes, origin, step):
     for kind in (np.float32, np.float64):
         out = np.empty(len(codes), kind)
-        edges = quantize.grid_values(np.array(codes, np.int32), 3, origin, step, out)
-        assert not codes or edges == (min(codes), max(codes))
+        quantize.grid_values(np.array(codes, np.int32), 3, origin, step, 2**16, out)
         assert out.tolist() == floats([origin + step * (code - 3) for code in codes], kind).tolist()
+        # Few codes of many values are looked up.
+        few, many = np.array([abs(code) % 7 for code in codes] * 9, np.uint8), np.empty(9 * len(codes), kind)
+        quantize.grid_values(few, 3, origin, step, 7, many)
+        assert many.tolist() == floats([origin + step * (code - 3) for code in few.tolist()], kind).tolist()
 
 
 # --- whole vectors -------------------------------------------------------------------------------

@@ -60,3 +60,30 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, examples: Any) -> N
 
 def on_threads(size: int, body: Callable[[Wire], Any]) -> list[Any]:
     return run_threads(size, body, timeout=60)
+
+
+#: A tensor of each kind that is in none of the flat vectors, by what makes it of a rank.
+REST: dict[str, Callable[[int], torch.Tensor]] = {
+    "count": lambda r: torch.tensor(r + 1),
+    "mask": lambda r: torch.tensor([True, False, r == 0]),
+    "bfloat": lambda r: torch.full((2, 3), 1 / 3 + r, dtype=torch.bfloat16),
+    "scale": lambda r: torch.full((3,), 1 / 3 + r, dtype=torch.float64),
+    "phase": lambda r: torch.full((2,), 1 + 1j * r),
+    "gaps": lambda r: torch.arange(12).add(100 * r).reshape(3, 4).t()[::2],
+    "row": lambda r: torch.arange(4).add(r).expand(1, -1),
+    "one": lambda r: torch.tensor(r + 7).expand(3),
+    "none": lambda r: torch.empty(0, 3, dtype=torch.int8),
+}
+
+
+def frozen(rank: int) -> nn.Module:
+    model = normed(rank)
+    model[0].weight.requires_grad_(False)
+    model[1].num_batches_tracked.fill_(rank + 5)
+    for name, make in REST.items():
+        model.register_buffer(name, make(rank), persistent=name != "mask")
+    return model
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in [*model.named_parameters(), *model.named_buffers()]}
