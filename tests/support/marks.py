@@ -1,7 +1,7 @@
 """Markers of tests, set in one place: by what a test uses, and by what it took when it was last recorded.
 
-``pytest --record`` runs the tests and writes `RECORD`: which start processes, and which take a second or
-more. A test that is in none of the sets is ``quick``; under ``-m quick`` it fails where it starts a process.
+``pytest --record`` runs the tests and writes `RECORD`: which start processes, and which take half a
+second. A test that is in none of the sets is ``quick``; under ``-m quick`` it fails where it starts a process.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pytest
 
 RECORD: Final = Path(__file__).resolve().parent.parent / "marks.json"
 #: Seconds of a test, with what it sets up, from which on it is slow.
-SLOW: Final = 1.0
+SLOW: Final = 0.5
 MARKERS: Final = {
     "job": "starts processes, such as a job of mpiexec",
-    "slow": "takes a second or more",
+    "slow": "took half a second or more when it was recorded",
     "data": "reads real data sets, and is skipped without them",
     "root": "limits links, as root",
     "gpu": "compares a device with the host",
