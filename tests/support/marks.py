@@ -1,7 +1,7 @@
 """Markers of tests, set in one place: by what a test uses, and by what it took when it was last recorded.
 
-``pytest --record`` runs the tests and writes `RECORD`: which start processes, and which take half a
-second. A test that is in none of the sets is ``quick``; under ``-m quick`` it fails where it starts a process.
+``pytest --record`` runs the tests and writes `RECORD`: which start processes, and which take half a second.
+A test that is in none of the sets is ``quick``; under ``-m quick`` it fails where it starts a process.
 """
 
 from __future__ import annotations
