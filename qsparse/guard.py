@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from qsparse.errors import Stranded
 from qsparse.launchers import die_with_launcher
-from qsparse.supervisor import begun, ended
 
 _guarded: int | None = None
 #: The hook for exceptions that is installed, the process in which it acts, and who it asks for duties.
@@ -46,6 +45,9 @@ def guard(duties: Duties) -> None:
     * The rank's supervisor, if it has one (`qsparse.supervisor`), is told of an end that is no surprise.
     """
     global _guarded
+    # Not before: the package is imported ahead of the command ``python -m qsparse.supervisor``.
+    from qsparse.supervisor import begun
+
     begun()
     if _guarded == os.getpid():
         return
@@ -68,6 +70,8 @@ def failure(error: BaseException) -> str:
 
 def _at_exit(duties: Duties) -> None:
     if os.getpid() == _guarded:
+        from qsparse.supervisor import ended
+
         duties.farewell()
         ended()
 
