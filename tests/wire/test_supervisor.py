@@ -70,7 +70,7 @@ def test_an_end_without_a_word_is_named(tmp_path: Path, how: str, said: str) -> 
 @pytest.mark.parametrize("how", ["closed, then _exit", "raise", "abort", "exit"])
 def test_an_end_that_speaks_for_itself_is_left_alone(tmp_path: Path, how: str) -> None:
     finished = ended(tmp_path, how)
-    # Who leaves without MPI_Finalize is a success to MPICH if the others have left, too, and else it kills them.
+    # To MPICH, leaving without MPI_Finalize is a success if the others have left too; else it kills them.
     if how != "closed, then _exit":
         assert finished.returncode != 0, finished
     assert "the job cannot go on without it" not in finished.stderr, finished
