@@ -175,7 +175,7 @@ def _draw(part: Compressor, x: Vector) -> _Draws:
     key = (id(part), x.tobytes())
     if _memo.get("key") == key:
         return _memo["draws"]  # type: ignore[no-any-return]
-    count = (1000 if x.size <= 16 else 300 if x.size <= _SHORT else 16) if is_random(part) else 1
+    count = (2000 if x.size <= 16 else 400 if x.size <= _SHORT else 16) if is_random(part) else 1
     exact = x.astype(np.float64)
     total, squares = np.zeros(x.size), np.zeros(x.size)
     loss, along = np.zeros(count), np.zeros(count)

@@ -30,6 +30,15 @@ def test_the_example_keeps_every_law(text):
     assert report.checks > 150
 
 
+def test_tiny_blocks_in_tiny_blocks_keep_every_law():
+    """Ragged at every length; on short vectors only, as a long one has ten thousand of them."""
+    part = build("blockwise(blockwise(uniform, size=5), size=16)", "compressor")
+    short = {name: x for name, x in hostile().items() if x.size < 1000}
+    report = laws.run([part], short)
+    assert not report.failures, "\n".join(map(str, report.failures[:20]))
+    assert report.vectors == len(short) > 15
+
+
 def test_the_report_counts_what_was_checked():
     """Each law applies to one of these, and a law that applies nowhere would be found."""
     tried = ("float32", "sign", "qsgd", "lowprecision", "randsparse", "topk(k=3)", "randk(k=3)")
