@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 import oracles
 import pytest
+from varints import varint
 
 from qsparse.compressors import composed, decompress, unpack
 from qsparse.compressors.body import Reader
@@ -31,14 +32,6 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 # --- a reader and writer of its own --------------------------------------------------------------
-
-
-def varint(value):
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def read_varint(body, at):

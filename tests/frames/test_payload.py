@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from varints import varint
 
 from qsparse.compressors import Float32, accumulate_into, decompress, subtract_from
 from qsparse.errors import Corrupted, ForeignFrame, NotFinite, SettingError, Truncated, WireError
@@ -206,14 +207,6 @@ def test_a_payload_shows_what_it_is():
 
 
 # --- forged bodies under valid checksums ---------------------------------------------------------
-
-
-def varint(value):
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 WHOLE = b"\0"
