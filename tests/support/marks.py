@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from links import limited
 
 RECORD: Final = Path(__file__).resolve().parent.parent / "marks.json"
 #: Seconds of a test, with what it sets up, from which on it is slow.
@@ -55,12 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     for item in items:
         name, fixtures = _named(item), set(getattr(item, "fixturenames", ()))
-        reasons = [str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skipif")]
         marks = {
             "job": name in record["job"],
             "slow": name in record["slow"] or bool(fixtures & set(record["fixtures"].get(_file(item), ()))),
             "data": "data_dir" in fixtures,
-            "root": any(reason.startswith("links are limited") for reason in reasons),
+            "root": limited.mark in item.iter_markers("skipif"),
             "gpu": _file(item).endswith("test_gpu.py"),
         }
         for mark in [mark for mark, is_so in marks.items() if is_so] or ["quick"]:
