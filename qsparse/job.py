@@ -451,7 +451,7 @@ class Job:
         record = {
             "step": t,
             "epoch": self._epoch(t),
-            # None where nobody has taken a step since the last evaluation, as no worker was asked to.
+            # None where nobody has taken a step since the last evaluation: no worker was asked to, say.
             "train_loss": total / count if count else None,
             **score.figures(),
             **counted,

@@ -77,7 +77,7 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     loss = summary["train_loss"]
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-        ("train loss", "not measured: no worker was asked lately" if loss is None else f"{loss:.4f}"),
+        ("train loss", "not measured: no step since the last evaluation" if loss is None else f"{loss:.4f}"),
         (
             "steps",
             f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",

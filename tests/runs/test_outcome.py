@@ -339,4 +339,4 @@ def test_a_loss_that_nobody_measured_is_no_number(tmp_path: Path) -> None:
     assert lines[0]["train_loss"] > 0
     assert lines[-1]["train_loss"] is None
     assert summary["train_loss"] is None
-    assert "train loss       not measured: no worker was asked lately" in result.output
+    assert "train loss       not measured: no step since the last evaluation" in result.output
