@@ -18,29 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bowl import LEFTOVERS, RUNS, Bowl, Fault, counted, history, named, preset, train
 
 import qsparse.checkpoint
 import qsparse.statefile
-from qsparse.algorithm import Algorithm, Sync, natural_exchange
 from qsparse.checkpoint import Checkpoints, Found, find, save
 from qsparse.errors import CheckpointError, DataError, DisagreementError, SettingError
-from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.records import Watcher
-from qsparse.registry import build, names
-from qsparse.run import Score, Settings, run
+from qsparse.run import Settings, run
 from qsparse.statefile import read, write
-from qsparse.types import Layer, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
-from bowl import Bowl, Fault, LEFTOVERS, RUNS, counted, history, named, preset, train
-
-
-
-
-
-
-
-
 
 
 def test_ranks_that_look_for_other_checkpoints_are_told(tmp_path: Path) -> None:
@@ -55,16 +43,7 @@ def test_ranks_that_look_for_other_checkpoints_are_told(tmp_path: Path) -> None:
     assert run_threads(3, body, timeout=30) == [True] * 3
 
 
-
-
-
-
-
-
 # --- a run that was ended goes on as if it had not been -------------------------------------------------
-
-
-
 
 
 @LEFTOVERS

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from bowl import Bowl, history, named, preset, train
+from click.testing import CliRunner
 
 import qsparse.folder
 from qsparse.algorithm import natural_exchange

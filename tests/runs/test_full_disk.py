@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from bowl import LEFTOVERS, preset, train
+from click.testing import CliRunner
 
 from qsparse import records
 from qsparse.cli.commands import qsparse

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mpirun import Finished, finish, mpi_run, start
 from bowl import Bowl, preset
+from mpirun import Finished, finish, mpi_run, start
 
 from qsparse import notice
 from qsparse.algorithm import Algorithm, natural_exchange

@@ -329,7 +329,7 @@ def test_a_run_that_collapsed_sets_no_target_and_gains_nothing() -> None:
 
 
 def test_a_loss_that_nobody_measured_is_no_number(tmp_path: Path) -> None:
-    """Workers that are never asked take no steps: there is no loss since the last evaluation, least of all 0."""
+    """Workers that are never asked take no steps: no loss is known since the last evaluation."""
     result, summary = train(
         tmp_path, "--algorithm", "lag-ps(smoothness=1e-9, patience=100)", "--model", "softmax", "--steps", 20,
         "--evaluations", 1, ranks=3,

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from bowl import LEFTOVERS, RUNS, Bowl, Fault, N, preset, train
+from click.testing import CliRunner
 
 from qsparse.algorithm import Algorithm, natural_exchange
 from qsparse.checkpoint import Found, file_of
