@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (here / "qsparse/__init__.py").read_text(encoding="utf-8"))
+version = re.search(r'__version__ = "(.+)"', (here / "qsparse/_version.py").read_text(encoding="utf-8"))
 
 setup(
     name="qsparse",

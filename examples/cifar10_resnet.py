@@ -24,11 +24,11 @@ import torch
 from mpi4py import MPI
 from torch.nn import functional
 
+from qsparse.data import Batches, load, shard
+from qsparse.data.augment import crop_flip
 from qsparse.ledger import combine
 from qsparse.seeds import Seed
 from qsparse.torch import attach  # 1
-from qsparse.torch.data import Batches, load, shard
-from qsparse.torch.data.augment import crop_flip
 from qsparse.torch.models import build_model
 from qsparse.torch.problem import evaluate
 

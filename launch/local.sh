@@ -13,7 +13,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/env.sh"
 # A parent for each rank, which says how the rank ends; launchers name a process at best.
 supervised=()
-if python -P -c 'import qsparse.supervisor' 2>/dev/null; then
-    supervised=(python -P -m qsparse.supervisor)
+if python -P -c 'import qsparse.process.supervisor' 2>/dev/null; then
+    supervised=(python -P -m qsparse.process.supervisor)
 fi
 exec "${MPIEXEC:-mpiexec}" -n "$ranks" ${supervised[@]+"${supervised[@]}"} "$@"

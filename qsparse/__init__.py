@@ -22,8 +22,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from qsparse.guard import Duties, watch
-from qsparse.launchers import close_doors, rank_above
+from qsparse._moved import install as _find_moved_modules
+from qsparse._version import __version__
+from qsparse.process.guard import Duties, watch
+from qsparse.process.launchers import close_doors, rank_above
 
 if TYPE_CHECKING:
     from qsparse.algorithm import Algorithm
@@ -33,14 +35,13 @@ if TYPE_CHECKING:
     from qsparse.registry import build, register, spell
     from qsparse.seeds import Seed
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Algorithm",
     "CompressedAllreduce",
     "Link",
     "Payload",
     "Seed",
+    "__version__",
     "build",
     "register",
     "spell",
@@ -91,6 +92,7 @@ def _at_exit(process: int) -> None:
         note_own_end()
 
 
+_find_moved_modules()
 watch(_duties)
 atexit.register(_at_exit, os.getpid())
 if _running_mpi() is not None or rank_above(os.environ) is not None:

@@ -8,21 +8,20 @@ from typing import Any
 
 import numpy as np
 
-import qsparse
-from qsparse import promises
-from qsparse.agreement import agree
+from qsparse import _version, promises
 from qsparse.compressors.base import Compressor
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather
+from qsparse.exchange.collectives import agree
 from qsparse.kernels import threads as kernel_threads
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
 from qsparse.memory import Draft, ErrorFeedback, Memory
 from qsparse.payload import Payload
 from qsparse.registry import build
+from qsparse.rounds.warming import warm_link
 from qsparse.seeds import Seed
 from qsparse.types import State
-from qsparse.warming import warm_link
 from qsparse.wire.base import Wire
 
 
@@ -78,7 +77,7 @@ class CompressedAllreduce:
                 build(compressor, "compressor") if isinstance(compressor, str) else compressor,
                 build(memory, "memory") if isinstance(memory, str) else memory,
             )
-            return link, {"qsparse": qsparse.__version__, "link": link.spelling(), "op": op, "seed": seed}
+            return link, {"qsparse": _version.__version__, "link": link.spelling(), "op": op, "seed": seed}
 
         self.op = op
         try:

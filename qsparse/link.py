@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsparse.compressors import Compressor, Float32
-from qsparse.compressors.base import Sum
+from qsparse.compressors.sums import Sum
 from qsparse.errors import DisagreementError, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload

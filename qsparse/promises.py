@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from qsparse.compressors import Compressor
-from qsparse.compressors.base import decompress
+from qsparse.compressors.decoding import decompress
 from qsparse.memory import Memory
 from qsparse.registry import spell
 from qsparse.seeds import Seed

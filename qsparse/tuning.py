@@ -21,8 +21,8 @@ from typing import Any, Final
 import numpy as np
 
 from qsparse.compressors import Compressor, Float32, Quantizer, subtract_from
-from qsparse.compressors.base import LARGEST
 from qsparse.compressors.composed import FLOAT32
+from qsparse.compressors.sums import LARGEST
 from qsparse.compressors.topk import Counted
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import vector

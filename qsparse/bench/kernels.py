@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-import qsparse
+from qsparse import _version
 from qsparse.compressors import Composed, Compressor, accumulate_into
 from qsparse.errors import SettingError
 from qsparse.kernels import threads
@@ -160,7 +160,7 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda line: None) 
     finally:
         threads.use(before)
     return {
-        "qsparse": qsparse.__version__,
+        "qsparse": _version.__version__,
         "numpy": np.__version__,
         "torch": None if torch is None else torch.version,
         "processor": _processor(),

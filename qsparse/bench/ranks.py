@@ -20,12 +20,13 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-import qsparse
+from qsparse import _version
 from qsparse.bench.network import ENVIRONMENT, INTERFACE, Network, sent_bytes
 from qsparse.errors import LaunchError, SettingError, installing
 from qsparse.exchange.base import receive_one
 from qsparse.payload import Payload, Way
-from qsparse.wire.mpi import MpiWire, library
+from qsparse.wire.mpi import MpiWire
+from qsparse.wire.mpi_world import library
 
 #: What a bench measured, by name; goes into JSON.
 Measured = dict[str, Any]
@@ -176,7 +177,7 @@ class Place:
 
 def _versions() -> dict[str, Any]:
     """What figures may depend on."""
-    found: dict[str, Any] = {"qsparse": qsparse.__version__, "python": platform.python_version()}
+    found: dict[str, Any] = {"qsparse": _version.__version__, "python": platform.python_version()}
     for name in ("numpy", "numba", "mpi4py", "mpich", "torch"):
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

@@ -61,8 +61,8 @@ def measure(
         data_dir: where MNIST lies.
         seed: of the model, the shares and the batches.
     """
+    from qsparse.data import load
     from qsparse.torch import ddp
-    from qsparse.torch.data import load
     from qsparse.torch.loops import make_loop
     from qsparse.torch.problem import use_threads
 

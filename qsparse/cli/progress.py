@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
 from qsparse.ledger import gains
-from qsparse.outcome import TRAINED
-from qsparse.records import Watcher
+from qsparse.run.outcome import TRAINED
+from qsparse.run.records import Watcher
 
 
 class Progress(Watcher):

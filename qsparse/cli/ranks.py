@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qsparse import notice
 from qsparse.cli.launch import relaunch
 from qsparse.errors import LaunchError, QsparseError, RankError, SettingError, Stopped
-from qsparse.launchers import launched, rank_above, refusal_within
+from qsparse.process import notice
+from qsparse.process.launchers import launched, rank_above, refusal_within
 from qsparse.wire.base import Wire
 from qsparse.wire.mpi import MpiWire
 from qsparse.wire.threads import run_threads

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from qsparse.algorithm import Algorithm, natural_exchange
+from qsparse.algorithm import Algorithm
 from qsparse.errors import QsparseError, SettingError
 from qsparse.files import read_text
 from qsparse.link import Link
-from qsparse.local import SVRG, Decaying, Gradient, Local
+from qsparse.local import SVRG, Gradient, Local
+from qsparse.local.shared import Decaying
 from qsparse.memory import Innovation, Stateless
 from qsparse.registry import build, parameters, spell
+from qsparse.rules import natural_exchange
 from qsparse.run import Settings
 
 #: Options that go into a preset under another name.

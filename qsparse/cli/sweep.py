@@ -16,8 +16,8 @@ from qsparse.cli.options import PATH
 from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, missing, rates, runs_of
 from qsparse.cli.train import train
 from qsparse.errors import SettingError
-from qsparse.launchers import launched
-from qsparse.records import Recorder, Watcher, explained, write_whole
+from qsparse.process.launchers import launched
+from qsparse.run.records import Recorder, Watcher, explained, write_whole
 from qsparse.sweep import measured, methods
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run, execute

@@ -10,10 +10,10 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from qsparse.algorithm import check
 from qsparse.cli.settings import make_settings
 from qsparse.cli.train import by_name, config_text, load_data, settle, train
 from qsparse.errors import QsparseError, SettingError, installing
+from qsparse.rules import check
 from qsparse.seeds import Seed
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qsparse import notice
-from qsparse.checkpoint import Checkpoints
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.naming import default_folder
 from qsparse.cli.options import PATH
@@ -26,14 +24,16 @@ from qsparse.errors import SettingError, installing
 from qsparse.files import named_path, read_toml
 from qsparse.kernels import threads
 from qsparse.modules import user_module
-from qsparse.outcome import STATUS, TRAINED, verdict
-from qsparse.records import Several, Watcher
+from qsparse.process import notice
 from qsparse.run import Settings, run
+from qsparse.run.checkpoint import Checkpoints
+from qsparse.run.outcome import STATUS, TRAINED, verdict
+from qsparse.run.records import Several, Watcher
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 
 if TYPE_CHECKING:
-    from qsparse.torch.data import Dataset
+    from qsparse.data import Dataset
 
 #: Options that say where a run happens, not what it is: they are not part of its configuration.
 _ELSEWHERE = ("config", "out", "quiet", "tensorboard", "checkpoint_every", "keep", "resume")
@@ -335,7 +335,7 @@ def _refuse_bytes(options: Mapping[str, Any]) -> None:
 
 def load_data(options: Mapping[str, Any]) -> Dataset:
     """The data set."""
-    from qsparse.torch.data import load
+    from qsparse.data import load
 
     data_dir = options["data_dir"]
     return load(options["data"], Path(data_dir) if data_dir else None, progress=sys.stderr.isatty())

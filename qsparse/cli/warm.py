@@ -54,8 +54,8 @@ def warm() -> None:
 def _rehearsals() -> Iterator[Callable[[], None]]:
     """One for every part, length and type of vector."""
     from qsparse.link import Link
+    from qsparse.rounds.warming import rehearse_link
     from qsparse.testing.base import layout
-    from qsparse.warming import rehearse_link
 
     compressors, memories = _parts("compressor"), _parts("memory")
     rows = _parts("algorithm")
@@ -75,8 +75,9 @@ def _rehearsals() -> Iterator[Callable[[], None]]:
 
 
 def _rehearse_row(row: Algorithm, start: Vector, layers: Layout) -> None:
-    from qsparse.algorithm import check, natural_exchange
-    from qsparse.warming import rehearse_algorithm
+
+    from qsparse.rounds.warming import rehearse_algorithm
+    from qsparse.rules import check, natural_exchange
 
     row = row.over(6)
     check(row, natural_exchange(row), 3)

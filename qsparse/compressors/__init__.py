@@ -1,15 +1,9 @@
 """Compressors: one operator a file; importing the room registers them all."""
 
-from qsparse.compressors.base import (
-    Claims,
-    Compressor,
-    accumulate_into,
-    decompress,
-    subtract_from,
-    unpack,
-)
+from qsparse.compressors.base import Claims, Compressor
 from qsparse.compressors.blockwise import Blockwise, BySize, Policy
 from qsparse.compressors.composed import Composed, Everything, Float32, Quantizer, Selector
+from qsparse.compressors.decoding import accumulate_into, decompress, subtract_from, unpack
 from qsparse.compressors.floats import BFloat16, Float16
 from qsparse.compressors.lowprecision import LowPrecision
 from qsparse.compressors.minmax import MinMax

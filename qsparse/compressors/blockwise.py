@@ -18,9 +18,11 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from qsparse.compressors.base import Claims, Compressor, Piece, Sum, body_reader, read_body, refuse
+from qsparse.compressors.base import Claims, Compressor, refuse
 from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import COMPOSED, Quantizer, read_blocks
+from qsparse.compressors.decoding import Piece, body_reader, read_body
+from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError, Corrupted, NotFinite
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed

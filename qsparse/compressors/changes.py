@@ -6,9 +6,12 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, Indices, as_vector, fitting, framed, unsendable
+from qsparse.compressors.base import framed
 from qsparse.compressors.body import Writer
-from qsparse.compressors.composed import COMPOSED, FLOAT32, index_width, write_indices
+from qsparse.compressors.composed import COMPOSED, FLOAT32
+from qsparse.compressors.decoding import Indices, fitting
+from qsparse.compressors.positions import index_width, write_indices
+from qsparse.compressors.sums import LARGEST, as_vector, unsendable
 from qsparse.kernels import select
 from qsparse.kernels.scratch import scratch
 from qsparse.payload import Payload

@@ -24,22 +24,13 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import (
-    LARGEST,
-    Claims,
-    Compressor,
-    Indices,
-    Piece,
-    Sum,
-    body_reader,
-    cannot_join,
-    reach,
-    subtract,
-)
-from qsparse.compressors.body import Reader, Writer, joined, varint_size
+from qsparse.compressors.base import Claims, Compressor, cannot_join
+from qsparse.compressors.body import Reader, Writer, joined
+from qsparse.compressors.decoding import Indices, Piece, body_reader, subtract
+from qsparse.compressors.positions import _SEEDED, ALL, _read_indices, index_width, write_indices
+from qsparse.compressors.sums import LARGEST, Sum, reach
 from qsparse.errors import CompositionError, Corrupted
-from qsparse.kernels import bitstream, pack, random, threads, vector
-from qsparse.kernels import indices as gaps
+from qsparse.kernels import threads, vector
 from qsparse.kernels.scratch import scratch
 from qsparse.payload import Bytes, Floats, raw
 from qsparse.registry import register, spell
@@ -55,7 +46,6 @@ _PART: Final = 512 * threads.GRAIN
 _LONG: Final = 1 << 48
 #: The bits of infinity; those of NaN without its sign are more.
 _INFINITE: Final = 0x7F80_0000
-ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
 
 
 class Kept(NamedTuple):
@@ -408,11 +398,6 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
     )
 
 
-def index_width(n: int) -> int:
-    """⌈log2 n⌉: the papers' bits for one position among n."""
-    return max(n - 1, 0).bit_length()
-
-
 def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out: Writer) -> int:
     n = total.size
     if n == 0:
@@ -447,39 +432,6 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
     else:
         out.sections.extend(section.parts)
     return nbits + section.nbits
-
-
-def write_indices(indices: Indices, n: int, out: Writer) -> None:
-    """Append the index section of ascending indices below n, in the shortest coding."""
-    k = indices.size
-    parameters = np.empty(_blocks(k), np.uint8)
-    rice = int(gaps.rice_plan(indices, n, parameters))
-    coding = _shortest(n, k, rice)
-    out.u8(coding)
-    out.varint(k)
-    if coding == _FIXED:
-        data = np.zeros((k * index_width(n) + 7) // 8, np.uint8)
-        pack.pack(indices, 0, index_width(n), data)
-    elif coding == _BITMAP:
-        data = np.zeros((n + 7) // 8, np.uint8)
-        gaps.bitmap_encode(indices, data)
-    else:
-        out.varint((rice + 7) // 8)
-        words = bitstream.zeroed(rice)
-        gaps.rice_encode(indices, n, parameters, rice, words)
-        data = bitstream.as_bytes(words, rice)
-    out.array(data)
-
-
-def _shortest(n: int, k: int, rice: int) -> int:
-    """The coding of k positions that takes the fewest bytes; ``rice`` are the bits of theirs."""
-    length = (rice + 7) // 8
-    sizes = (k * index_width(n) + 7) // 8, (n + 7) // 8, length + varint_size(length)
-    return (_FIXED, _BITMAP, _RICE)[sizes.index(min(sizes))]
-
-
-def _blocks(k: int) -> int:
-    return -(-k // gaps.BLOCK)
 
 
 @body_reader(COMPOSED)
@@ -523,50 +475,3 @@ def read_blocks(reader: Reader, size: int, count: int, dtype: np.dtype[Any]) -> 
         return None
     out = np.empty(size * count, dtype)
     return out if _quantizers[int(head[1])].decode_blocks(reader, size, count, out) else None
-
-
-def _read_indices(reader: Reader, n: int) -> Indices | None:
-    coding = reader.u8()
-    if coding == ALL:
-        return None
-    k = reader.varint()
-    if k >= n:
-        raise Corrupted(f"a frame names {k} of {n} coordinates, which is not fewer than all")
-    # Room is made for k indices once the bytes that spell them are there.
-    if coding == _FIXED:
-        data = reader.packed(k, index_width(n))
-        indices = _places(k)
-        pack.unpack(data, 0, index_width(n), indices)
-        wrong = k > 0 and (indices[-1] >= n or bool(np.any(np.diff(indices) <= 0)))
-        wrong = wrong or _shortest(n, k, _rice_bits(indices, n)) != _FIXED
-    elif coding == _BITMAP:
-        words = bitstream.as_words(reader.array((n + 7) // 8, "u1"))
-        indices = _places(k)
-        wrong = gaps.bitmap_decode(words, n, indices) < 0
-        wrong = wrong or _shortest(n, k, _rice_bits(indices, n)) != _BITMAP
-    elif coding == _RICE:
-        data = reader.array(reader.varint(), "u1")
-        # A gap takes at least one bit.
-        indices = _places(min(k, 8 * data.size))
-        parameters = np.empty(_blocks(indices.size), np.uint8)
-        used = int(gaps.rice_decode(bitstream.as_words(data), n, parameters, indices))
-        wrong = indices.size < k or (used + 7) // 8 != data.size or _shortest(n, k, used) != _RICE
-        wrong = wrong or (used % 8 > 0 and data[-1] >> used % 8 > 0)
-    elif coding == _SEEDED:
-        reader.make(n)
-        indices = _places(k)
-        random.sample(*random.halves(reader.u64()), n, indices)
-        wrong = k == 0
-    else:
-        raise Corrupted(f"a frame writes its indices in coding {coding}, which this release does not know")
-    if wrong:
-        raise Corrupted(f"the {k} indices of a frame do not fit a vector of {n}")
-    return indices
-
-
-def _rice_bits(indices: Indices, n: int) -> int:
-    return int(gaps.rice_plan(indices, n, np.empty(_blocks(indices.size), np.uint8)))
-
-
-def _places(k: int) -> Indices:
-    return scratch("piece places", k, np.intp)

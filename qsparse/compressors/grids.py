@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, reach, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader, varint, varint_size
 from qsparse.compressors.composed import Fill, Section, stored
+from qsparse.compressors.sums import LARGEST, reach
 from qsparse.errors import Corrupted
 from qsparse.kernels import ans, bitstream, pack, quantize, threads
 from qsparse.kernels.scratch import scratch

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Compressor, as_sendable, reach, refuse
+from qsparse.compressors.base import Compressor, refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import WIDEST, Grid, check_coder, contraction, on_grid, read_width, spelled
+from qsparse.compressors.sums import LARGEST, as_sendable, reach
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, spelled
+from qsparse.compressors.sums import LARGEST
 from qsparse.errors import Corrupted
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register

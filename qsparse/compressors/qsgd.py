@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Sum, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader, Writer
-from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import (
     Grid,
     are_filled,
@@ -25,6 +25,8 @@ from qsparse.compressors.grids import (
     read_width,
     spelled,
 )
+from qsparse.compressors.positions import ALL
+from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register

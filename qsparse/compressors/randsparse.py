@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, reach, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims
+from qsparse.compressors.sums import LARGEST, reach
 from qsparse.errors import NotFinite
 from qsparse.kernels import accumulate, quantize, random, vector
 from qsparse.registry import register

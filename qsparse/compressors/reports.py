@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from qsparse.compressors.base import Piece, body_reader, framed
+from qsparse.compressors.base import framed
 from qsparse.compressors.body import Reader, Writer, varint_size
+from qsparse.compressors.decoding import Piece, body_reader
 from qsparse.compressors.totals import add_up
 from qsparse.errors import Corrupted
 from qsparse.payload import Kind, Payload

@@ -10,10 +10,12 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import LARGEST, Sum, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader, Writer
-from qsparse.compressors.composed import ALL, Fill, Quantizer, QuantizerClaims, Section
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import are_filled, are_scales
+from qsparse.compressors.positions import ALL
+from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite
 from qsparse.kernels import signs, threads, vector
 from qsparse.payload import raw

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import reach
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
 from qsparse.compressors.grids import (
@@ -22,6 +21,7 @@ from qsparse.compressors.grids import (
     unsqueezed,
     valued,
 )
+from qsparse.compressors.sums import reach
 from qsparse.errors import Corrupted
 from qsparse.kernels import pack, quantize, random, threads
 from qsparse.payload import raw

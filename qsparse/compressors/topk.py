@@ -8,8 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LARGEST, Indices, Sum, refuse
-from qsparse.compressors.composed import Kept, Selector, SelectorClaims, index_width
+from qsparse.compressors.base import refuse
+from qsparse.compressors.composed import Kept, Selector, SelectorClaims
+from qsparse.compressors.decoding import Indices
+from qsparse.compressors.positions import index_width
+from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.kernels import accumulate, select, threads
 from qsparse.kernels.jit import simd
 from qsparse.kernels.scratch import scratch

@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from qsparse.compressors.base import LONG, apply, fitting
+from qsparse.compressors.decoding import apply, fitting
+from qsparse.compressors.sums import LONG
 from qsparse.kernels import accumulate, threads
 from qsparse.kernels.scratch import scratch
 from qsparse.payload import Payload

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.compressors.base import Sum, reach, refuse
+from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
 from qsparse.compressors.grids import Grid, check_coder, on_grid, read_width, spelled
+from qsparse.compressors.sums import Sum, reach
 from qsparse.kernels import quantize
 from qsparse.registry import register
 from qsparse.seeds import Seed

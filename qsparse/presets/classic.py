@@ -12,7 +12,7 @@ from qsparse.registry import register
 from qsparse.schedules import Rate
 from qsparse.server import Majority
 from qsparse.triggers import Every
-from qsparse.triggers.gaps import Gap
+from qsparse.triggers.periodic import Gap
 
 
 @register("sgd", "algorithm")

@@ -13,7 +13,7 @@ from qsparse.presets.base import local_steps
 from qsparse.registry import register
 from qsparse.schedules import Rate, Steps
 from qsparse.triggers import Every, RandomGap
-from qsparse.triggers.gaps import Gap
+from qsparse.triggers.periodic import Gap
 
 
 @register("qsparse-local-sgd", "algorithm")

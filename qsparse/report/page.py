@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 from qsparse.errors import SettingError
 from qsparse.files import named_path
 from qsparse.ledger import dense_link_bytes, gains, link_bytes
-from qsparse.outcome import TRAINED
 from qsparse.report.base import Table, mean, new_figure, number, spread
-from qsparse.report.pictures import ACCURACY, PICTURES
+from qsparse.report.plots import ACCURACY, PICTURES
 from qsparse.report.runs import Method, Run, at, methods, whole
+from qsparse.run.outcome import TRAINED
 
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;

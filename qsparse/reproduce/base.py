@@ -19,16 +19,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import qsparse
+from qsparse import _version
 from qsparse.errors import DataError, SettingError, installing
-from qsparse.folder import Hold
-from qsparse.records import write_whole
 from qsparse.report.base import Table, new_figure, number
+from qsparse.run.folder import Hold
+from qsparse.run.records import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from qsparse.torch.data import Dataset
+    from qsparse.data import Dataset
 
 #: What a run measured, by name: numbers, texts, lists and dictionaries.
 Measured = dict[str, Any]
@@ -136,7 +136,7 @@ def _reproduce(experiment: Experiment, data_dir: Path | None, out: Path, say: Sa
 def dataset(name: str, data_dir: Path | None) -> Dataset:
     """A data set by name; SettingError where the libraries that load it are missing."""
     try:
-        from qsparse.torch.data import load
+        from qsparse.data import load
 
         return load(name, data_dir)
     except ModuleNotFoundError as error:
@@ -152,7 +152,7 @@ def median(values: Sequence[float]) -> float:
 
 def _versions() -> dict[str, Any]:
     """What figures may depend on."""
-    found = {"qsparse": qsparse.__version__, "python": platform.python_version()}
+    found = {"qsparse": _version.__version__, "python": platform.python_version()}
     for library in ("numpy", "numba", "scipy", "torch", "matplotlib"):
         try:
             found[library] = metadata.version(library)

@@ -34,7 +34,7 @@ from qsparse.seeds import Seed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from qsparse.torch.data import Dataset
+    from qsparse.data import Dataset
 
 WORKERS: Final = 8
 BATCH: Final = 16
@@ -163,7 +163,7 @@ class Job(NamedTuple):
 
 def train(job: Job, data: Dataset) -> Measured:
     """Train; what it measured. A run that leaves the range of numbers has an accuracy of 0."""
-    from qsparse.torch.data import Batches, shard
+    from qsparse.data import Batches, shard
     from qsparse.torch.problem import Network, use_threads
 
     use_threads(1)  # runs are side by side

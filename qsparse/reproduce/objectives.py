@@ -40,7 +40,7 @@ class Objective(ABC):
     start: Vector
 
     def __init__(self, x: Array, y: Array, workers: int, seed: Seed) -> None:
-        from qsparse.torch.data import shard
+        from qsparse.data import shard
 
         self._shares = [(x[part], y[part]) for part in shard(y, workers, "random", seed)]
         self._seed = seed
@@ -76,7 +76,7 @@ class Objective(ABC):
 
     def batches(self, worker: int, size: int) -> Any:
         """The worker's batches, as functions of the step."""
-        from qsparse.torch.data import Batches
+        from qsparse.data import Batches
 
         return Batches(np.arange(self.sizes[worker]), size, self._seed.at(rank=worker + 1, use="batch"))
 

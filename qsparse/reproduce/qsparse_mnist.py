@@ -25,7 +25,7 @@ from qsparse.seeds import Seed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from qsparse.torch.data import Batches
+    from qsparse.data import Batches
 
 WORKERS: Final = 15
 BATCH: Final = 8
@@ -325,7 +325,7 @@ def _fill(active: Sequence[_Run], x: Array, y: Array, batches: Sequence[Array]) 
 
 
 def _batches(y: Array, seed: int) -> list[Batches]:
-    from qsparse.torch.data import Batches, shard
+    from qsparse.data import Batches, shard
 
     shares = shard(y, WORKERS, "random", Seed(seed))
     return [Batches(share, BATCH, Seed(seed, rank=rank, use="batch")) for rank, share in enumerate(shares)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, check, natural_exchange
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import decompress
 from qsparse.ledger import ACTIVITIES, combine
 from qsparse.ledger import Snapshot as LedgerSnapshot
@@ -21,6 +21,7 @@ from qsparse.reproduce.base import Measured
 from qsparse.reproduce.objectives import Objective
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Stepped, Walk
+from qsparse.rules import check, natural_exchange
 from qsparse.schedules import momentum_weight
 from qsparse.seeds import Seed
 from qsparse.types import Vector

@@ -23,7 +23,8 @@ from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.synchronous import Desk, Pace, Station
+from qsparse.rounds.coordinator import Desk
+from qsparse.rounds.node import Pace, Station
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Vector
 from qsparse.wire.base import Wire

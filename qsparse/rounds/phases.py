@@ -11,8 +11,10 @@ from qsparse.algorithm import Algorithm, Async
 from qsparse.exchange.base import Exchange
 from qsparse.local import Oracle
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
-from qsparse.rounds.saved import restore, state_of
-from qsparse.rounds.synchronous import Desk, Pace, Station, averaging, rounds
+from qsparse.rounds.coordinator import Desk
+from qsparse.rounds.node import Pace, Station, averaging
+from qsparse.rounds.state import restore, state_of
+from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layout, State, Vector
 from qsparse.wire.base import Wire

@@ -14,13 +14,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async, check, natural_exchange
+from qsparse.algorithm import Algorithm, Async
 from qsparse.errors import SettingError
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.memory import Stateless
 from qsparse.registry import spell
-from qsparse.rounds.synchronous import Desk, Seat
+from qsparse.rounds.coordinator import Desk
+from qsparse.rounds.worker import Seat
+from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 

@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from qsparse.errors import SettingError
 from qsparse.ledger import gains, link_bytes
-from qsparse.outcome import TRAINED
 from qsparse.report.runs import read as left_behind
+from qsparse.run.outcome import TRAINED
 from qsparse.sweep.methods import Method
 from qsparse.sweep.running import Run
 

@@ -18,16 +18,16 @@ from typing import Any, Final
 
 from qsparse.errors import DataError
 from qsparse.files import read_toml
-from qsparse.folder import LOCK, Hold
-from qsparse.outcome import STATUS
-from qsparse.records import explained
 from qsparse.report.runs import read
+from qsparse.run.folder import LOCK, Hold
+from qsparse.run.outcome import STATUS
+from qsparse.run.records import explained
 
 #: What a run writes to its standard output and error.
 LOG: Final = "log.txt"
 # The kernel ends a run whose sweep was killed: begun again, both would write to one folder.
 _PROGRAM: Final = """
-from qsparse.launchers import die_with_launcher
+from qsparse.process.launchers import die_with_launcher
 die_with_launcher()
 from qsparse.cli import main
 main()

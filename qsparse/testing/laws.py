@@ -22,9 +22,19 @@ from qsparse.modules import user_module
 from qsparse.registry import build, kinds, spell
 
 # Importing the modules of laws fills the tables.
-from qsparse.testing import frames, memories, parts, patterns, rows, steps, timing, values
+from qsparse.testing import (
+    algorithm,
+    compressor_frames,
+    compressor_values,
+    exchange,
+    local,
+    memory,
+    parts,
+    server,
+    trigger,
+)
+from qsparse.testing.algorithm import Row
 from qsparse.testing.base import HUGE, LAWS, Broken, Law, Rule, law, layout
-from qsparse.testing.rows import Row
 from qsparse.testing.vectors import hostile
 from qsparse.types import Vector
 
@@ -37,19 +47,20 @@ __all__ = [
     "Law",
     "Report",
     "Rule",
+    "algorithm",
     "check",
+    "compressor_frames",
+    "compressor_values",
     "examples",
-    "frames",
+    "exchange",
     "law",
     "load",
-    "memories",
+    "local",
+    "memory",
     "parts",
-    "patterns",
-    "rows",
     "run",
-    "steps",
-    "timing",
-    "values",
+    "server",
+    "trigger",
 ]
 
 #: The vector of laws that have nothing to do with vectors.

@@ -9,8 +9,8 @@ from typing import Any, Final
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError, UnknownPart
 from qsparse.registry import build, call, find, kinds, parameters, spell
+from qsparse.testing.algorithm import Row
 from qsparse.testing.base import Broken, hold, law
-from qsparse.testing.rows import Row
 from qsparse.types import Vector
 
 #: Spellings by kind, beside those of compressors; every registered name occurs in one.

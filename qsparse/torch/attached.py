@@ -12,16 +12,17 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 import torch
 
-from qsparse.agreement import agree
-from qsparse.algorithm import Algorithm, refuse_if_inhomogeneous
-from qsparse.checkpoint import Checkpoints, find, save
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
 from qsparse.exchange.base import FINISH, UPDATES, note, same_call
+from qsparse.exchange.collectives import agree
 from qsparse.files import named_path
-from qsparse.folder import Hold
 from qsparse.memory import ErrorFeedback
-from qsparse.rounds.synchronous import Pace, Station, averaging
+from qsparse.rounds.node import Pace, Station, averaging
+from qsparse.rules import refuse_if_inhomogeneous
+from qsparse.run.checkpoint import Checkpoints, find, save
+from qsparse.run.folder import Hold
 from qsparse.seeds import Seed
 from qsparse.torch import compared
 from qsparse.torch.device import Common, on_host
@@ -157,7 +158,7 @@ class Attached:
     def asked_to_stop(self) -> bool:
         """Was some rank asked to stop, by a signal, before the last meeting? The same on all ranks.
 
-        Within ``qsparse.notice.listening``; save and leave the loop then.
+        Within ``qsparse.process.notice.listening``; save and leave the loop then.
         """
         return self._pace.asked > 0
 
@@ -204,8 +205,8 @@ class Attached:
     def resume(self, folder: str | Path, *others: Any) -> dict[str, Any]:
         """Go on from the newest whole checkpoint in a folder, if any; collective, before the first step.
 
-        With another number of ranks than it was saved with, see `qsparse.resharding.reshard`; a new rank's
-        optimizer takes the mean of the others' moments.
+        With another number of ranks than it was saved with, see `resharding.reshard`; a new rank's optimizer
+        takes the mean of the others' moments.
 
         Args:
             folder, *others: as for `save`.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.errors import SettingError, installing
-from qsparse.records import Watcher, explained
+from qsparse.run.records import Watcher, explained
 
 
 class Board(Watcher):

@@ -17,14 +17,15 @@ import torch
 
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import Composed, Compressor, Quantizer, TopK
-from qsparse.compressors.base import LARGEST, Sum, unpack
 from qsparse.compressors.blockwise import Piecewise
 from qsparse.compressors.composed import FLOAT32, Kept
+from qsparse.compressors.decoding import unpack
+from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
 from qsparse.memory import Draft, ErrorFeedback, Stateless
-from qsparse.rounds.saved import restore, state_of
-from qsparse.rounds.synchronous import Station
+from qsparse.rounds.node import Station
+from qsparse.rounds.state import restore, state_of
 from qsparse.seeds import Seed
 from qsparse.types import State, Vector
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
+from qsparse.data.images import Examples, Pictures
 from qsparse.errors import SettingError
-from qsparse.torch.data.pictures import Examples, Pictures
 from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.torch.ownership import address_of, hold, refuse_held
 from qsparse.types import Layer, Layout, Vector

@@ -11,11 +11,11 @@ from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn import functional
 
+from qsparse.data import Batches, Dataset, shard
 from qsparse.exchange import AllGather
 from qsparse.presets import qsparse_local_sgd
 from qsparse.seeds import Seed
 from qsparse.torch.attached import attach
-from qsparse.torch.data import Batches, Dataset, shard
 from qsparse.torch.ddp import wrapped
 from qsparse.torch.flat import as_batch
 from qsparse.torch.models import build_model

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from qsparse.data import names
 from qsparse.errors import SettingError
 from qsparse.seeds import Seed
-from qsparse.torch import names
 
 #: What `build_model` knows.
 MODELS = ("softmax", "mlp", "cnn", "resnet20", "resnet32", "resnet18", "resnet50")

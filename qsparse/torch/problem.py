@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from qsparse.data import Batches, Dataset, Examples, shard
+from qsparse.data.augment import crop_flip
+from qsparse.data.shards import Indices
 from qsparse.errors import SettingError
-from qsparse.job import Score
 from qsparse.kernels.vector import squared_norm
+from qsparse.run.problem import Score
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, Dataset, Examples, shard
-from qsparse.torch.data.augment import crop_flip
-from qsparse.torch.data.shards import Indices
 from qsparse.torch.flat import FlatModel, as_batch
 from qsparse.torch.models import build_model
 from qsparse.torch.recipe import Recipe

@@ -18,7 +18,7 @@ class Recipe:
     """What is done to examples, loss and gradient; the same on all ranks.
 
     Args:
-        augment: ``crop-flip`` changes the pictures of each batch (see `qsparse.torch.data.augment`); a
+        augment: ``crop-flip`` changes the pictures of each batch (see `qsparse.data.augment`); a
             gradient over a worker's whole share takes them as they are.
         label_smoothing: ε. The target of cross entropy is 1 − ε + ε/K for the label's class and ε/K for
             the others of K (Szegedy et al., 2016). Evaluations do without.

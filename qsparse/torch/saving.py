@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from qsparse.algorithm import Algorithm
-from qsparse.checkpoint import Found
 from qsparse.exchange import Exchange
-from qsparse.resharding import merged, reshard
+from qsparse.run.checkpoint import Found
+from qsparse.run.resharding import merged, reshard
 from qsparse.types import State
 
 #: The name under which the items of a Counter are kept, by which torch counts milestones.

@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-import qsparse
-from qsparse import promises
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse import _version, promises
+from qsparse.algorithm import Algorithm, Async
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.payload import Payload, Way, raw
 from qsparse.registry import spell
+from qsparse.rounds.warming import warm_algorithm
+from qsparse.rules import check
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
 from qsparse.torch.given import LEAVE_TO_IT, algorithm_of, exchange_of
 from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.torch.steps import Optimizers, parameters_of
-from qsparse.warming import warm_algorithm
 from qsparse.wire.base import Wire
 
 #: The local step of presets whose step size nobody set.
@@ -75,7 +75,7 @@ def prepare(
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen, start, flat.layout, wire.rank)
     settings = {
-        "qsparse": qsparse.__version__,
+        "qsparse": _version.__version__,
         **chosen.axes(),
         "exchange": spell(pattern),
         "optimizer": ", ".join(type(each).__name__ for each in optimizers),

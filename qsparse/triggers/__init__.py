@@ -1,10 +1,9 @@
 """Triggers: importing the room registers them all."""
 
-from qsparse.triggers.asking import Ask
-from qsparse.triggers.base import Trigger
+from qsparse.triggers.ask import Ask
+from qsparse.triggers.base import Both, Either, Trigger
 from qsparse.triggers.drift import Drift
-from qsparse.triggers.gaps import Every, RandomGap
-from qsparse.triggers.joined import Both, Either
 from qsparse.triggers.lazy import Lazy
+from qsparse.triggers.periodic import Every, RandomGap
 
 __all__ = ["Ask", "Both", "Drift", "Either", "Every", "Lazy", "RandomGap", "Trigger"]

@@ -1,13 +1,15 @@
-"""When does a worker speak?"""
+"""When a worker speaks, and how two answers to that are joined."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
+from qsparse.errors import CompositionError
 from qsparse.memory import Draft
-from qsparse.payload import Payload
+from qsparse.registry import spell
 from qsparse.schedules import Rate
 from qsparse.schedules import over as lasting
 from qsparse.seeds import Seed
@@ -73,23 +75,133 @@ class Trigger(ABC):
     def heard(self, state: State, model: Vector) -> None:
         """A model was received, the first before step 1."""
 
-    def asked(self, state: State, payloads: Sequence[Payload], model: Vector, t: int) -> list[bool]:
+    def asked(self, state: State, changes: Sequence[float | None], model: Vector, t: int) -> list[bool]:
         """Which workers are told the model, and work in the next round? Asked of the coordinator.
 
         Args:
             state: the coordinator's own.
-            payloads: what the workers, in rank order, have just said.
+            changes: ‖·‖² of what the workers, in rank order, have just said; None: nothing.
             model: what came of it, (n,).
             t: the step at which they did.
         """
-        return [True] * len(payloads)
+        return [True] * len(changes)
 
     def __and__(self, other: Trigger) -> Trigger:
-        from qsparse.triggers.joined import Both
-
         return Both(self, other) if isinstance(other, Trigger) else NotImplemented
 
     def __or__(self, other: Trigger) -> Trigger:
-        from qsparse.triggers.joined import Either
-
         return Either(self, other) if isinstance(other, Trigger) else NotImplemented
+
+
+@dataclass(frozen=True)
+class Joined(Trigger):
+    """Two triggers, each with a state of its own."""
+
+    left: Trigger
+    right: Trigger
+    sign: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if self.left.asks or self.right.asks:
+            raise CompositionError(
+                f"{self.spelling()}: where the coordinator asks, no other trigger has a say"
+            )
+
+    def spelling(self) -> str:
+        """``left & right``, with brackets where the grammar needs them."""
+        parts = (f"({spell(part)})" if isinstance(part, Joined) else spell(part) for part in self._both())
+        return f" {self.sign} ".join(parts)
+
+    def _both(self) -> tuple[Trigger, Trigger]:
+        return self.left, self.right
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether one of them may."""
+        return self.left.may_skip or self.right.may_skip
+
+    @property
+    def differs(self) -> bool:
+        """Whether one of them does."""
+        return self.left.differs or self.right.differs
+
+    def bind(self, rate: Rate | None) -> Trigger:
+        """Both."""
+        return type(self)(self.left.bind(rate), self.right.bind(rate))
+
+    def check(self, workers: int) -> None:
+        """Both."""
+        self.left.check(workers)
+        self.right.check(workers)
+
+    def init(self, seed: Seed) -> State:
+        """Two states, and whether a message was last due by the one and by the other."""
+        return {
+            "left": self.left.init(seed),
+            "right": self.right.init(seed),
+            "by_left": False,
+            "by_right": False,
+        }
+
+    def due(self, state: State, t: int) -> bool:
+        """Both are asked at every step, as each keeps a count."""
+        state["by_left"] = self.left.due(state["left"], t)
+        state["by_right"] = self.right.due(state["right"], t)
+        return self._join(state["by_left"], state["by_right"])
+
+    def worth(self, state: State, draft: Draft) -> bool:
+        """By those by which it is due; both are asked, as each may remember what it was asked about."""
+        by_left, by_right = state["by_left"], state["by_right"]
+        # A meeting for which nobody asked, at the end, is due by both.
+        if not self._join(by_left, by_right):
+            by_left = by_right = True
+        left, right = self.left.worth(state["left"], draft), self.right.worth(state["right"], draft)
+        return self._join(by_left and left, by_right and right)
+
+    def settled(self, state: State, spoke: bool) -> None:
+        """Both."""
+        self.left.settled(state["left"], spoke)
+        self.right.settled(state["right"], spoke)
+
+    def starved(self, state: State) -> bool:
+        """By one of them."""
+        return self.left.starved(state["left"]) or self.right.starved(state["right"])
+
+    def heard(self, state: State, model: Vector) -> None:
+        """Both."""
+        self.left.heard(state["left"], model)
+        self.right.heard(state["right"], model)
+
+    @abstractmethod
+    def _join(self, left: bool, right: bool) -> bool:
+        """Of two answers one."""
+
+
+@dataclass(frozen=True)
+class Both(Joined):
+    """``left & right``: due, and worth it, by both."""
+
+    sign: ClassVar[str] = "&"
+
+    @property
+    def always_due(self) -> bool:
+        """By both."""
+        return self.left.always_due and self.right.always_due
+
+    def _join(self, left: bool, right: bool) -> bool:
+        return left and right
+
+
+@dataclass(frozen=True)
+class Either(Joined):
+    """``left | right``: due by one of them, and worth it by one by which it is due."""
+
+    sign: ClassVar[str] = "|"
+
+    @property
+    def always_due(self) -> bool:
+        """By one."""
+        return self.left.always_due or self.right.always_due
+
+    def _join(self, left: bool, right: bool) -> bool:
+        return left or right

@@ -43,11 +43,11 @@ from qsparse.errors import (
     Truncated,
     WireError,
 )
-from qsparse.guard import failure, guard
-from qsparse.launchers import close_doors
 from qsparse.ledger import Ledger
 from qsparse.payload import MAGIC, Payload
-from qsparse.supervisor import ended
+from qsparse.process.guard import failure, guard
+from qsparse.process.launchers import close_doors
+from qsparse.process.supervisor import ended
 from qsparse.wire.base import ANY, Wire
 from qsparse.wire.mpi_channel import channel_of, make_channel, meet
 from qsparse.wire.mpi_cycles import TELLING, Inquiry

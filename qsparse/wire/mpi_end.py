@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from qsparse.errors import WaitTimeout, WireError
-from qsparse.guard import Duties, failure
-from qsparse.supervisor import ended
+from qsparse.process.guard import Duties, failure
+from qsparse.process.supervisor import ended
 from qsparse.wire.mpi_channel import channels
 from qsparse.wire.mpi_world import load_mpi
 from qsparse.wire.waiting import Alarm, Patience, Wait, last_heard, named

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from qsparse import launchers
 from qsparse.errors import LaunchError, installing
-from qsparse.launchers import REMEDIES, announced_size, processes_of_torch, rank_above, refusal_within
+from qsparse.process import launchers
+from qsparse.process.launchers import REMEDIES, announced_size, processes_of_torch, rank_above, refusal_within
 
 
 def load_mpi() -> Any:

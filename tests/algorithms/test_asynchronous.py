@@ -13,7 +13,7 @@ from bowl import Bowl
 from click.testing import CliRunner
 from mpirun import mpi_run
 
-from qsparse.algorithm import Algorithm, Async, Sync, check
+from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError
@@ -24,7 +24,9 @@ from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
-from qsparse.rounds.synchronous import Pace, Station, rounds
+from qsparse.rounds.node import Pace, Station
+from qsparse.rounds.synchronous import rounds
+from qsparse.rules import check
 from qsparse.run import Settings, run
 from qsparse.seeds import Seed
 from qsparse.server import Descend

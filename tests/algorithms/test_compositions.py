@@ -13,7 +13,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from qsparse.cli.commands import qsparse
-from qsparse.outcome import STARVED, STATUS
+from qsparse.run.outcome import STARVED, STATUS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/compositions.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### (.+?)\n\n```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))

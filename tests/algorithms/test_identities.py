@@ -18,14 +18,16 @@ import transcriptions_async as paper_async
 import transcriptions_lazy as paper_lazy
 from paper_runs import LAYERS, LAYOUT, RUN, START, WORKERS, N, counted, gradient
 
-from qsparse.algorithm import Algorithm, Sync, check
+from qsparse.algorithm import Algorithm, Sync
 from qsparse.compressors import decompress
 from qsparse.exchange import ParameterServer
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback, Innovation, Snapshot
 from qsparse.registry import build
+from qsparse.rounds.node import Station
 from qsparse.rounds.phases import Walk
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.synchronous import rounds
+from qsparse.rules import check
 from qsparse.schedules import Schedule, rate_at
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from qsparse.data import load
 from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.registry import build
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.node import Station
+from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
-from qsparse.torch.data import load
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 

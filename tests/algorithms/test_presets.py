@@ -14,11 +14,11 @@ import pytest
 from mpirun import mpi_run
 from paper_runs import CASES, STEPS, WORKERS, Case, Still, compare, counted, made, trained
 
-from qsparse.algorithm import check, natural_exchange
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.registry import build
-from qsparse.rounds.synchronous import Station, averaging
+from qsparse.rounds.node import Station, averaging
+from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from paper_runs import CASES, LAYOUT, RUN, START, STEPS, WORKERS, Case, gradient, made, trained
 
-from qsparse.algorithm import natural_exchange
 from qsparse.link import Link
 from qsparse.memory import Innovation
 from qsparse.registry import build
 from qsparse.rounds.virtual import Virtual
+from qsparse.rules import natural_exchange
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads

@@ -201,7 +201,7 @@ def test_ranks_of_different_versions_disagree_at_the_start() -> None:
 
         comm = MPI.COMM_WORLD
         if comm.rank == 1:
-            qsparse.__version__ = "99.0"
+            qsparse._version.__version__ = "99.0"
         wire = MpiWire(comm)
         try:
             qsparse.CompressedAllreduce(wire)

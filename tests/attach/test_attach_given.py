@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qsparse.checkpoint import MANIFEST, _digest_of
 from qsparse.errors import CheckpointError, CompositionError, RankError, SettingError
 from qsparse.presets import qsparse_local_sgd
 from qsparse.registry import settings_in
+from qsparse.run.checkpoint import MANIFEST, _digest_of
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 

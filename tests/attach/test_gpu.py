@@ -28,7 +28,7 @@ from qsparse.link import Link, Sender  # noqa: E402
 from qsparse.local import SGD  # noqa: E402
 from qsparse.memory import ErrorFeedback, Innovation, Stateless  # noqa: E402
 from qsparse.registry import build  # noqa: E402
-from qsparse.rounds.synchronous import Pace, Station  # noqa: E402
+from qsparse.rounds.node import Pace, Station  # noqa: E402
 from qsparse.seeds import Seed  # noqa: E402
 from qsparse.torch import attach, device  # noqa: E402
 from qsparse.torch.device import Common, DeviceSender, largest  # noqa: E402

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mpirun import clean_environment, mpi_run
 
-from qsparse.launchers import REMEDIES, announced_size
+from qsparse.process.launchers import REMEDIES, announced_size
 
 pytest.importorskip("mpi4py")
 pytest.importorskip("torch")

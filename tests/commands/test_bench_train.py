@@ -90,7 +90,7 @@ import torch
 from torch.nn import functional
 from qsparse.seeds import Seed
 from qsparse.torch import ddp
-from qsparse.torch.data import Batches, load, shard
+from qsparse.data import Batches, load, shard
 from qsparse.torch.flat import as_batch
 from qsparse.torch.loops import DENSE, MOMENTUM, OURS, POST_LOCAL, make_loop
 from qsparse.torch.models import build_model

@@ -23,7 +23,7 @@ from qsparse.registry import names as registered
 from qsparse.report import draw
 from qsparse.report.base import look, mean
 from qsparse.report.names import method, same_method, told_apart
-from qsparse.report.pictures import PICTURES
+from qsparse.report.plots import PICTURES
 from qsparse.report.runs import Method, Run, at, methods, read
 
 METHODS = {

@@ -12,12 +12,12 @@ import torch
 from reproducing import invoke, refused, shown
 from torch.nn import functional
 
+from qsparse.data import load
+from qsparse.data.dataset import Dataset
 from qsparse.errors import SettingError
 from qsparse.reproduce import dist_ef
 from qsparse.reproduce.dist_ef import BLOCK, FULL, ROWS, STRETCHES, WORKERS, DistEF, Job, Net, train
 from qsparse.seeds import Seed
-from qsparse.torch.data import load
-from qsparse.torch.data.dataset import Dataset
 from qsparse.torch.models import build_model
 from qsparse.torch.problem import Network
 
@@ -73,7 +73,7 @@ def digits() -> Dataset:
 
 def test_full_precision_is_sgd_on_all_batches_together(digits: Dataset) -> None:
     """Momentum of each worker, warm-up and cosine, written out with PyTorch's optimizer."""
-    from qsparse.torch.data import Batches, shard
+    from qsparse.data import Batches, shard
 
     run = train(job(FULL), digits)
     model = build_model("mlp(20)", digits.shape, 10, Seed(0))

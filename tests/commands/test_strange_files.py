@@ -15,13 +15,13 @@ from click.testing import CliRunner, Result
 from mpirun import mpi_run
 from tiny_files import tiny_mnist, write
 
-from qsparse.checkpoint import Checkpoints, find
 from qsparse.cli.commands import qsparse
+from qsparse.data import load
 from qsparse.errors import CheckpointError, SettingError
 from qsparse.files import named_path
 from qsparse.report.runs import methods
+from qsparse.run.checkpoint import Checkpoints, find
 from qsparse.sweep.running import Run
-from qsparse.torch.data import load
 from qsparse.wire.threads import run_threads
 
 SMALL = "train --data digits --model softmax --steps 2 --quiet"

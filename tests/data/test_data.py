@@ -26,16 +26,16 @@ import numpy as np
 import pytest
 from tiny_files import BATCHES, IDX, cifar_binary, idx, tiny_cifar, tiny_mnist, write
 
+from qsparse.data import Dataset, load, readers, search_path, sources
+from qsparse.data.download import SOURCES
 from qsparse.errors import DataError, UnknownPart
-from qsparse.torch.data import Dataset, load, readers, search_path, sources
-from qsparse.torch.data.places import SOURCES
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and no folder in the environment."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("qsparse.torch.data.places.cache", lambda: folder)
+    monkeypatch.setattr("qsparse.data.download.cache", lambda: folder)
     monkeypatch.delenv("QSPARSE_DATA", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -46,9 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_digits_are_those_of_scikit_learn_which_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = (
-        "import sys; from qsparse.torch.data import load; load('digits'); print('sklearn' in sys.modules)"
-    )
+    program = "import sys; from qsparse.data import load; load('digits'); print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     from sklearn.datasets import load_digits

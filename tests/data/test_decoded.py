@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tiny_files import cifar_files
 
+from qsparse.data import Batches, Dataset, Pictures, download, load
+from qsparse.data.cache import Arrays, decoded
 from qsparse.errors import DataError
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, Dataset, Pictures, load, places
-from qsparse.torch.data.decoded import Arrays, decoded
 
 RNG = np.random.default_rng(3)
 
@@ -154,7 +154,7 @@ class Source:
     @property
     def kept(self) -> Path:
         """The only file that is kept."""
-        (file,) = (places.cache() / "decoded").glob("*.bin")
+        (file,) = (download.cache() / "decoded").glob("*.bin")
         return file
 
 
@@ -273,7 +273,7 @@ def test_a_cache_that_cannot_be_is_no_condition(source: Source, cache: Path) -> 
 ONE_OF_MANY = """
 import sys, time
 from pathlib import Path
-from qsparse.torch.data.decoded import decoded
+from qsparse.data.cache import decoded
 import numpy as np, resource
 
 file, log = map(Path, sys.argv[1:3])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from qsparse.data import Batches, load
 from qsparse.errors import SettingError, UnknownPart
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, load
 from qsparse.torch.models import MODELS, build_model
 
 DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qsparse.data import Batches, shard
 from qsparse.errors import SettingError
 from qsparse.seeds import Seed
-from qsparse.torch.data import Batches, shard
 
 LABELS = np.random.default_rng(3).integers(0, 10, 1003)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_files import IDX, cifar_binary, tiny_cifar, tiny_mnist, write
 
+from qsparse.data import load
 from qsparse.errors import DataError, SettingError
-from qsparse.torch.data import load
 
 
 @pytest.fixture(autouse=True)

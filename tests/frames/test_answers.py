@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from mpirun import mpi_run
 
-from qsparse.algorithm import Algorithm, check
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float32, Sign, decompress
-from qsparse.compressors.base import unpack
 from qsparse.compressors.body import varint
 from qsparse.compressors.changes import compress_changes, put_changes
+from qsparse.compressors.decoding import unpack
 from qsparse.compressors.reports import REPORTS, bundle, bundle_size, merged
 from qsparse.compressors.totals import add_up
 from qsparse.errors import CompositionError, Corrupted, NotFinite
@@ -29,6 +29,7 @@ from qsparse.memory import Changes, ErrorFeedback, Stateless
 from qsparse.payload import HEADER_BYTES, Payload
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Order
+from qsparse.rules import check
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads

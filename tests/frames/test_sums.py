@@ -20,8 +20,9 @@ from qsparse.compressors import (
     TopK,
     Uniform,
 )
-from qsparse.compressors.base import Sum, accumulate_into, decompress, subtract_from, unpack
 from qsparse.compressors.composed import Kept
+from qsparse.compressors.decoding import accumulate_into, decompress, subtract_from, unpack
+from qsparse.compressors.sums import Sum
 from qsparse.compressors.totals import add_up
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import select, threads, vector

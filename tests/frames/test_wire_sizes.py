@@ -42,7 +42,7 @@ def test_a_hundredth_of_resnet50(gaussian, text, times):
 
 def residual(steps=150, ratio=0.01):
     """Residual and update of a network that learns digits with top-k under error feedback."""
-    from qsparse.torch.data import load
+    from qsparse.data import load
     from qsparse.torch.problem import Classification
 
     problem = Classification(load("digits"), "mlp", 16, 0, 1, "random", Seed(0))
@@ -68,7 +68,7 @@ def test_positions_of_a_trained_networks_residual():
 
 
 def test_codes_of_laqs_innovations():
-    from qsparse.torch.data import load
+    from qsparse.data import load
     from qsparse.torch.problem import Classification
 
     bits, step_size = 4, np.float32(0.1)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.compressors.base import reach
+from qsparse.compressors.sums import reach
 from qsparse.kernels import (
     accumulate,
     bitstream,

@@ -67,7 +67,7 @@ def test_a_cold_start_compiles_every_kernel_on_one_rank(tmp_path):
 LEFT = """
 import os, sys
 import numpy as np
-from qsparse import warming
+from qsparse.rounds import warming
 from qsparse.algorithm import natural_exchange
 from qsparse.kernels import jit
 from qsparse.registry import build
@@ -242,7 +242,7 @@ def test_a_torn_cache_is_compiled_anew_and_healed(tmp_path):
 #: Enters, says so, waits for a line, and leaves; `what` is the same for all.
 TURN = """
 import sys
-from qsparse import warming
+from qsparse.rounds import warming
 def act():
     print("in", flush=True)
     sys.stdin.readline()
@@ -309,7 +309,7 @@ import sys
 import numpy as np
 from qsparse.link import Link
 from qsparse.registry import build
-from qsparse.warming import warm_link
+from qsparse.rounds.warming import warm_link
 from qsparse.wire.threads import run_threads
 link = Link(build("topk(k=3) >> sign", "compressor"), build("errorfeedback", "memory"))
 sys.setswitchinterval(1e-5)

@@ -11,7 +11,8 @@ from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.link import Link
-from qsparse.local import SGD, AdamW, Decaying, Local
+from qsparse.local import SGD, AdamW, Local
+from qsparse.local.shared import Decaying
 from qsparse.memory import Innovation
 from qsparse.registry import build, spell
 from qsparse.rounds.phases import Walk

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from qsparse.job import Job
 from qsparse.ledger import Ledger, combine
 from qsparse.payload import Kind, Payload, Way
+from qsparse.run.job import Job
 
 
 def test_a_block_within_takes_its_seconds_from_the_outer_one() -> None:

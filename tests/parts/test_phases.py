@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Async, check, natural_exchange
+from qsparse.algorithm import Algorithm, Async
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Walk
+from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 from qsparse.wire.base import Wire

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse.algorithm import Algorithm, Async
 from qsparse.compressors import Float32, TopK
-from qsparse.compressors.base import Sum
+from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
@@ -24,7 +24,8 @@ from qsparse.payload import Kind, Payload
 from qsparse.registry import build, spell
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Stepped, Walk
-from qsparse.rounds.synchronous import Seat
+from qsparse.rounds.worker import Seat
+from qsparse.rules import check
 from qsparse.schedules import Cosine, Steps, over
 from qsparse.seeds import Seed
 from qsparse.server import Descend

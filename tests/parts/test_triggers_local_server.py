@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_runs import Still
 
-from qsparse.algorithm import Algorithm, Async, check
+from qsparse.algorithm import Algorithm, Async
 from qsparse.compressors import BFloat16, Blockwise, Float16, Float32, LowPrecision, Sign, TopK
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
@@ -21,6 +21,7 @@ from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Gradient, Local
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build, spell
+from qsparse.rules import check
 from qsparse.schedules import Cosine, Rate, Steps, over, rate_at
 from qsparse.seeds import Seed
 from qsparse.server import Descend, Majority, ServerRule

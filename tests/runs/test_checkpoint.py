@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from bowl import LEFTOVERS, RUNS, Bowl, Fault, counted, history, named, preset, train
 
-import qsparse.checkpoint
-import qsparse.statefile
-from qsparse.checkpoint import Checkpoints, Found, find, save
+import qsparse.run.checkpoint
+import qsparse.run.statefile
 from qsparse.errors import CheckpointError, DataError, DisagreementError, SettingError
-from qsparse.records import Watcher
 from qsparse.run import Settings, run
-from qsparse.statefile import read, write
+from qsparse.run.checkpoint import Checkpoints, Found, find, save
+from qsparse.run.records import Watcher
+from qsparse.run.statefile import read, write
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -285,8 +285,8 @@ def test_wherever_the_power_goes_off_a_whole_checkpoint_is_left(
         with monkeypatch.context() as patch:
             for holder, name in (
                 (os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (Path, "open"),
-                (Path, "chmod"), (shutil, "rmtree"), (qsparse.statefile, "sync"),
-                (qsparse.checkpoint, "write"),
+                (Path, "chmod"), (shutil, "rmtree"), (qsparse.run.statefile, "sync"),
+                (qsparse.run.checkpoint, "write"),
             ):  # fmt: skip
                 patch.setattr(holder, name, may_fail(getattr(holder, name)))
             try:
@@ -331,7 +331,7 @@ def test_folders_need_not_be_synchronized(tmp_path: Path, monkeypatch: pytest.Mo
         if stat.S_ISDIR(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr("qsparse.statefile.os.fsync", fsync)
+    monkeypatch.setattr("qsparse.run.statefile.os.fsync", fsync)
     train(preset("sgd"), tmp_path, steps=8)
     assert named(tmp_path)
 
@@ -526,7 +526,7 @@ def of_version(checkpoint: Path, version: str, **settings: Any) -> None:
     manifest = json.loads(path.read_text())
     del manifest["blake2b"]
     manifest["settings"] |= {"qsparse": version, **settings}
-    path.write_text(json.dumps(manifest | {"blake2b": qsparse.checkpoint._digest_of(manifest)}))
+    path.write_text(json.dumps(manifest | {"blake2b": qsparse.run.checkpoint._digest_of(manifest)}))
 
 
 def test_another_version_goes_on_with_a_word(tmp_path: Path) -> None:
@@ -573,7 +573,7 @@ def test_what_another_version_has_left_out_is_said(tmp_path: Path, monkeypatch: 
 
 @LEFTOVERS
 def test_ranks_of_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsparse.job import Job
+    from qsparse.run.job import Job
 
     own = Job._fingerprint
 
@@ -588,7 +588,7 @@ def test_ranks_of_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest
 @LEFTOVERS
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(qsparse.checkpoint, "FORMAT", 2)
+        patch.setattr(qsparse.run.checkpoint, "FORMAT", 2)
         train(preset("sgd"), tmp_path, steps=20)
     with pytest.raises(CheckpointError, match="has format 2, and this version reads 1"):
         train(preset("sgd"), tmp_path, steps=30)
@@ -608,7 +608,7 @@ def test_a_checkpoint_that_goes_away_is_a_sentence(
             shutil.rmtree(path, ignore_errors=True)
 
     name = "_check" if when == "before it is looked at" else "everybodys"
-    before = getattr(qsparse.checkpoint, name)
+    before = getattr(qsparse.run.checkpoint, name)
 
     def act(*args: Any) -> Any:
         if name == "_check":
@@ -619,7 +619,7 @@ def test_a_checkpoint_that_goes_away_is_a_sentence(
             gone()
         return answers
 
-    monkeypatch.setattr(qsparse.checkpoint, name, act)
+    monkeypatch.setattr(qsparse.run.checkpoint, name, act)
     with pytest.raises(
         CheckpointError, match=r"no checkpoint of .* is whole|and is gone: another job removes"
     ):

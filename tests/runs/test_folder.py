@@ -18,22 +18,22 @@ import pytest
 from bowl import Bowl, history, named, preset, train
 from click.testing import CliRunner
 
-import qsparse.folder
-from qsparse.algorithm import natural_exchange
+import qsparse.run.folder
 from qsparse.cli.commands import qsparse as command
 from qsparse.cli.naming import default_folder
 from qsparse.cli.train import train as train_command
 from qsparse.errors import CheckpointError, RankError, SettingError
-from qsparse.folder import LOCK, Hold
-from qsparse.records import Watcher
+from qsparse.rules import natural_exchange
 from qsparse.run import Settings, run
+from qsparse.run.folder import LOCK, Hold
+from qsparse.run.records import Watcher
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
 HOLDER = """
     import os, sys, time
     from pathlib import Path
-    from qsparse.folder import Hold
+    from qsparse.run.folder import Hold
 
     hold = Hold(Path(sys.argv[1]))
     child = os.fork() if sys.argv[2] == "forks" else None
@@ -62,7 +62,7 @@ def holder(folder: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qsparse.folder, "_PATIENCE", 0.1)
+    monkeypatch.setattr(qsparse.run.folder, "_PATIENCE", 0.1)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -106,7 +106,7 @@ def test_without_locks_the_file_speaks(
     tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that is alive, or another machine's file that is fresh."""
-    monkeypatch.setattr(qsparse.folder, "_lock", lambda handle: (False, False))
+    monkeypatch.setattr(qsparse.run.folder, "_lock", lambda handle: (False, False))
     with holder(tmp_path) as process, pytest.raises(SettingError, match=f"process {process.pid} on"):
         Hold(tmp_path)
     file = tmp_path / LOCK
@@ -220,7 +220,8 @@ def test_a_loop_keeps_and_finds_its_own(tmp_path: Path) -> None:
 
     def another() -> None:
         program = (
-            "import sys; from pathlib import Path; from qsparse.folder import Hold; Hold(Path(sys.argv[1]))"
+            "import sys; from pathlib import Path; from qsparse.run.folder import Hold; "
+            "Hold(Path(sys.argv[1]))"
         )
         told = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False

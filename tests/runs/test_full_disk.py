@@ -14,9 +14,9 @@ import pytest
 from bowl import LEFTOVERS, preset, train
 from click.testing import CliRunner
 
-from qsparse import records
 from qsparse.cli.commands import qsparse
 from qsparse.errors import CheckpointError, DataError, QsparseError, RankError, SettingError
+from qsparse.run import records
 
 NO_ROOM = os.strerror(errno.ENOSPC)
 

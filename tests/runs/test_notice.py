@@ -17,14 +17,15 @@ import pytest
 from bowl import Bowl, preset
 from mpirun import Finished, finish, mpi_run, start
 
-from qsparse import notice
-from qsparse.algorithm import Algorithm, natural_exchange
-from qsparse.checkpoint import Checkpoints
+from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import Stopped
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.process import notice
+from qsparse.rules import natural_exchange
 from qsparse.run import Settings, run
+from qsparse.run.checkpoint import Checkpoints
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -200,7 +201,7 @@ def test_a_loop_of_ones_own_is_told(tmp_path: Path) -> None:
         import os, signal, sys
         import torch
         from mpi4py import MPI
-        from qsparse.notice import listening
+        from qsparse.process.notice import listening
         from qsparse.torch import attach
 
         rank = MPI.COMM_WORLD.rank

@@ -17,12 +17,12 @@ from qsparse.cli.commands import qsparse
 from qsparse.compressors import Float32
 from qsparse.exchange import AllGather, ParameterServer, TreeBroadcast
 from qsparse.memory import ErrorFeedback, Innovation
-from qsparse.outcome import DIVERGED, STARVED, STATUS, TRAINED, Starving, judged
 from qsparse.promises import doubt
 from qsparse.registry import build, spell
 from qsparse.report.page import _gains
 from qsparse.report.runs import Method as Shown
 from qsparse.report.runs import Run
+from qsparse.run.outcome import DIVERGED, STARVED, STATUS, TRAINED, Starving, judged
 from qsparse.seeds import Seed
 from qsparse.sweep.measured import common_target, measure, table
 from qsparse.sweep.methods import Method

@@ -12,14 +12,14 @@ import torch
 from click.testing import CliRunner
 
 from qsparse.cli.commands import qsparse
+from qsparse.data import Dataset, Pictures, load
+from qsparse.data.augment import PAD, crop_flip
 from qsparse.errors import DisagreementError, SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
 from qsparse.registry import build
 from qsparse.run import Score, Settings, run
 from qsparse.seeds import Seed
-from qsparse.torch.data import Dataset, Pictures, load
-from qsparse.torch.data.augment import PAD, crop_flip
 from qsparse.torch.problem import Classification, evaluate
 from qsparse.torch.recipe import Recipe
 from qsparse.wire.threads import run_threads

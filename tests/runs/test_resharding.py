@@ -14,15 +14,16 @@ import pytest
 from bowl import LEFTOVERS, RUNS, Bowl, Fault, N, preset, train
 from click.testing import CliRunner
 
-from qsparse.algorithm import Algorithm, natural_exchange
-from qsparse.checkpoint import Found, file_of
+from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
 from qsparse.errors import CheckpointError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback
-from qsparse.resharding import difference, distilled, reshard, shared
-from qsparse.statefile import read
+from qsparse.rules import natural_exchange
+from qsparse.run.checkpoint import Found, file_of
+from qsparse.run.resharding import difference, distilled, reshard, shared
+from qsparse.run.statefile import read
 from qsparse.types import State, Vector
 
 # --- sums without rounding ------------------------------------------------------------------------------

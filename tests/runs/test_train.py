@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from mpirun import Finished, finish, mpi_run, start
 from terminal import on_terminal
 
-from qsparse.algorithm import natural_exchange
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import Blockwise, Float32, Sign
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, names
+from qsparse.rules import natural_exchange
 from qsparse.seeds import Seed
 
 SMALL = ("--quiet", "--model", "mlp(16)", "--steps", "20", "--sync-every", "4")

@@ -16,22 +16,21 @@ from click.testing import CliRunner
 from mpirun import mpi_run
 from terminal import on_terminal
 
-from qsparse import watching
 from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import accumulate_into
+from qsparse.data import load
 from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
-from qsparse.records import Several, Watcher
 from qsparse.registry import build
-from qsparse.rounds.synchronous import Station
-from qsparse.run import Settings, run
+from qsparse.rounds.node import Station
+from qsparse.run import Settings, run, watching
+from qsparse.run.records import Several, Watcher
 from qsparse.seeds import Seed
-from qsparse.torch.data import load
 from qsparse.torch.problem import Classification
 from qsparse.types import Layer, Layout, Vector
 from qsparse.wire.base import Wire

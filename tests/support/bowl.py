@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Sync, natural_exchange
-from qsparse.checkpoint import Checkpoints
+from qsparse.algorithm import Algorithm, Sync
 from qsparse.exchange import AllGather, Exchange, ParameterServer
-from qsparse.records import Watcher
 from qsparse.registry import build, names
+from qsparse.rules import natural_exchange
 from qsparse.run import Score, Settings, run
+from qsparse.run.checkpoint import Checkpoints
+from qsparse.run.records import Watcher
 from qsparse.types import Layer, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads

@@ -16,7 +16,8 @@ from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES, Payload, Way
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.node import Station
+from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layer
 from qsparse.wire.base import Wire

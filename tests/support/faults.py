@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qsparse.job import Score
 from qsparse.local import SGD
+from qsparse.run.problem import Score
 from qsparse.torch.problem import Classification
 
 KIND = os.environ.get("FAULT_KIND", "none")

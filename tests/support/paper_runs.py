@@ -10,11 +10,13 @@ import numpy as np
 import transcriptions as paper
 import transcriptions_lazy as lazy
 
-from qsparse.algorithm import Algorithm, check, natural_exchange
+from qsparse.algorithm import Algorithm
 from qsparse.exchange import Exchange
 from qsparse.kernels import random
 from qsparse.registry import build
-from qsparse.rounds.synchronous import Station, rounds
+from qsparse.rounds.node import Station
+from qsparse.rounds.synchronous import rounds
+from qsparse.rules import check, natural_exchange
 from qsparse.schedules import rate_at
 from qsparse.seeds import Seed
 from qsparse.server import ServerRule

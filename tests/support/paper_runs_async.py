@@ -12,12 +12,13 @@ import transcriptions as paper
 import transcriptions_async as paper_async
 from paper_runs import COSINE, LAYERS, LAYOUT, NESTEROV, RUN, START, WORKERS, A, B
 
-from qsparse.algorithm import Algorithm, check
+from qsparse.algorithm import Algorithm
 from qsparse.exchange import ParameterServer
 from qsparse.kernels import random
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
+from qsparse.rules import check
 from qsparse.schedules import rate_at
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.wire.base import Wire

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qsparse.torch.data.places import SOURCES
+from qsparse.data.download import SOURCES
 
 IDX = SOURCES["mnist"].layouts[0]
 

@@ -102,7 +102,7 @@ def test_signals_are_handed_on_once(tmp_path: Path) -> None:
     """Those that were sent to the supervisor alone; those of its launcher have come to both."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(TELLS))
-    command = [sys.executable, "-m", "qsparse.supervisor", sys.executable, str(program)]
+    command = [sys.executable, "-m", "qsparse.process.supervisor", sys.executable, str(program)]
     other = "import os, sys; os.kill(int(sys.argv[1]), int(sys.argv[2]))"
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
@@ -117,11 +117,14 @@ def test_signals_are_handed_on_once(tmp_path: Path) -> None:
 def test_a_command_that_is_none_and_one_that_is() -> None:
     for words, status, said in (([], 2, "usage: "), (["/nowhere"], 127, "cannot run /nowhere: No such file")):
         done = subprocess.run(
-            [sys.executable, "-m", "qsparse.supervisor", *words], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "qsparse.process.supervisor", *words],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (done.returncode, said in done.stderr) == (status, True), done
     done = subprocess.run(
-        [sys.executable, "-m", "qsparse.supervisor", sys.executable, "-c", "raise SystemExit(3)"],
+        [sys.executable, "-m", "qsparse.process.supervisor", sys.executable, "-c", "raise SystemExit(3)"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from mpirun import clean_environment, finish, mpi_run, start
 
-from qsparse import launchers
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import LaunchError
-from qsparse.launchers import announced_size, clashing_runtimes
+from qsparse.process import launchers
+from qsparse.process.launchers import announced_size, clashing_runtimes
 from qsparse.wire.waiting import Patience
 
 pytest.importorskip("mpi4py")

@@ -1,0 +1,117 @@
+"""Vectors to compress, and sums of two that need not have been formed."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from qsparse.errors import NotFinite, SettingError
+from qsparse.kernels import vector
+from qsparse.types import CACHE_LINE, Vector
+
+#: Scales travel as float32, so this is the largest magnitude that can be sent.
+LARGEST: Final = float(np.finfo(np.float32).max)
+#: Vectors of so many entries are larger than the caches of a core.
+LONG: Final = 1 << 20
+
+
+class Sum(NamedTuple):
+    """x + scale·y, which need not have been added: who compresses it may do that in a pass of its own.
+
+    Attributes:
+        x: (n,), float32 or float64, contiguous.
+        scale, y: what is added, y like x; nothing where y is None.
+        out: (n,) like x, neither x nor y; where the sum is left, or
+        rest: if true, what the message does not say of it.
+    """
+
+    x: Vector
+    scale: float = 0.0
+    y: Vector | None = None
+    out: Vector | None = None
+    rest: bool = False
+
+    @property
+    def size(self) -> int:
+        """n."""
+        return self.x.size
+
+    @property
+    def simple(self) -> bool:
+        """Whether kernels of float32 can add it, rounding as `add` does."""
+        if self.y is None or self.out is None:
+            return self.x.dtype == np.float32
+        return abs(self.scale) == 1 and self.x.dtype == self.y.dtype == self.out.dtype == np.float32
+
+    @property
+    def streamed(self) -> bool:
+        """Whether to write ``out`` past the caches: it is longer than they are, and begins at a line."""
+        return self.out is not None and self.out.size >= LONG and self.out.ctypes.data % CACHE_LINE == 0
+
+    def part(self, start: int, stop: int) -> Sum:
+        """The entries start … stop − 1."""
+        if self.y is None or self.out is None:
+            return Sum(self.x[start:stop])
+        return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop], self.rest)
+
+    def add(self) -> Vector:
+        """The sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
+        return finite(self._added())
+
+    def add_reach(self) -> tuple[Vector, float]:
+        """What `add` returns, and its largest magnitude."""
+        if self.y is None or self.out is None or not self.simple:
+            total = self._added()
+            most = reach(total)
+        else:
+            total = self.out
+            bits = vector.add_reach(self.x, np.float32(self.scale), self.y, self.streamed, total)
+            most = float(np.int32(bits).view(np.float32))
+        if not most <= LARGEST:
+            finite(total)
+        return total, most
+
+    def _added(self) -> Vector:
+        if self.y is None or self.out is None:
+            return self.x
+        vector.add_scaled(self.x, self.scale, self.y, self.out)
+        return self.out
+
+
+def as_vector(x: Vector) -> Vector:
+    """Refuse what is no contiguous float vector; a read-only one is copied.
+
+    Kernels are compiled for writable arrays only, so that there is one version of each.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64) or x.ndim != 1:
+        what = f"{x.dtype} array of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise SettingError(f"a compressor takes a float32 or float64 vector, not a {what}")
+    if not x.flags.c_contiguous:
+        raise SettingError("a compressor takes a contiguous vector: pass numpy.ascontiguousarray(x)")
+    return x if x.flags.writeable else x.copy()
+
+
+def as_sendable(x: Vector) -> Vector:
+    """Refuse what is no `as_vector`, and values that float32 cannot hold."""
+    return finite(as_vector(x))
+
+
+def finite(x: Vector) -> Vector:
+    """x; NotFinite where it holds what float32 cannot."""
+    if not reach(x) <= LARGEST:
+        raise unsendable(x, vector.first_beyond(x, LARGEST))
+    return x
+
+
+def reach(x: Vector) -> float:
+    """max |x_i|, 0 where there are none; NaN or infinity where one is."""
+    if x.dtype == np.float32:
+        return float(np.int32(vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))).view(np.float32))
+    bits = vector.largest(x.view(np.int64), np.int64(0x7FFF_FFFF_FFFF_FFFF))
+    return float(np.int64(bits).view(np.float64))
+
+
+def unsendable(x: Vector, index: int) -> NotFinite:
+    """The error that names an entry which float32 cannot hold."""
+    return NotFinite(f"element {index} is {x[index]}, which cannot be sent", index)

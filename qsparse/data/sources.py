@@ -1,0 +1,208 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse.data import names, readers
+from qsparse.data.cache import Arrays, decoded
+from qsparse.data.dataset import Dataset
+from qsparse.data.download import locate, search_path, with_suffix
+from qsparse.data.images import Floats, Pictures
+from qsparse.data.libsvm import read_libsvm
+from qsparse.data.shards import permutation
+from qsparse.errors import DataError
+from qsparse.files import named_path
+from qsparse.seeds import Seed
+
+#: What `load` knows.
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "libsvm:PATH")
+
+#: Splits what comes without a test set; a data set must be the same in every run.
+_SPLIT = Seed(0, use="split")
+
+
+def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> Dataset:
+    """Load a data set; what is not on disk is downloaded (see `qsparse.data.download`).
+
+    Args:
+        name: ``digits`` (part of scikit-learn, 1797 pictures of 8 x 8), ``mnist``,
+            ``fashion-mnist``, ``cifar10``, or ``libsvm:PATH`` for a text file in the LIBSVM format
+            with PATH.t beside it as the test set (a fifth is split off if there is none).
+        data_dir: the folder to look in first.
+        progress: show a bar while downloading.
+
+    Pictures are scaled to 0..1 and standardised with the mean and standard deviation of the training
+    set, per colour; the values of LIBSVM files stay as they are. Those of mnist, fashion-mnist and cifar10
+    are unpacked once on a machine (see `qsparse.data.cache`) and become floats when they are taken.
+
+    Raises:
+        UnknownPart: there is no data set of this name.
+        DataError: `data_dir` does not exist, the data is nowhere, or a file is malformed.
+    """
+    data_dir = None if data_dir is None else named_path(data_dir)
+    search_path(data_dir)  # a folder that is not there is an error for every data set
+    if name == "digits":
+        return _digits()
+    if name == "mnist":
+        return _idx(name, 0.1307, 0.3081, locate(name, data_dir, progress=progress))
+    if name == "fashion-mnist":
+        return _idx(name, 0.2860, 0.3530, locate(name, data_dir, progress=progress))
+    if name == "cifar10":
+        return _cifar10(locate(name, data_dir, progress=progress))
+    kind, colon, path = name.partition(":")
+    if kind == "libsvm" and colon and path:
+        return _libsvm(path, data_dir)
+    raise names.unknown("data set", name, DATASETS)
+
+
+def _table(white: int, mean: float, std: float) -> Floats:
+    """What the values 0 to `white` become: scaled to 0..1 and standardised, rounded once each."""
+    table: Floats = ((np.arange(256) / white - mean) / std).astype(np.float32)
+    return table
+
+
+def _digits() -> Dataset:
+    table = _digits_table()
+    raw = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
+    y = table[:, -1].astype(np.int64)
+    order = permutation(len(y), _SPLIT)
+    cut = len(y) * 4 // 5
+    train, test = order[:cut], order[cut:]
+    # Sums of integers, which are exact: every machine gets the same bits.
+    seen = raw[train].astype(np.int64)
+    total, squares = int(seen.sum()), int((seen * seen).sum())
+    mean = total / seen.size / 16
+    std = math.sqrt(squares * seen.size - total * total) / seen.size / 16
+    x = _table(16, mean, std)[raw]
+    return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
+
+
+def _digits_table() -> npt.NDArray[np.float64]:
+    """64 pixels and the label of every picture.
+
+    The file is read as `sklearn.datasets.load_digits` reads it, without loading all of scikit-learn and
+    SciPy, which takes as long as loading torch; should it lie elsewhere one day, they are loaded.
+    """
+    package = find_spec("sklearn")
+    if package is None:
+        raise DataError("digits is a part of scikit-learn, which is missing: pip install qsparse[train]")
+    for folder in package.submodule_search_locations or ():
+        path = Path(folder, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    table: npt.NDArray[np.float64] = np.column_stack([bunch.data, bunch.target])
+    return table
+
+
+#: The labels that the training files begin with: MNIST and Fashion-MNIST have the same file names.
+_FIRST_LABELS = {
+    "mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    "fashion-mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+}
+
+
+def _idx(name: str, mean: float, std: float, files: Sequence[Path]) -> Dataset:
+    arrays = decoded(name, files, lambda: _read_idx(name, files))
+    return _pictures(name, arrays, _table(255, mean, std)[np.newaxis])
+
+
+def _read_idx(name: str, files: Sequence[Path]) -> Arrays:
+    arrays: Arrays = {}
+    for part, (pictures, labels) in (("train", files[:2]), ("test", files[2:])):
+        y = readers.read_idx(labels, 1)
+        if part == "train":
+            for other, first in _FIRST_LABELS.items():
+                if other != name and tuple(y[: len(first)].tolist()) == first:
+                    raise DataError(
+                        f"{labels.parent} holds {other}, whose files have the same names: "
+                        f"put those of {name} into a folder {name}"
+                    )
+        raw = readers.read_idx(pictures, 3)
+        if raw.shape[1:] != (28, 28):
+            raise DataError(f"{pictures} holds pictures of {raw.shape[1]} x {raw.shape[2]}, not 28 x 28")
+        _matching(pictures, len(raw), labels, y)
+        arrays |= {f"{part}_x": raw[:, np.newaxis], f"{part}_y": y}
+    return arrays
+
+
+def _pictures(name: str, arrays: Arrays, table: Floats) -> Dataset:
+    """The data set of ten classes with these pictures and labels."""
+    train, test = (
+        (Pictures(arrays[f"{part}_x"], table), arrays[f"{part}_y"].astype(np.int64))
+        for part in ("train", "test")
+    )
+    return Dataset(name, *train, *test, 10, train[0].shape[1:])
+
+
+def _matching(pictures: Path, count: int, labels: Path, y: npt.NDArray[np.uint8]) -> None:
+    if count != len(y):
+        raise DataError(f"{pictures} holds {count} pictures and {labels} {len(y)} labels")
+    if not count:
+        raise DataError(f"{pictures} holds no pictures")
+    if y.max() > 9:
+        raise DataError(f"{labels} holds a label {y.max()}: there are ten classes, 0 to 9")
+
+
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+def _cifar10(files: Sequence[Path]) -> Dataset:
+    table = np.stack([_table(255, mean, std) for mean, std in zip(_CIFAR_MEAN, _CIFAR_STD, strict=True)])
+    return _pictures("cifar10", decoded("cifar10", files, lambda: _read_cifar10(files)), table)
+
+
+def _read_cifar10(files: Sequence[Path]) -> Arrays:
+    binary = ".bin" in files[0].name.lower()
+    read: Callable[[Path], tuple[readers.Bytes, readers.Bytes]] = (
+        readers.read_cifar_binary if binary else readers.read_cifar_pickle
+    )
+    batches = []
+    for file in files:
+        pictures, labels = read(file)
+        _matching(file, len(pictures), file, labels)
+        batches.append((pictures, labels))
+    arrays: Arrays = {}
+    for part, chosen in (("train", batches[:-1]), ("test", batches[-1:])):
+        for letter, each in zip("xy", zip(*chosen, strict=True), strict=True):
+            arrays[f"{part}_{letter}"] = np.concatenate(each)
+    return arrays
+
+
+def _libsvm(text: str, data_dir: Path | None) -> Dataset:
+    given = named_path(text)
+    # Joining an absolute path to a folder gives the absolute path, so one list serves both.
+    tops = [Path.cwd()] + [top / below for top in search_path(data_dir) for below in ("", "libsvm")]
+    candidates = list(dict.fromkeys(top / given for top in tops))
+    file = next((found for path in candidates if (found := with_suffix(path))), None)
+    if file is None:
+        raise DataError(
+            f"there is no LIBSVM file {text}: looked for {', '.join(map(str, candidates))}, plain or with "
+            f"{', '.join(readers.SUFFIXES[1:])}. Give its path, or its folder: --data-dir DIR or QSPARSE_DATA"
+        )
+    stem = file.stem if file.suffix in readers.SUFFIXES[1:] else file.name
+    beside = with_suffix(file.with_name(f"{stem}.t"))
+    read = read_libsvm([file] if beside is None else [file, beside])
+    labels, mapped = np.unique(np.concatenate([y for _, y in read]), return_inverse=True)
+    if len(labels) < 2:
+        raise DataError(f"{file} has the label {labels[0]:g} only: there is nothing to learn")
+    x, n = read[0][0], len(read[0][0])
+    mapped = mapped.astype(np.int64)
+    name, classes, shape = f"libsvm:{stem}", len(labels), x.shape[1:]
+    if beside is not None:
+        return Dataset(name, x, mapped[:n], read[1][0], mapped[n:], classes, shape)
+    order = permutation(n, _SPLIT)
+    cut = n * 4 // 5
+    train, test = order[:cut], order[cut:]
+    return Dataset(name, x[train], mapped[train], x[test], mapped[test], classes, shape)

@@ -1,0 +1,77 @@
+"""How ranks talk about small things, as JSON: what each has, and whether all have the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from qsparse.errors import DisagreementError
+from qsparse.exchange import AllGather
+from qsparse.exchange.base import same_call
+from qsparse.payload import Payload, Way
+from qsparse.wire.base import Wire
+
+T = TypeVar("T")
+
+
+def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str = "the start") -> T:
+    """Make something on every rank, and go on only if all could and all made the same.
+
+    Args:
+        wire: between the ranks.
+        make: returns the thing and the settings that must be equal on all ranks.
+        call: what is named where other ranks are elsewhere.
+
+    Raises:
+        DisagreementError: on every rank, with both spellings, or with what ranks are in instead.
+        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+    """
+    made: list[T] = []
+
+    def greet() -> Payload:
+        thing, settings = make()
+        made.append(thing)
+        text = json.dumps({"call": call, **settings}, sort_keys=True).encode()
+        return Payload.build([text], way=Way.BESIDE, origin=wire.rank)
+
+    with wire.at(f"the agreement on settings in {call}"):
+        greetings = AllGather().say(wire, greet)
+    everybodys = [json.loads(greeting.text) for greeting in greetings]
+    # Another release may greet in another way.
+    if len({settings.get("qsparse") for settings in everybodys}) == 1:
+        same_call(greetings)
+    difference = _difference(everybodys)
+    if difference:
+        raise DisagreementError(difference)
+    return made[0]
+
+
+def _difference(settings: list[dict[str, Any]]) -> str:
+    for rank, other in enumerate(settings):
+        # What else differs between releases is no reason of its own.
+        for name in sorted(settings[0].keys() | other.keys(), key=lambda name: (name != "qsparse", name)):
+            ours, theirs = settings[0].get(name), other.get(name)
+            if ours != theirs:
+                remedy = "start all ranks with the same command on the same data"
+                if name == "qsparse":
+                    remedy = "install the same release on the machines of all ranks"
+                return (
+                    f"the ranks disagree about {name}: rank 0 has {ours!r} and rank {rank} has {theirs!r}; "
+                    f"{remedy}"
+                )
+    return ""
+
+
+def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
+    """What ``make`` returns on each rank, as JSON tells it; collective.
+
+    Raises:
+        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+    """
+
+    def speak() -> Payload:
+        return Payload.build([json.dumps(make()).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
+
+    with wire.at(f"the checkpoint of step {step}" if step else "the search for checkpoints"):
+        return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]

@@ -1,0 +1,125 @@
+"""What a worker does between two meetings, and what it reports."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from qsparse.types import Layout, State, Vector
+
+
+class Oracle(Protocol):
+    """Gradients of the training loss."""
+
+    def __call__(self, x: Vector, batch: Any, out: Vector) -> float:
+        """Write the gradient at x on a batch into ``out``, (n,); returns the loss.
+
+        Without a batch (None) it is the gradient on all of this rank's examples.
+        """
+
+
+class Local(ABC):
+    """One worker's side of an algorithm: ``x`` is its model, ``anchor`` the last one it was sent.
+
+    Reports are in the units of the parameters (anchor − x, step sizes inside) unless the part says
+    otherwise, so that changing step sizes need no correction of an error memory.
+    """
+
+    kind: ClassVar[str] = "local"
+    registered_name: ClassVar[str]
+    #: Does each report stand for itself, so that one that is not sent may be left out?
+    reports_afresh: ClassVar[bool] = False
+    #: Does a step ask the oracle for one gradient, at its own x?
+    asks_once: ClassVar[bool] = True
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether a step goes over all of a worker's examples, and not over a batch."""
+        return False
+
+    def bind(self, layout: Layout) -> Local:
+        """The local step for a model of this layout; those that go by layers look theirs up."""
+        return self
+
+    def init(self, x: Vector, gradient: Vector | None = None) -> State:
+        """The state at the common starting point.
+
+        Args:
+            x: the worker's own vector, (n,), which is moved in place.
+            gradient: where the oracle leaves gradients, (n,); made here unless given.
+        """
+        return {
+            "x": x,
+            "anchor": x.copy(),
+            "gradient": np.zeros_like(x) if gradient is None else gradient,
+        }
+
+    @abstractmethod
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """Step t = 1, 2, …; returns the loss."""
+
+    def report(self, state: State, out: Vector) -> Vector:
+        """What the coordinator should hear: anchor − x, into ``out``."""
+        np.subtract(state["anchor"], state["x"], out=out)
+        return out
+
+    def adopt(self, state: State, model: Vector) -> None:
+        """The coordinator has answered."""
+        np.copyto(state["x"], model)
+        np.copyto(state["anchor"], model)
+
+    def follow(self, state: State, model: Vector) -> None:
+        """The coordinator has answered, but not to this worker's report, which was skipped.
+
+        x moves as the model did, so that what was not said is still anchor − x.
+        """
+        if self.reports_afresh:
+            self.adopt(state, model)
+            return
+        state["x"] += model - state["anchor"]
+        np.copyto(state["anchor"], model)
+
+    def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
+        """After a meeting.
+
+        Args:
+            state: of this worker.
+            model: what the coordinator answered, (n,); None: keep yours.
+            spoke: whether the report was sent, and not skipped.
+        """
+        if model is not None:
+            (self.adopt if spoke else self.follow)(state, model)
+
+    def news(self, state: State) -> float | None:
+        """How much news the report is, in the square of its units; None: as much as is sent."""
+        return None
+
+    def afresh(self, state: State) -> State:
+        """What it goes on from where the coordinator knows another vector than what this worker said last."""
+        return state
+
+    def enter(self, state: State, model: Vector) -> None:
+        """A phase begins again, at a model that all ranks have."""
+        self.adopt(state, model)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether every rank, the coordinator too, decays the model by itself at each meeting."""
+        return False
+
+    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+        """What is subtracted from the model at the meeting of step t, beside what is exchanged.
+
+        Args:
+            state: of this decay alone; empty at first.
+            model: (n,), as all ranks had it before the meeting.
+            t: schedules go by it.
+        """
+        raise NotImplementedError
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the scale of the reports follows a schedule."""
+        return not isinstance(getattr(self, "lr", 0.0), float | int)

@@ -1,0 +1,73 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsparse.kernels import vector
+from qsparse.local.base import Oracle
+from qsparse.local.shared import Decaying, Heavy, Stretches
+from qsparse.registry import register
+from qsparse.schedules import Rate, check_rate, rate_at
+from qsparse.types import State, Vector
+
+
+@register("sgd")
+@dataclass(frozen=True)
+class SGD(Heavy, Decaying):
+    """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
+
+    The momentum stays with the worker and is not exchanged.
+
+    Args:
+        lr: the step size.
+        momentum, nesterov: μ.
+        weight_decay: λ.
+        decoupled: leave λx out of d; instead every rank applies it by itself at each meeting, with a
+            momentum of its own: w = μw + λx;  x −= lr·w, or lr·(λx + μw) with Nesterov. So it is neither
+            compressed nor kept as an error (the authors' code of dist-EF-SGDM: Zheng et al., 2019).
+        decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
+    """
+
+    lr: Rate
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    decay_on: str | Stretches = "all"
+
+    def __post_init__(self) -> None:
+        check_rate(self, "lr", self.lr)
+        self._check_momentum()
+        self._check_decay()
+
+    def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
+        """One step."""
+        x, g = state["x"], state["gradient"]
+        loss = oracle(x, batch, g)
+        if self.weight_decay and not self.decoupled:
+            for first, behind in self._decayed(x.size):
+                part = g[first:behind]
+                vector.add_scaled(part, self.weight_decay, x[first:behind], part)
+        self._turn(state)
+        vector.add_scaled(x, -rate_at(self.lr, t), g, x)
+        return loss
+
+    @property
+    def shrinks(self) -> bool:
+        """With a decoupled weight decay."""
+        return self.decoupled and self.weight_decay > 0
+
+    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+        """lr·w, or lr·(λx + μw)."""
+        decay = np.zeros_like(model)
+        for first, behind in self._decayed(model.size):
+            np.multiply(model[first:behind], self.weight_decay, out=decay[first:behind])
+        if self.momentum:
+            momentum = state.setdefault("decay", np.zeros_like(model))
+            vector.momentum(decay, momentum, self.momentum, self.nesterov, decay)
+        decay *= rate_at(self.lr, t)
+        return decay

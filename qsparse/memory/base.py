@@ -1,0 +1,146 @@
+"""What is kept of what was not said.
+
+A link has one memory and both its ends keep a state of it. The sender asks for the `addend` before it
+compresses and calls `commit` once a message was really sent; the receiver asks `restore` once per merge.
+Nothing else moves the state, so a message that was skipped or failed leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from qsparse.compressors.base import Compressor
+from qsparse.compressors.decoding import subtract_from, unpack
+from qsparse.compressors.sums import Sum
+from qsparse.compressors.totals import add_up
+from qsparse.kernels import vector
+from qsparse.payload import Payload
+from qsparse.seeds import Seed
+from qsparse.types import State, Vector
+
+
+class Draft(NamedTuple):
+    """A message that may be sent.
+
+    Attributes:
+        payload: what it spells.
+        total: what was compressed, and in its ``out`` the sum, or the rest of it that is not said.
+        clock: how far the run is; schedules go by it.
+        news: how much news it is, where the local step has its own measure of that.
+    """
+
+    payload: Payload
+    total: Sum
+    clock: int = 0
+    news: float | None = None
+
+    @property
+    def target(self) -> Vector:
+        """What the message stands for, (n,), until it is committed."""
+        total = self.total
+        if total.y is None or total.out is None:
+            return total.x
+        # Where the rest was left in its place, the sum is formed again.
+        return total._replace(out=np.empty_like(total.out)).add() if total.rest else total.out
+
+    @property
+    def rest(self) -> Vector:
+        """target − sent, (n,): what is wrong with the message."""
+        if self.total.rest and self.total.out is not None:
+            return self.total.out
+        return subtract_from(self.payload, self.target.copy())
+
+    def norms(self) -> tuple[float, float]:
+        """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
+        pieces = unpack(self.payload, self.total.x.dtype, self.payload.n)
+        sent = sum(vector.squared_norm(piece.values) for piece in pieces)
+        return float(sent), float(vector.squared_norm(self.rest))
+
+
+class Memory(ABC):
+    """What one end of a link remembers."""
+
+    kind: ClassVar[str] = "memory"
+    registered_name: ClassVar[str]
+    #: Does a round without a message stand for what was said last?
+    repeats: ClassVar[bool] = False
+    #: Does a sender remember what it has said to one receiver?
+    personal: ClassVar[bool] = True
+    #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
+    keeps_rest: ClassVar[bool] = False
+    #: Does the receiver take the total as it is?
+    adds_nothing: ClassVar[bool] = False
+    #: Does it tell a model exactly? Then it goes with float32, on the down link.
+    exact: ClassVar[bool] = False
+
+    @property
+    def demanding(self) -> bool:
+        """Whether a message has to keep within a tolerance."""
+        return type(self).tolerance is not Memory.tolerance
+
+    @abstractmethod
+    def init(self, start: Vector) -> State:
+        """The state before the first message; ``start`` is what both ends know, (n,)."""
+
+    @abstractmethod
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """What is added when something is to be said at step t of the run: a factor and a vector, (n,).
+
+        None: nothing. Changes no state.
+        """
+
+    def compress(self, state: State, compressor: Compressor, total: Sum, seed: Seed) -> Payload:
+        """Spell what is to be said, the addend included, and leave the rest where ``total`` wants it.
+
+        Changes no state; errors as of `Compressor.compress`.
+        """
+        if not self.demanding:
+            return compressor.compress_sum(total, seed)
+        x = total.add()
+        payload = compressor.within(x, self.tolerance(state, x)).compress(x, seed)
+        if total.rest and total.out is not None:
+            subtract_from(payload, total.out)
+        return payload
+
+    @abstractmethod
+    def commit(self, state: State, draft: Draft) -> Vector | None:
+        """The draft was sent.
+
+        A state may take over the vector that the sum, or the rest, was left in. It then returns another
+        one like it, which is no part of it any more, for drafts to come; else None.
+        """
+
+    def enter(self, state: State, start: Vector) -> None:
+        """A phase begins at a model that both ends know; asked of the down link only."""
+
+    def tolerance(self, state: State, target: Vector) -> float:
+        """The E‖C(target) − target‖² that a message may have, for compressors that go by it."""
+        return math.inf
+
+    def known(self, state: State) -> Vector:
+        """What both ends know, (n,); asked of memories that `repeats` or are `exact`."""
+        known: Vector = state["known"]
+        return known
+
+    def shift(self, state: State, by: Vector) -> None:
+        """Both ends subtract a vector, (n,), from what they know, without a message."""
+
+    @abstractmethod
+    def restore(self, state: State, total: Vector) -> Vector:
+        """What the receiver makes of the decoded total of one round."""
+
+    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, speakers: int) -> Vector:
+        """What the receiver makes of the messages of one round, in the order given.
+
+        Args:
+            state: of the receiver.
+            payloads: of those that spoke, each of as many values as ``out``.
+            out: (n,); overwritten, and perhaps what is returned.
+            speakers: the result is a mean over so many, silent ones included.
+        """
+        return self.restore(state, add_up(payloads, out, speakers))

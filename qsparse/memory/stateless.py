@@ -1,0 +1,35 @@
+"""A memory that remembers nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qsparse.memory.base import Draft, Memory
+from qsparse.registry import register
+from qsparse.types import State, Vector
+
+
+@register("stateless")
+@dataclass(frozen=True)
+class Stateless(Memory):
+    """Remembers nothing."""
+
+    adds_nothing: ClassVar[bool] = True
+    personal: ClassVar[bool] = False
+
+    def init(self, start: Vector) -> State:
+        """No state."""
+        return {}
+
+    def addend(self, state: State, t: int) -> tuple[float, Vector] | None:
+        """Nothing."""
+        return None
+
+    def commit(self, state: State, draft: Draft) -> Vector | None:
+        """Nothing to do."""
+        return None
+
+    def restore(self, state: State, total: Vector) -> Vector:
+        """The total itself."""
+        return total

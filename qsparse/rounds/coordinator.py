@@ -1,0 +1,145 @@
+"""The coordinator's ends of the two links, and the server rule between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm, Async
+from qsparse.compressors.decoding import unpack
+from qsparse.compressors.reports import bundle, bundle_size
+from qsparse.kernels import vector
+from qsparse.ledger import Ledger
+from qsparse.link import Receiver, Sender
+from qsparse.payload import Kind, Payload, Way
+from qsparse.rounds.worker import Shrinkage
+from qsparse.seeds import COORDINATOR, Seed
+from qsparse.types import Layout, Vector
+
+
+class Tally:
+    """What a desk has taken and answered: bits and bytes as the papers count them, forwarding aside."""
+
+    def __init__(self) -> None:
+        self.paper_bits, self.wire_bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
+
+    def add(self, payload: Payload, copies: int = 1) -> None:
+        """A payload that came, or went to so many ranks."""
+        way = payload.way.name.lower()
+        self.paper_bits[way] += copies * payload.nbits
+        self.wire_bytes[way] += copies * len(payload)
+        self.messages[way] += copies * (payload.kind is Kind.DATA)
+
+
+class Desk:
+    """Where the coordinator of an algorithm works: the other ends of the links, and the server rule.
+
+    Args:
+        algorithm, start: as of `Seat`.
+        workers: how many report.
+        seed, layout, ledger: as of `Seat`.
+        travels: answers go to other ranks, and are made as small as they can be.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        start: Vector,
+        workers: int,
+        seed: Seed,
+        layout: Layout,
+        ledger: Ledger,
+        travels: bool = True,
+    ) -> None:
+        self.algorithm = algorithm
+        self.seed = seed.at(rank=COORDINATOR, use="down")
+        self.ledger = ledger
+        self.tally = Tally()
+        self._clock = 0
+        one_by_one = isinstance(algorithm.meeting, Async) and algorithm.server.one_by_one
+        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=1 if one_by_one else workers)
+        # One report that comes alone is the R-th part of a round; where what is restored is not that
+        # part but the running mean of all, the part is taken here.
+        alone = isinstance(algorithm.meeting, Async) and not one_by_one
+        self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
+        self.replier = Sender(algorithm.answer, start, layout)
+        self.server = algorithm.server.init(start)
+        self.shrinkage = Shrinkage(algorithm.local.bind(layout))
+        # In float64 a worker has the model as float32 rounds it, and would take the step from there.
+        self._replays = travels and algorithm.replays and start.dtype == np.float32
+        self._reports: Sequence[Payload] = ()
+        self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        self.asking = self._trigger.init(seed.at(use="ask"))
+        if self._trigger.asks:
+            self._trigger.heard(self.asking, start)
+
+    @property
+    def model(self) -> Vector:
+        """The coordinator's model."""
+        return self.algorithm.server.model(self.server)
+
+    def take(self, payloads: Sequence[Payload], clock: int) -> None:
+        """Absorb the mean of reports, silent workers included; schedules go by the clock."""
+        self._clock, self._reports = clock, payloads
+        for payload in payloads:
+            self.tally.add(payload)
+        with self.ledger.timed("decode"):
+            u = self.hearer.merge(payloads)
+            if self._part != 1:
+                u = u * (self._part * len(payloads))
+            self.algorithm.server.absorb(self.server, u, clock)
+
+    def reply(self, t: int, replier: Sender, number: int = 0) -> Payload:
+        """The answer to who stands at step t, to be sent at once.
+
+        Args:
+            t: goes into the header.
+            replier: the sending end of who is answered.
+            number: tells answers of the same step apart, so that each draws its own random numbers.
+        """
+        seed = self.seed.at(step=t)
+        if self.algorithm.server.silent:
+            return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
+        with self.ledger.timed("encode"):
+            shrinkage = self.shrinkage.due(replier.memory, replier.state, self._clock)
+            draft = replier.draft(self.model, seed.child(number) if number else seed)
+            replier.commit(draft)
+            if shrinkage is not None:
+                replier.memory.shift(replier.state, shrinkage)
+                self.algorithm.server.shift(self.server, shrinkage)
+            # The bytes in front of both are the same.
+            if self._replays and bundle_size(self._reports) < len(draft.payload.body):
+                return bundle(self._reports, self.model.size, seed)
+        return draft.payload
+
+    def asks(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
+        """Which workers, in rank order, are told the model; all of them at the last meeting."""
+        changes = [self._change(payload) for payload in payloads]
+        asked = self._trigger.asked(self.asking, changes, self.model, t)
+        return [True] * len(asked) if last else asked
+
+    def _change(self, payload: Payload) -> float | None:
+        """‖·‖² of what a worker has just said; None where it said nothing."""
+        if payload.kind is Kind.SKIP:
+            return None
+        model = self.model
+        pieces = unpack(payload, model.dtype, model.size)
+        return float(sum(vector.squared_norm(piece.values) for piece in pieces))
+
+    def ask_anew(self) -> None:
+        """Forget who was asked when, because the workers are others."""
+        self.asking = self._trigger.init(self.seed)
+        if self._trigger.asks:
+            self._trigger.heard(self.asking, self.model)
+
+    def leave(self) -> Vector:
+        """The model with which a phase ends."""
+        return self.algorithm.server.leave(self.server)
+
+    def enter(self, x: Vector, before: Desk) -> None:
+        """A phase begins at x, after the phase of another desk."""
+        if self._trigger.asks:
+            self._trigger.heard(self.asking, x)
+        self.replier.memory.enter(self.replier.state, x)
+        self.algorithm.server.enter(self.server, x, before.server)

@@ -1,0 +1,135 @@
+"""A worker's ends of the two links."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qsparse.algorithm import Algorithm, Sync
+from qsparse.compressors.reports import REPORTS, merged
+from qsparse.ledger import Ledger
+from qsparse.link import Receiver, Sender
+from qsparse.local import Local
+from qsparse.memory import Memory
+from qsparse.payload import Kind, Payload
+from qsparse.seeds import Seed
+from qsparse.types import Layout, State, Vector
+
+
+class Shrinkage:
+    """The weight decay that every rank applies to the model by itself, and what it remembers."""
+
+    def __init__(self, local: Local) -> None:
+        self._local = local
+        self.state: State = {}
+
+    def due(self, memory: Memory, state: State, clock: int) -> Vector | None:
+        """What is subtracted from the model after the meeting at step ``clock``; None: nothing.
+
+        Args:
+            memory, state: of the end of the down link that knows the model before the meeting.
+            clock: schedules go by it.
+        """
+        if not self._local.shrinks:
+            return None
+        return self._local.shrinkage(self.state, memory.known(state), clock)
+
+
+class Seat:
+    """A rank's ends of the two links, and the trigger that says when it speaks.
+
+    Args:
+        algorithm: the parts.
+        start: the common starting point, (n,); equal on all ranks.
+        seed: of the run, with this rank.
+        layout: the model's layers.
+        ledger: where messages and seconds are counted.
+        works: a rank that does not work only listens.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, start: Vector, seed: Seed, layout: Layout, ledger: Ledger, works: bool
+    ) -> None:
+        self.ledger = ledger
+        self.local = algorithm.local.bind(layout)
+        self.seed = seed.at(use="up")
+        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
+        self.listener = Receiver(algorithm.answer, start)
+        self._server = algorithm.server
+        self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        # Who waits for the others must meet at the same steps as they do.
+        caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
+        self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
+        self.note(start)
+        #: Was there something to say at the last meeting?
+        self.spoke = True
+        self.shrinkage = Shrinkage(self.local)
+        #: Does this rank work in the next round?
+        self.asked = True
+
+    def due(self, t: int) -> bool:
+        """Whether this rank meets the coordinator after step t. Asked once a step."""
+        return self.trigger.due(self.trigger_state, t)
+
+    def news(
+        self, v: Vector, t: int, clock: int, measure: float | None = None, last: bool = False
+    ) -> Payload:
+        """What is said of v at the meeting after step t: a message, or a SKIP.
+
+        Args:
+            v: the report, (n,).
+            t: the step.
+            clock: how far the run is.
+            measure: how much news it is, where the local step says so itself.
+            last: there is no later meeting, so what a skip would leave for later is said now.
+        """
+        assert self.sender is not None, "a rank that does not work has no news"
+        if not self.asked:
+            self.spoke = False
+            payload = Payload.build(kind=Kind.SKIP, origin=self.seed.rank, step=t, n=v.size)
+            self.ledger.spoke(payload)
+            return payload
+        with self.ledger.timed("encode"):
+            draft = self.sender.draft(v, self.seed.at(step=t), measure, clock)
+            payload = draft.payload
+            must = last and not self.local.reports_afresh
+            self.spoke = self.trigger.worth(self.trigger_state, draft) or must
+            if self.spoke:
+                self.sender.commit(draft)
+            else:
+                payload = payload.silence()
+                self.ledger.starved += self.trigger.starved(self.trigger_state)
+            self.trigger.settled(self.trigger_state, self.spoke)
+        self.ledger.spoke(payload)
+        return payload
+
+    def hear(self, reply: Payload, clock: int) -> Vector | None:
+        """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
+        if self.trigger.asks:
+            self.asked = reply.kind is Kind.DATA
+        if reply.kind is not Kind.DATA:
+            return None
+        with self.ledger.timed("decode"):
+            shrinkage = self.shrinkage.due(self.listener.memory, self.listener.state, clock)
+            model = self._replayed(reply, clock) if reply.codec == REPORTS else self.listener.merge([reply])
+            if shrinkage is not None:
+                self.listener.memory.shift(self.listener.state, shrinkage)
+        self.note(model)
+        return model
+
+    def _replayed(self, reply: Payload, clock: int) -> Vector:
+        """The model, by taking the coordinator's step with the reports that it has told on."""
+        model = self.listener.memory.known(self.listener.state)
+        u = merged(reply, self.listener.like)
+        self._server.absorb({"x": model}, u, clock)
+        return model
+
+    def enter(self, x: Vector) -> None:
+        """A phase begins at a model that all ranks have."""
+        self.listener.memory.enter(self.listener.state, x)
+        self.note(x)
+
+    def note(self, model: Vector) -> None:
+        """The model is this one now: triggers go by how it moves."""
+        # Where the coordinator asks, what models were like is its own business.
+        if not self.trigger.asks:
+            self.trigger.heard(self.trigger_state, model)

@@ -1,0 +1,478 @@
+"""The training part of a run on one rank: its steps, reports, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse import _version
+from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.compressors import Compressor
+from qsparse.errors import CheckpointError, SettingError, Stopped
+from qsparse.exchange.base import error_payload, receive_one
+from qsparse.ledger import Snapshot, combine
+from qsparse.local import Oracle
+from qsparse.memory import Memory
+from qsparse.payload import HEADER_BYTES, Payload, Way, raw
+from qsparse.process import notice
+from qsparse.promises import doubts
+from qsparse.registry import spell
+from qsparse.rounds.asynchronous import Answered, Order
+from qsparse.rounds.phases import Walk
+from qsparse.run import watching
+from qsparse.run.checkpoint import GIVEN, Checkpoints, Found, save
+from qsparse.run.outcome import Starving, judged
+from qsparse.run.records import Recorder
+from qsparse.run.resharding import merged, reshard
+from qsparse.seeds import Seed
+from qsparse.types import Vector
+from qsparse.wire.base import Wire
+
+if TYPE_CHECKING:
+    from qsparse.run import Settings
+from qsparse.run.problem import Problem, Score
+
+#: Settings that may change while a run goes on; see `qsparse.run.checkpoint.Found.compare`.
+_FREE: Final = ("ranks", "steps", "straggler")
+
+
+class Job:
+    """The training part of a run on one rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        algorithm: Algorithm,
+        problem: Problem,
+        wire: Wire,
+        steps: int,
+        recorder: Recorder,
+        watched: bool,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.settings, self.algorithm, self.problem = settings, algorithm, problem
+        self.wire, self.steps, self.recorder = wire, steps, recorder
+        self.checkpoints = checkpoints
+        self._begun = self._spent = 0.0
+        self._losses = np.zeros(2)  # sum and number since the last report, or the last epoch
+        #: Those of the last whole epoch, of a worker that reports at the end only.
+        self._whole: npt.NDArray[np.float64] | None = None
+        self._evaluated = self._watched = 0
+        self._record: dict[str, Any] = {}
+        self._reported = 0  # the step of the last report
+        self._saved = 0  # checkpoints that were due so far
+        #: Stretches of the run with the same ranks: the step and the epoch where each began, its workers.
+        self._stretches = [(0, 0.0, len(settings.exchange.workers(wire.size)))]
+        self._resumed: list[dict[str, Any]] = []
+        self.lines: dict[str, int] = {}
+        #: Was what went wrong told to all ranks?
+        self.told = False
+        #: What to say before the first step.
+        self.doubts = doubts(self._links(), problem.vector.size) if wire.rank == 0 else []
+        #: What this rank's first step began with: its loss, and its batch.
+        self._first: float | None = None
+        self._taken = 0  # steps of this rank
+        self._starving = Starving(len(settings.exchange.workers(wire.size)))
+        self._end: dict[str, Any] = {}
+        self.walk = Walk(
+            algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
+            problem.aside, Order(settings.order),
+        )  # fmt: skip
+        # What each layer got is looked at in the messages of one worker.
+        closely = wire.rank == settings.exchange.workers(wire.size)[0]
+        self._sight = watching.Watch(wire.ledger, problem.layout, closely) if watched else None
+        # Reports on the way need everybody; a coordinator that only serves reports by itself.
+        rows = (algorithm, algorithm.prelude)
+        meetings = [row.meeting for row in rows if row is not None]
+        self._together = all(isinstance(meeting, Sync) for meeting in meetings)
+        if checkpoints is not None and checkpoints.every and all(isinstance(m, Async) for m in meetings):
+            raise SettingError(
+                "workers that do not wait for each other never stand at one step together, so there is no "
+                "moment for a checkpoint: use meeting synchronous, or leave checkpoints out"
+            )
+        self.fingerprint = self._fingerprint()
+        # So does evaluating, and all must be told every model.
+        self._shared = self._together and not any(row is not None and row.trigger.asks for row in rows)
+
+    @property
+    def step(self) -> int:
+        """The step that this rank is in."""
+        return self.walk.pace.t
+
+    @property
+    def clock(self) -> int:
+        """The steps that the run has taken."""
+        return self.walk.pace.clock
+
+    def _links(self) -> Iterator[tuple[str, Compressor, Memory]]:
+        """The links of all phases, with compressors for this model."""
+        for row in filter(None, (self.algorithm, self.algorithm.prelude)):
+            for way, link in (("up", row.up), ("down", row.answer)):
+                yield way, link.compressor.bind(self.problem.layout), link.memory
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal on all ranks before the first message."""
+        problem = self.problem
+        return {
+            "qsparse": _version.__version__,
+            **self.algorithm.axes(),
+            "exchange": spell(self.settings.exchange),
+            "ranks": self.wire.size,
+            "steps": self.steps,
+            "evaluations": self.settings.evaluations,
+            "seed": self.settings.seed,
+            "straggler": self.settings.straggler,
+            "layers": [[layer.name, layer.size] for layer in problem.layout],
+            "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.aside)),
+            "data": problem.description,
+        }
+
+    def _given(self) -> dict[str, Any]:
+        """The algorithm before the run had a length, which is another one with other ranks."""
+        return {f"{axis}{GIVEN}": text for axis, text in self.settings.algorithm.axes().items()}
+
+    def train(self) -> dict[str, Any]:
+        """All steps; the summary on rank 0."""
+        self._begun = time.perf_counter() - self._spent
+        problem = self.problem
+        oracle = self._oracle()
+        for happened in self.walk.steps(
+            self.steps, oracle, problem.batch, problem.gradient_vector, self._look, self._is_used
+        ):
+            if isinstance(happened, Answered):
+                self._watch()
+                continue
+            t = happened.t
+            if happened.loss is not None:
+                self._losses += (happened.loss, 1)
+                self._taken += 1
+                if self._first is None:
+                    self._first = happened.loss
+            if self._together:
+                self.recorder.watcher.stepped(t, happened.loss)
+                if happened.met and (self._is_due(t) or t == self.steps):
+                    self._record = self._report(t)
+            elif t % problem.steps_per_epoch == 0:
+                self._whole, self._losses = self._losses, np.zeros(2)
+            if happened.met and isinstance(happened.phase.meeting, Sync):
+                self._save_if_due()
+        if self._reported != self.steps:
+            self._record = self._report(self.steps)
+        return self._summary(self._record) if self.wire.rank == 0 else {}
+
+    def _oracle(self) -> Oracle:
+        """The problem's gradient, or on a straggler a slow one."""
+        gradient, straggler = self.problem.gradient, self.settings.straggler
+        if straggler is None or straggler[0] != self.wire.rank:
+            return gradient
+
+        def slow(x: Vector, batch: Any, out: Vector) -> float:
+            begin = time.perf_counter()
+            loss = gradient(x, batch, out)
+            time.sleep((straggler[1] - 1) * (time.perf_counter() - begin))
+            return loss
+
+        return slow
+
+    def _look(self, t: int) -> None:
+        """Before a step whose meeting may be evaluated, have its messages looked at."""
+        if self._sight is None:
+            return
+        station = self.walk.station
+        # A worker that does not wait reports at the end only, and counts by its own steps until then. As
+        # nobody knows how many these will be, its first message is looked at as well.
+        alone = not self._together and station.works
+        if t == self.steps or (alone and t == 1) or self._is_due(t, note=alone):
+            self._sight.look(station)
+
+    def _watch(self) -> None:
+        """The coordinator of workers that do not wait: evaluate now and then."""
+        problem, clock = self.problem, self.walk.pace.clock
+        while self._watched < clock:
+            self._watched += 1
+            self.recorder.watcher.stepped(self._watched, None)
+        if clock < self.steps and self._is_due(clock):
+            for vector, desk in zip((problem.vector, problem.aside), self.walk.desks, strict=False):
+                np.copyto(vector, desk.model)
+            self.recorder.add(
+                {
+                    "step": clock,
+                    "epoch": self._epoch(clock),
+                    "train_loss": None,
+                    **problem.evaluate().figures(),
+                    **self.walk.tallied(),
+                    "link_bytes": dict(self.wire.ledger.link_bytes),
+                    "staleness": self._stale(),
+                    "seconds": {"total": time.perf_counter() - self._begun},
+                }
+            )
+
+    def _stale(self) -> dict[str, float]:
+        counts = self.wire.ledger.staleness
+        return {"mean": sum(age * n for age, n in counts.items()) / counts.total(), "max": max(counts)}
+
+    def _is_due(self, t: int, note: bool = True) -> bool:
+        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice.
+
+        Unless it is only asked beforehand, it is noted as done.
+        """
+        per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
+        t -= self._stretches[-1][0]
+        if t * evaluations < (self._evaluated + 1) * per_epoch:
+            return False
+        if note:
+            self._evaluated = t * evaluations // per_epoch
+        return True
+
+    def _is_used(self, t: int) -> bool:
+        """Will the model of the meeting at step t be evaluated?"""
+        return not self._together or self._is_due(t, note=False)
+
+    def _epoch(self, t: int) -> float:
+        begin, epoch, _ = self._stretches[-1]
+        return epoch + (t - begin) / self.problem.steps_per_epoch
+
+    def _is_checkpoint_due(self) -> bool:
+        if self.checkpoints is None or not self.checkpoints.every:
+            return False
+        due, self._saved = self._saved, self.clock // self.checkpoints.every
+        return self._saved > due or self.clock == self.steps
+
+    def _save_if_due(self) -> None:
+        """Leave a checkpoint where one is due or some rank was asked to stop; all ranks stand at one step.
+
+        Raises:
+            Stopped: some rank was asked to stop before the last step.
+        """
+        due, asked = self._is_checkpoint_due(), self.walk.pace.asked
+        where = self.checkpoints
+        if where is None or not where.every or not (due or asked):
+            return
+        try:
+            left = save(
+                self.wire, where.folder, self.clock, self._state, self.fingerprint | self._given(),
+                where.keep, _FREE,
+            )  # fmt: skip
+        except Exception:
+            self.told = True
+            raise
+        if asked and self.clock < self.steps:
+            self.told = True
+            own = notice.asked() or asked
+            some = "" if notice.asked() else " on another rank"
+            raise Stopped(
+                f"{signal.Signals(own).name}{some} at step {self.clock}: checkpoint {left} left; the same "
+                "command with --resume auto goes on from it",
+                asked,
+            )
+
+    def _state(self) -> dict[str, Any]:
+        """What this rank goes on from; random streams and the data's order are functions of seed and step."""
+        return {
+            "walk": self.walk.state(),
+            "ledger": self.wire.ledger.snapshot(),
+            "losses": self._losses,
+            "whole": self._whole,
+            "evaluated": self._evaluated,
+            "watched": self._watched,
+            "reported": self._reported,
+            "record": self._record,
+            "epoch": self._epoch(self.clock),
+            "stretches": self._stretches,
+            "first": self._first,
+            "taken": self._taken,
+            "end": self._end,
+            "resumed": self._resumed,
+            "seconds": time.perf_counter() - self._begun,
+            "lines": self.recorder.lines(),
+            "seen": None if self._sight is None else self._sight.state(),
+        }
+
+    def resume(self, found: Found) -> None:
+        """Stand where the checkpoint was made.
+
+        Raises:
+            CheckpointError: it is of another run, of one that is over, or cannot be read.
+        """
+        with found.understood():
+            self._resume(found)
+
+    def _resume(self, found: Found) -> None:
+        given = self._given()
+        # With other ranks the same epochs are another number of steps, and schedules go by these; so do
+        # step sizes on the sum of the workers.
+        unbound = self.settings.algorithm
+        by_ranks = self.settings.epochs is not None or unbound.among(1) != unbound
+        stretched = found.ranks != self.wire.size and by_ranks
+        free = (*_FREE, *(self.algorithm.axes() if stretched else given))
+        found.compare(self.fingerprint | given, free)
+        # Nor is a run over where a longer one was saved: it has neither met for the last time nor reported.
+        if found.step > self.steps or (
+            found.step == self.steps and self.steps < found.manifest["settings"]["steps"]
+        ):
+            raise CheckpointError(
+                f"the checkpoint {found.folder} was made after step {found.step}, and the run has "
+                f"{self.steps}: give it more, or start afresh with resume none"
+            )
+        note: dict[str, Any] = {"checkpoint": found.folder.name, "step": found.step, "ranks": self.wire.size}
+        states = [found.state(rank) for rank in range(found.ranks)] if found.ranks != self.wire.size else []
+        if states:
+            exchange, size = self.settings.exchange, self.wire.size
+            state = merged(states, self.wire.rank)
+            state["walk"], kept = reshard(
+                [each["walk"] for each in states], self.algorithm, exchange, self.wire.rank, size
+            )
+            note |= {"from_ranks": found.ranks, **kept}
+        else:
+            state = found.state(self.wire.rank)
+        self.walk.restore(state["walk"], self.problem.gradient_vector)
+        self.wire.ledger.resume(state["ledger"])
+        self._losses += state["losses"]
+        self._whole = state["whole"]
+        self._record, self._reported = state["record"], state["reported"]
+        self._watched = state["watched"]
+        self._first, self._taken = state.get("first"), state.get("taken", 0)
+        self._end = state.get("end", {})  # of a checkpoint of the last step
+        self._stretches = [tuple(each) for each in state["stretches"]]
+        if states:
+            workers = len(self.settings.exchange.workers(self.wire.size))
+            self._stretches.append((found.step, state["epoch"], workers))
+        else:
+            self._evaluated = state["evaluated"]
+            if self._sight is not None and state["seen"] is not None:
+                self._sight.restore(state["seen"], self.walk.station)
+        self._resumed = [*state["resumed"], note]
+        self.lines = state["lines"]
+        self._spent = state["seconds"]
+        if self.checkpoints is not None and self.checkpoints.every:
+            self._saved = self.clock // self.checkpoints.every
+
+    def _report(self, t: int) -> dict[str, Any]:
+        """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
+        seconds = time.perf_counter() - self._begun
+        self._reported = t
+        losses = self._losses if self._whole is None else self._whole
+        mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": losses.tolist()}
+        self._losses[:] = 0
+        if self._sight is not None:
+            mine["seen"] = self._sight.report()
+        if t == self.steps:
+            mine |= {"taken": self._taken, "first": self._first, "again": self._first_again()}
+        if self._shared:
+            try:
+                mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
+            except Exception as error:
+                if self.wire.rank != 0:  # which waits for this report, whoever coordinates
+                    reason = f"{type(error).__name__}: {error}"
+                    self.wire.send([error_payload(self.wire.rank, t, reason)], 0)
+                raise
+        if self.wire.rank != 0:
+            body = json.dumps(mine).encode()
+            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
+            return {}
+        reports = [mine]
+        for rank in range(1, self.wire.size):
+            reports.append(json.loads(receive_one(self.wire, rank)[1].text))
+        total, count = np.sum([report["losses"] for report in reports], axis=0)
+        counted: Snapshot = combine(report["ledger"] for report in reports)
+        counted["seconds"]["total"] = seconds
+        if self.wire.ledger.staleness:
+            counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
+        # In rank order, so that the last bit of the loss does not depend on who was first.
+        scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
+        score = Score(*map(sum, zip(*scores, strict=True)))
+        if (word := self._starving.look(counted)) is not None:
+            self.recorder.warn(word)
+        if t == self.steps:
+            told = [[each[name] for each in reports if each[name] is not None] for name in ("first", "again")]
+            self._end = judged(told[0], told[1], counted, self._epoch(t))
+            if not self._together:
+                workers = self.settings.exchange.workers(self.wire.size)
+                self._end["worker_steps"] = {str(rank): reports[rank]["taken"] for rank in workers}
+        record = {
+            "step": t,
+            "epoch": self._epoch(t),
+            # None where nobody has taken a step since the last evaluation: no worker was asked to, say.
+            "train_loss": total / count if count else None,
+            **score.figures(),
+            **counted,
+            **watching.combine([report["seen"] for report in reports if "seen" in report]),
+        }
+        self.recorder.add(record)
+        return record
+
+    def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
+        """How good the model is that was told last, without what this rank has not said yet."""
+        vector, station = self.problem.vector, self.walk.station
+        state = station.local
+        if state is None or not station.algorithm.trigger.may_skip:
+            return self.problem.evaluate(rank, ranks)
+        own = vector.copy()
+        np.copyto(vector, state["anchor"])
+        try:
+            return self.problem.evaluate(rank, ranks)
+        finally:
+            np.copyto(vector, own)
+
+    def _first_again(self) -> float | None:
+        """The loss of this rank's first batch at the model that was told last; it leaves no trace."""
+        if self._first is None:
+            return None
+        problem, state = self.problem, self.walk.station.local
+        begin, _ = next(self.algorithm.phases(1))
+        vectors = (problem.vector, problem.gradient_vector, problem.aside)
+        own = [vector.copy() for vector in vectors]
+        try:
+            if state is not None and self.walk.station.algorithm.trigger.may_skip:
+                np.copyto(problem.vector, state["anchor"])
+            batch = None if begin.local.takes_all else problem.batch(1)
+            return problem.gradient(problem.vector, batch, problem.gradient_vector)
+        finally:
+            for vector, before in zip(vectors, own, strict=True):
+                np.copyto(vector, before)
+
+    def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
+        problem, settings = self.problem, self.settings
+        workers = len(settings.exchange.workers(self.wire.size))
+        ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
+        taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
+        dense = 32 * problem.vector.size * taken
+        # A coordinator that works as well sends itself nothing.
+        apart = taken - self.steps * (workers == self.wire.size)
+        # The frame of a dense float32 vector; made here it would cost rank 0 a kernel that no other needs.
+        crossed = apart * (HEADER_BYTES + 2 + 4 * problem.vector.size)
+        record = dict(record)
+        wire_bytes = record.pop("wire_bytes")
+        return {
+            "algorithm": self.algorithm.axes(),
+            "exchange": spell(settings.exchange),
+            "ranks": self.wire.size,
+            "workers": workers,
+            "parameters": problem.vector.size,
+            "steps": record.pop("step"),
+            "epochs": record.pop("epoch"),
+            "test_accuracy": record.pop("test_accuracy"),
+            "test_loss": record.pop("test_loss"),
+            "train_loss": record.pop("train_loss"),
+            "paper_bits": record.pop("paper_bits"),
+            "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
+            "wire_bytes_beside": wire_bytes["beside"],
+            "link_bytes": record.pop("link_bytes"),
+            "dense_bits": {"up": dense, "down": dense},
+            "dense_link_bytes": {"up": crossed, "down": crossed},
+            **record,
+            **self._end,
+            "warnings": self.recorder.warnings,
+            "seed": settings.seed,
+            "straggler": settings.straggler,
+            **({"resumed": self._resumed} if self._resumed else {}),
+            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
+        }

@@ -1,0 +1,261 @@
+"""A checkpoint of some ranks, made into one of fewer or more: what was not said yet is still said.
+
+The error memories of the ranks that are gone are given to those that stay. Sums of floats round, so what an
+addition loses is computed exactly (TwoSum: Knuth, 1969; Møller, 1965) and kept at another rank, until the
+vectors of the new ranks add up to what those of the old ones did, as real numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse.algorithm import Algorithm, Async
+from qsparse.errors import CheckpointError
+from qsparse.exchange import Exchange
+from qsparse.ledger import combine
+from qsparse.memory import Memory
+from qsparse.registry import spell
+from qsparse.rounds.node import averaging
+from qsparse.types import State, Vector
+
+#: Vectors of all ranks, (ranks, n).
+Rows = npt.NDArray[Any]
+
+#: Columns at a time, so that a few rows of them stay in the caches.
+_COLUMNS: Final = 1 << 14
+
+
+# --- sums without rounding ----------------------------------------------------------------------------
+
+
+def two_sum(a: Rows, b: Rows) -> tuple[Rows, Rows]:
+    """s = fl(a + b), and a + b − s, which is a float again (Knuth, 1969)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def distilled(rows: Rows) -> Rows:
+    """Rows with the same exact sum in each column, the last the largest, in which nothing can be added up.
+
+    Each entry is less than half a unit in the last place of the one below it, or zero if that is: so a column
+    adds up to zero only if all of it is zero, and the last row is the sum, rounded (Ogita et al., 2005).
+    """
+    rows = rows.copy()
+    while True:
+        before = rows.copy()
+        for i in range(1, len(rows)):
+            rows[i], rows[i - 1] = two_sum(rows[i], rows[i - 1])
+        if np.array_equal(rows, before, equal_nan=True):
+            return rows
+
+
+def shared(rows: Rows, count: int) -> Rows:
+    """The rows of ``count`` ranks with the sums of the given ones, (count, n), each near to its own.
+
+    New ranks get zeros. The rows of ranks that are gone are added to others; what is lost in rounding goes to
+    the smallest entry of the column, which has the finest grain. Where even that is too coarse the column is
+    added up in one rank, another one from column to column, and the others hold the rest of it. Only where
+    ``count`` floats cannot hold the sum it is rounded.
+    """
+    ranks, n = rows.shape
+    kept = np.zeros((count, n), rows.dtype)
+    kept[: min(ranks, count)] = rows[:count]
+    lost = np.zeros((max(ranks - count, 0), n), rows.dtype)
+    for number, row in enumerate(rows[count:]):
+        kept[number % count], lost[number] = two_sum(kept[number % count], row)
+    for number, row in enumerate(lost):
+        finest = np.argmin(np.abs(kept), axis=0)[None]
+        least, lost[number] = two_sum(np.take_along_axis(kept, finest, 0)[0], row)
+        np.put_along_axis(kept, finest, least[None], 0)
+    coarse = np.flatnonzero(lost.any(axis=0))
+    if coarse.size:
+        sums = distilled(np.concatenate([lost[:, coarse], kept[:, coarse]]))[-count:]
+        order = (np.arange(count)[:, None] + coarse) % count
+        kept[order, coarse] = sums
+    return kept
+
+
+def difference(before: Rows, after: Rows) -> float:
+    """The largest |Σ before − Σ after| of a column, 0 only if they are equal as real numbers."""
+    if not before.size:
+        return 0.0
+    return float(np.abs(distilled(np.concatenate([before, -after])).sum(axis=0, dtype=np.float64)).max())
+
+
+# --- what the ranks of a walk remember ----------------------------------------------------------------
+
+
+def reshard(
+    walks: Sequence[State], algorithm: Algorithm, exchange: Exchange, rank: int, size: int
+) -> tuple[State, dict[str, float]]:
+    """What rank ``rank`` of ``size`` goes on from, and how well the sums were kept.
+
+    Workers keep their numbers. New ones have no error, the model that all were told last, and the mean of
+    the others' momentum, or of whatever vectors the local step has. What is aside (batch statistics) is
+    averaged. Where memories hold what both ends know, every worker takes what the coordinator knows, the
+    mean. A coordinator that asks begins to ask anew.
+
+    Args:
+        walks: of all ranks before: what `qsparse.rounds.phases.Walk.state` returned.
+        algorithm, exchange: of the run.
+        rank, size: of this rank now.
+
+    Returns:
+        The state for `Walk.restore`, and by name how far the sums over the workers of their error memories
+        (``memory_difference``), and of what else they have not said (``update_difference``), are from those
+        before: the largest entry, 0 only if they are equal as real numbers.
+
+    Raises:
+        CheckpointError: workers do not wait for each other, or a memory is not known to add up.
+    """
+    rows = [("main", algorithm), ("prelude", algorithm.prelude)]
+    phases = {name: phase for name, phase in rows if phase is not None}
+    if any(isinstance(phase.meeting, Async) for phase in phases.values()):
+        raise CheckpointError(
+            f"the checkpoint is one of {len(walks)} ranks, and workers that do not wait for each other have "
+            "steps of their own: go on with as many ranks"
+        )
+    old, new = exchange.workers(len(walks)), exchange.workers(size)
+    mine = new.index(rank) if rank in new else None
+    if mine is None:
+        base = walks[next(other for other in range(len(walks)) if other not in old)]
+    else:
+        base = walks[old[mine] if mine < len(old) else old[0]]
+    walk = {**base, "phases": {}}
+    largest = 0.0
+    for name, stations in base["phases"].items():
+        parts = [phases[name], averaging(phases[name])]
+        walk["phases"][name] = []
+        for k, (part, station) in enumerate(zip(parts, stations, strict=False)):
+            before = [each["phases"][name][k] for each in walks]
+            desk = next(each["desk"] for each in before if "desk" in each)
+            workers = [before[other] for other in old]
+            sender, lost = _sender(part.up.memory, workers, desk, mine, len(new))
+            largest = max(largest, lost)
+            state = {"seat": station["seat"]}
+            if mine is not None:
+                state = _worker(part, workers, desk, mine)
+                state["seat"] |= {"sender": sender, "asked": True}
+            if exchange.coordinates(rank):
+                state["desk"] = {key: desk[key] for key in desk if key != "asking" or not part.trigger.asks}
+            walk["phases"][name].append(state)
+    differences = {"memory_difference": largest, "update_difference": 0.0}
+    now = base["phase"]
+    if not phases[now].local.reports_afresh:
+        models = [walks[other]["x"] for other in old]
+        anchor = walks[old[0]]["phases"][now][0]["local"]["anchor"]
+        x, differences["update_difference"] = _models(models, anchor, mine, len(new))
+        walk["x"] = base["x"] if mine is None else x
+    elif mine is not None:
+        walk["x"] = walk["phases"][now][0]["local"]["anchor"]
+    if mine is not None:
+        asides = [walks[other]["aside"] for other in old]
+        walk["aside"] = np.mean(asides, axis=0, dtype=np.float64).astype(asides[0].dtype)
+    return walk, differences
+
+
+def _worker(part: Algorithm, workers: Sequence[State], desk: State, mine: int) -> State:
+    """The seat and the local step of the ``mine``-th worker."""
+    base = workers[mine if mine < len(workers) else 0]
+    state = {"seat": dict(base["seat"])}
+    if "local" in base:
+        local = base["local"] if mine < len(workers) else _mean([each["local"] for each in workers])
+        # Who was not asked is told the model now, as it will be asked.
+        told = {"anchor": part.server.model(desk["server"])} if part.trigger.asks else {}
+        if part.up.memory.repeats:  # whose contents are other ones now
+            local = part.local.afresh(local)
+        state["local"] = {**local, **told}
+    return state
+
+
+def merged(states: Sequence[State], rank: int) -> State:
+    """The rest of what a rank goes on from: rank 0 counts on for all, seconds are the mean of the ranks'."""
+    state = dict(states[0])
+    snapshots = [each["ledger"] for each in states]
+    counted = combine(snapshots) | {"staleness": snapshots[0]["staleness"]}
+    if rank:
+        for name in ("paper_bits", "wire_bytes", "link_bytes", "messages"):
+            counted[name] = dict.fromkeys(counted[name], 0)
+        counted["skips"] = counted["starved"] = 0
+    state["ledger"] = counted
+    known = [each["first"] for each in states if each.get("first") is not None]
+    state["first"] = sum(known) / len(known) if known else None
+    state["losses"] = sum(each["losses"] for each in states) if rank == 0 else 0 * states[0]["losses"]
+    return state
+
+
+def _sender(
+    memory: Memory, workers: Sequence[State], desk: State, mine: int | None, count: int
+) -> tuple[State | None, float]:
+    """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from what it was."""
+    states = [each["seat"]["sender"] for each in workers]
+    if memory.repeats:
+        return desk["hearer"], 0.0
+    if not memory.keeps_rest:
+        if memory.personal:
+            raise CheckpointError(
+                f"memory {spell(memory)} does not say whether what it keeps adds up over the workers, so it "
+                "cannot be given to another number of them: go on with as many ranks"
+            )
+        return states[0], 0.0
+    state = dict(states[mine if mine is not None and mine < len(states) else 0])
+    largest = 0.0
+    for name, value in state.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            state[name], lost = _spread([each[name] for each in states], mine, count)
+            largest = max(largest, lost)
+    return state, largest
+
+
+def _spread(vectors: Sequence[Vector], mine: int | None, count: int) -> tuple[Vector, float]:
+    """The ``mine``-th of ``count`` vectors that add up to the given ones, and how far off their sum is."""
+    out = np.zeros(vectors[0].shape, vectors[0].dtype)
+    largest = 0.0
+    for part in _parts(out.size):
+        before = np.stack([vector[part] for vector in vectors])
+        after = shared(before, count)
+        if mine is not None:
+            out[part] = after[mine]
+        largest = max(largest, difference(before, after))
+    return out, largest
+
+
+def _models(models: Sequence[Vector], anchor: Vector, mine: int | None, count: int) -> tuple[Vector, float]:
+    """As `_spread`, of anchor − x, what a worker has not said beside its memory; returns its x."""
+    out = np.array(anchor)
+    largest = 0.0
+    for part in _parts(out.size):
+        at, x = anchor[part], np.stack([model[part] for model in models])
+        before = at - x
+        after = shared(before, count)
+        moved = at - after
+        stay = min(len(x), count)
+        # Who is given nothing stays where it is, whatever the subtractions make of that.
+        moved[:stay] = np.where(after[:stay] == before[:stay], x[:stay], moved[:stay])
+        if mine is not None:
+            out[part] = moved[mine]
+        anchors = (np.broadcast_to(at, each.shape) for each in (x, moved))
+        signed = (np.concatenate([a, -b]) for a, b in zip(anchors, (x, moved), strict=True))
+        largest = max(largest, difference(*signed))
+    return out, largest
+
+
+def _mean(states: Sequence[State]) -> State:
+    """The state of a new worker: the means of the others' vectors; the first's anchor and numbers."""
+    state = dict(states[0])
+    for name, value in state.items():
+        if name != "anchor" and isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            total = np.zeros(value.shape)
+            for each in states:
+                total += each[name]
+            state[name] = (total / len(states)).astype(value.dtype)
+    return state
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(start, start + _COLUMNS) for start in range(0, n, _COLUMNS))

@@ -1,0 +1,53 @@
+"""What a run does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from qsparse.algorithm import Algorithm
+from qsparse.errors import SettingError
+from qsparse.exchange import Exchange, ParameterServer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does, beside its problem.
+
+    Args:
+        algorithm: the parts.
+        exchange: the pattern of messages.
+        epochs: how often a worker sees its share of the data; or
+        steps: how many steps it takes.
+        seed: of everything random.
+        evaluations: how many evaluations an epoch, at the next meeting.
+        order: whose report is taken next, one rank after the other, to repeat a run whose workers did
+            not wait for each other; its ``arrivals.jsonl`` has it.
+        straggler: (rank, factor), to see what a slow rank does to a run: its gradients take so many times
+            as long as they would.
+    """
+
+    algorithm: Algorithm
+    exchange: Exchange = field(default_factory=ParameterServer)
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    evaluations: int = 1
+    order: tuple[int, ...] | None = None
+    straggler: tuple[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise SettingError("give either epochs or steps")
+        for name in ("epochs", "steps", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SettingError(f"{name} must be positive and finite, not {value}")
+        if self.straggler is not None and not 1 <= self.straggler[1] <= 1000:
+            raise SettingError(
+                f"a straggler takes 1 to 1000 times as long as others, not {self.straggler[1]}"
+            )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """T."""
+        return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))

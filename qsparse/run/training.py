@@ -1,0 +1,153 @@
+"""A whole run, from settings to history."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qsparse.algorithm import Async
+from qsparse.errors import SettingError
+from qsparse.exchange.collectives import agree
+from qsparse.rounds.warming import warm_algorithm
+from qsparse.rules import check
+from qsparse.run.checkpoint import Checkpoints, Found, find, try_out
+from qsparse.run.job import Job
+from qsparse.run.problem import Problem
+from qsparse.run.records import Recorder, Watcher
+from qsparse.run.settings import Settings
+from qsparse.wire.base import Wire
+
+
+def run(
+    make_settings: Callable[[], Settings],
+    make_problem: Callable[[Settings], Problem],
+    wire: Wire,
+    *,
+    out: Path | None = None,
+    files: Mapping[str, str] | None = None,
+    watcher: Watcher | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[str, Any]:
+    """Train on this rank, together with all others; collective.
+
+    Args:
+        make_settings: called once, on every rank, for what to do; the same on all of them.
+        make_problem: called with the settings, once, on every rank.
+        wire: between the ranks.
+        out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing. Until the
+            run ends no other has it.
+        files: further files by name, e.g. the configuration that repeats the run.
+        watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
+        checkpoints: whether and where the run leaves checkpoints, and from which it goes on; the same on all
+            ranks.
+
+    Returns:
+        The summary, on rank 0; an empty dictionary elsewhere.
+
+    Raises:
+        QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
+    """
+    with contextlib.ExitStack() as held:
+        return _run(make_settings, make_problem, wire, held, out, files or {}, watcher, checkpoints)
+
+
+def _run(
+    make_settings: Callable[[], Settings],
+    make_problem: Callable[[Settings], Problem],
+    wire: Wire,
+    held: contextlib.ExitStack,
+    out: Path | None,
+    files: Mapping[str, str],
+    watcher: Watcher | None,
+    checkpoints: Checkpoints | None,
+) -> dict[str, Any]:
+    recorder = Recorder(out if wire.rank == 0 else None, files, watcher or Watcher())
+    watched = out is not None or watcher is not None
+
+    def claim() -> tuple[None, Mapping[str, Any]]:
+        if (hold := recorder.claim()) is not None:
+            held.enter_context(hold)
+        # Looking for one is done together, so all ranks must be looking for the same.
+        return None, {"checkpoints": repr(checkpoints)}
+
+    agree(wire, claim)
+    found = None if checkpoints is None else find(wire, checkpoints)
+
+    def prepare() -> tuple[Job, Mapping[str, Any]]:
+        settings = make_settings()
+        settings.exchange.check(wire.size)
+        algorithm = settings.algorithm.among(len(settings.exchange.workers(wire.size)))
+        check(algorithm, settings.exchange, wire.size)
+        _check_ranks(settings, wire.size)
+        problem = make_problem(settings)
+        steps = _total_steps(settings, problem, wire.size, found)
+        prelude = settings.algorithm.prelude
+        if prelude is not None and prelude.server.silent and steps <= (prelude.length or 0):
+            raise SettingError(
+                f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
+                "epochs"
+            )
+        job = Job(settings, algorithm.over(steps), problem, wire, steps, recorder, watched, checkpoints)
+        warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
+        if found is not None:
+            job.resume(found)
+        return job, job.fingerprint
+
+    job = agree(wire, prepare)
+    if checkpoints is not None and checkpoints.every:
+        try_out(wire, checkpoints.folder)
+    for text in job.doubts:
+        recorder.warn(text)
+    try:
+        recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))
+        wire.ledger.on_arrival = recorder.arrived
+        summary = job.train()
+        recorder.write(summary)
+        return summary
+    except BaseException as error:
+        if not job.told:
+            job.settings.exchange.tell(wire, error, job.step)
+        raise
+    finally:
+        recorder.close()
+
+
+def _total_steps(settings: Settings, problem: Problem, size: int, found: Found | None) -> int:
+    """T; after a change of ranks an epoch has another number of steps."""
+    if found is None or settings.epochs is None:
+        return settings.total_steps(problem.steps_per_epoch)
+    state = found.state(0)
+    begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
+    # Fewer than were taken are refused when the run goes on, and none by the schedules before that.
+    left = (settings.epochs - epoch) * problem.steps_per_epoch
+    # A part of a step, where an epoch has fewer now, is one.
+    return max(1, int(begin + (round(left) or left > 1e-6)))
+
+
+def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:
+    """The folder of the run that this one goes on from, where it is another's and has a history."""
+    if found is None or checkpoints is None:
+        return None
+    other = found.folder.resolve().parent.parent
+    its_own = other == checkpoints.folder.resolve().parent
+    return other if not its_own and (other / "history.jsonl").is_file() else None
+
+
+def _check_ranks(settings: Settings, size: int) -> None:
+    """Refuse ranks in the settings that are none."""
+    workers = set(settings.exchange.workers(size))
+    if settings.straggler is not None and settings.straggler[0] not in workers:
+        raise SettingError(f"rank {settings.straggler[0]} cannot be the straggler: it is none of the workers")
+    if settings.order is None:
+        return
+    rows = (settings.algorithm, settings.algorithm.prelude)
+    if not any(row is not None and isinstance(row.meeting, Async) for row in rows):
+        raise SettingError("an order of arrivals repeats runs whose workers do not wait: this one's do")
+    strangers = set(settings.order) - workers
+    if strangers:
+        raise SettingError(
+            f"the order of arrivals has rank {min(strangers)}, which is none of the workers: repeat a run "
+            "with as many ranks as it had"
+        )

@@ -1,0 +1,224 @@
+"""What messages are like: how much they say, what they leave unsaid, and of which layers they are.
+
+A rank looks at a message while it is sent, and only at those of meetings that are evaluated. Looking reads
+what a draft holds and changes nothing, so a run is the same, bit for bit, whether somebody watches or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsparse.compressors.body import Reader
+from qsparse.compressors.decoding import Piece, accumulate_into, read_body
+from qsparse.ledger import Ledger
+from qsparse.link import Sender
+from qsparse.memory import Draft
+from qsparse.payload import Payload
+from qsparse.rounds.node import Station
+from qsparse.types import Layout, Vector
+
+Counts = npt.NDArray[np.float64]
+
+
+def layer_bytes(payload: Payload, layout: Layout, said: Vector | None = None) -> tuple[list[float], float]:
+    """The wire bytes of a message that are of each layer, and those that are of none.
+
+    A body that says one stretch of the vector is of the layers in which entries speak, in proportion to
+    how many of them do; where the stretch is a layer (``blockwise(…, layers=true)``, a policy) that is
+    exact. What a position costs where few speak, and where many do, is not told apart. The frame's
+    header and the tables of stretches are of no layer; all together are ``len(payload)``.
+
+    Args:
+        payload: the message, with a body.
+        layout: the model's layers.
+        said: zeros, (n,), to which what the message says is added.
+
+    Returns:
+        Bytes of each layer in order, and the others.
+    """
+    edges = np.array([0, *(layer.stop for layer in layout)])
+    reader = Reader(payload.body)
+    dtype = np.dtype(np.float32) if said is None else said.dtype
+    found = np.zeros(len(layout))
+    speaking, covered = np.zeros(len(layout)), np.zeros(len(layout))
+    read = size = 0
+
+    def settle() -> None:
+        """Divide the body that was read; where nobody speaks, by the entries that are silent."""
+        weights = speaking if speaking.any() else covered
+        if size:
+            np.add(found, size * weights / weights.sum(), out=found)
+
+    for piece in read_body(reader, payload.codec, payload.n, 0, dtype):
+        at = len(payload.body) - len(reader.rest) - reader.tables
+        if at > read:  # the first piece of another body
+            settle()
+            read, size = at, at - read
+            speaking[:] = covered[:] = 0
+        inside = _overlap(edges, piece)
+        covered += inside
+        speaking += inside if piece.indices is None else _speaking(edges, piece)
+        if said is not None:
+            target = said[piece.start : piece.stop]
+            if piece.indices is None:
+                target += piece.values
+            else:
+                target[piece.indices] += piece.values
+    settle()
+    return found.tolist(), len(payload) - float(found.sum())
+
+
+def _overlap(edges: npt.NDArray[np.intp], piece: Piece) -> Counts:
+    """How many entries of each layer lie in a piece."""
+    return np.diff(np.clip(edges, piece.start, piece.stop)).astype(np.float64)
+
+
+def _speaking(edges: npt.NDArray[np.intp], piece: Piece) -> Counts:
+    """How many entries of each layer speak in a piece; its indices ascend."""
+    assert piece.indices is not None
+    return np.diff(np.searchsorted(piece.indices, edges - piece.start)).astype(np.float64)
+
+
+class Watch:
+    """Looks at one rank's messages when it is told to, and remembers what it saw last.
+
+    Args:
+        ledger: the rank's; the seconds of looking are kept out of its activities.
+        layout: the model's layers.
+        closely: look at each layer; else only at what all together leave unsaid.
+    """
+
+    def __init__(self, ledger: Ledger, layout: Layout, closely: bool) -> None:
+        self.ledger, self.layout, self.closely = ledger, layout, closely and bool(layout)
+        self._unsaid: dict[str, float] = {}
+        self._awaited: set[str] = set()
+        self._contraction: dict[str, Any] | None = None
+        self._bytes, self._frames, self._messages = np.zeros(len(layout)), 0.0, 0
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far, as plain data for a checkpoint."""
+        return {
+            "unsaid": dict(self._unsaid),
+            "contraction": self._contraction,
+            "bytes": self._bytes.copy(),
+            "frames": self._frames,
+            "messages": self._messages,
+            "awaited": sorted(self._awaited),
+        }
+
+    def restore(self, saved: dict[str, Any], station: Station) -> None:
+        """Go on from there."""
+        self._look(station, saved["awaited"])
+        self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
+        self._bytes[:] = saved["bytes"]
+        self._frames, self._messages = saved["frames"], saved["messages"]
+
+    def look(self, station: Station) -> None:
+        """Look at the next message that this rank sends each way, however many it skips before."""
+        self._look(station, ("up", "down"))
+
+    def _look(self, station: Station, ways: Sequence[str]) -> None:
+        senders = {"up": station.seat.sender, "down": None if station.desk is None else station.desk.replier}
+        for way in ways:
+            sender = senders[way]
+            if sender is not None:
+                sender.watch = functools.partial(self._see, way, sender)
+                self._awaited.add(way)
+
+    def _see(self, way: str, sender: Sender, draft: Draft) -> None:
+        sender.watch = None
+        self._awaited.discard(way)
+        with self.ledger.apart():
+            remembers = draft.total.y is not None
+            if self.closely and way == "up":
+                said = np.zeros_like(draft.total.x)
+                layers, frame = layer_bytes(draft.payload, self.layout, said)
+                self._bytes += layers
+                self._frames += frame
+                self._messages += 1
+                target, rest = _target_and_rest(draft, said)
+                self._contraction = _contraction(target, rest, self.layout)
+            elif remembers:
+                rest = _rest(draft)
+            self._unsaid[way] = math.sqrt(_square(rest)) if remembers else 0.0
+
+    def report(self) -> dict[str, Any]:
+        """What was seen, as plain data for `combine`."""
+        found: dict[str, Any] = {"unsaid": self._unsaid}
+        if self._messages:
+            names = [layer.name for layer in self.layout]
+            mean = self._bytes / self._messages
+            found["contraction"] = self._contraction
+            found["layer_bytes"] = {
+                "messages": self._messages,
+                "frame": self._frames / self._messages,
+                "layers": dict(zip(names, mean.tolist(), strict=True)),
+            }
+        return found
+
+
+def combine(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the ranks saw, in rank order, as fields of a line of the history; what nobody saw is left out.
+
+    ``error_memory``: ‖u − C(u)‖ of the last message that was looked at, u = v + m being what was to be said
+    of the report v and the memory m; with error feedback it is the norm of the memory, and 0 where nothing
+    is remembered. Up it is the mean over the workers.
+
+    ``contraction``: γ = 1 − ‖u − C(u)‖²/‖u‖² of the first worker's last message, what Basu et al., 2019,
+    ask of C in expectation, of ``all`` its entries and by ``layers``; null where u is zero.
+
+    ``layer_bytes``: of the first worker's ``messages`` that were looked at, the mean of the wire bytes of a
+    message by ``layers``, and those of its ``frame``, which are of no layer; see `layer_bytes`.
+    """
+    ups = [report["unsaid"]["up"] for report in reports if "up" in report["unsaid"]]
+    downs = [report["unsaid"]["down"] for report in reports if "down" in report["unsaid"]]
+    found: dict[str, Any] = {}
+    if ups or downs:
+        mean = sum(ups) / len(ups) if ups else None
+        found["error_memory"] = {"up": mean, "down": downs[0] if downs else None}
+    for name in ("contraction", "layer_bytes"):
+        seen = [report[name] for report in reports if name in report]
+        if seen:
+            found[name] = seen[0]
+    return found
+
+
+def _rest(draft: Draft) -> Vector:
+    """What a message with a memory leaves unsaid; with kernels that every run needs."""
+    total = draft.total
+    assert total.out is not None
+    if total.rest:
+        return total.out
+    return np.subtract(total.out, accumulate_into(draft.payload, np.zeros_like(total.out)))
+
+
+def _target_and_rest(draft: Draft, said: Vector) -> tuple[Vector, Vector]:
+    """u and u − C(u), given C(u); where only the rest is left of a sum, u is formed again from both."""
+    total = draft.total
+    if total.y is not None and total.out is not None:
+        if total.rest:
+            return np.add(total.out, said), total.out
+        return total.out, np.subtract(total.out, said)
+    return total.x, np.subtract(total.x, said)
+
+
+def _contraction(target: Vector, rest: Vector, layout: Layout) -> dict[str, Any]:
+    def gamma(wrong: float, whole: float) -> float | None:
+        return 1 - wrong / whole if whole > 0 else None
+
+    squares = [tuple(_square(each[layer.start : layer.stop]) for each in (rest, target)) for layer in layout]
+    return {
+        "all": gamma(*(sum(column) for column in zip(*squares, strict=True))),
+        "layers": {layer.name: gamma(*pair) for layer, pair in zip(layout, squares, strict=True)},
+    }
+
+
+def _square(x: Vector) -> float:
+    """‖x‖², added in float64."""
+    return float(np.square(x, dtype=np.float64).sum())

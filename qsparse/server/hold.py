@@ -1,0 +1,28 @@
+"""The mean report is kept, and the model stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from qsparse.registry import register
+from qsparse.server.base import ServerRule
+from qsparse.types import State, Vector
+
+
+@register("hold")
+@dataclass(frozen=True)
+class Hold(ServerRule):
+    """Keeps the mean report and leaves the model alone: how a coordinator gets a full gradient."""
+
+    silent: ClassVar[bool] = True
+
+    def init(self, start: Vector) -> State:
+        """Nothing was heard."""
+        return super().init(start) | {"mean": np.zeros_like(start)}
+
+    def absorb(self, state: State, u: Vector, t: int) -> None:
+        """Keep it."""
+        np.copyto(state["mean"], u)

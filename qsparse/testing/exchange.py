@@ -1,0 +1,183 @@
+"""Laws of exchanges, held over threads, and of meetings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from qsparse.algorithm import Algorithm, Async, Meeting, Sync
+from qsparse.errors import DisagreementError, QsparseError, RankError, SettingError
+from qsparse.exchange.base import Exchange
+from qsparse.local import SGD
+from qsparse.payload import Payload, Way
+from qsparse.testing.algorithm import one_round
+from qsparse.testing.base import Broken, hold, law
+from qsparse.types import Vector
+from qsparse.wire.base import Wire
+from qsparse.wire.threads import run_threads
+
+_SIZES: Final = (1, 2, 3, 5)
+_ROUNDS: Final = 3
+_TIMEOUT: Final = 30.0
+
+
+def _fitting(part: Exchange) -> Iterator[int]:
+    """Numbers of ranks that the settings fit."""
+    found = False
+    for size in (*_SIZES, *range(6, 10)):
+        try:
+            part.check(size)
+        except SettingError:
+            continue
+        if size <= max(_SIZES) or not found:
+            found = True
+            yield size
+    hold(found, "its settings fit no number of ranks up to 9")
+
+
+def _together(size: int, body: Callable[[Wire], Any], *, leftovers: bool = False) -> list[Any]:
+    """Run ranks as threads; a message that nobody receives breaks the law unless told otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if leftovers else "error", RuntimeWarning)
+        try:
+            return run_threads(size, body, timeout=_TIMEOUT)
+        except Exception as error:
+            raise Broken(f"over {size} ranks: {type(error).__name__}: {error}") from None
+
+
+def _news(rank: int, step: int) -> Payload:
+    return Payload.build([bytes([rank]) * (3 * rank + step)], origin=rank, step=step, n=rank, nbits=8 * rank)
+
+
+def _answer(step: int) -> Payload:
+    return Payload.build([b"answer %d" % step], way=Way.DOWN, step=step)
+
+
+def _handed_in(part: Exchange, wire: Wire, step: int) -> Payload | None:
+    return _news(wire.rank, step) if wire.rank in part.workers(wire.size) else None
+
+
+@law("workers", "exchange", once=True)
+def _workers(part: Exchange, name: str, x: Vector) -> bool:
+    """The workers are ranks, in order, at least one."""
+    for size in _fitting(part):
+        workers = part.workers(size)
+        fine = bool(workers) and workers == sorted(set(workers) & set(range(size)))
+        hold(fine, f"among {size} ranks the workers are {workers}")
+    return True
+
+
+@law("gather", "exchange", once=True)
+def _gather(part: Exchange, name: str, x: Vector) -> bool:
+    """Who coordinates gets the payloads of all workers in rank order, every round; nobody else does."""
+
+    def body(wire: Wire) -> list[list[bytes] | None]:
+        got = []
+        for step in range(_ROUNDS):
+            payloads = part.gather(wire, _handed_in(part, wire, step))
+            got.append(None if payloads is None else [bytes(payload.frame) for payload in payloads])
+            part.broadcast(wire, None if payloads is None else _answer(step))
+        return got
+
+    for size in _fitting(part):
+        ranks = _together(size, body)
+        coordinators = [rank for rank in range(size) if ranks[rank][0] is not None]
+        wanted = 1 if part.answers else size
+        hold(len(coordinators) == wanted, f"of {size} ranks {coordinators} coordinate, not {wanted}")
+        for step in range(_ROUNDS):
+            frames = [bytes(_news(rank, step).frame) for rank in part.workers(size)]
+            for rank in range(size):
+                due = frames if rank in coordinators else None
+                what = f"round {step}, rank {rank} of {size}"
+                hold(ranks[rank][step] == due, f"{what}: not the workers' payloads in rank order")
+    return True
+
+
+@law("broadcast", "exchange", once=True)
+def _broadcast(part: Exchange, name: str, x: Vector) -> bool:
+    """Every rank gets the coordinator's answer of this round, byte for byte."""
+
+    def body(wire: Wire) -> list[bytes]:
+        got = []
+        for step in range(_ROUNDS):
+            payloads = part.gather(wire, _handed_in(part, wire, step))
+            reply = None if payloads is None else _answer(step)
+            got.append(bytes(part.broadcast(wire, reply).frame))
+        return got
+
+    wanted = [bytes(_answer(step).frame) for step in range(_ROUNDS)]
+    for size in _fitting(part):
+        for rank, got in enumerate(_together(size, body)):
+            hold(got == wanted, f"rank {rank} of {size} got another answer than was given")
+    return True
+
+
+@law("error", "exchange", once=True)
+def _error(part: Exchange, name: str, x: Vector) -> bool:
+    """Whoever fails, before gathering or with the answer in hand: every other rank raises RankError."""
+
+    def body(wire: Wire, failing: int, late: bool) -> Exception | None:
+        step = 0
+        try:
+            for step in (1, 2):
+                if step == 2 and wire.rank == failing and not late:
+                    raise ValueError("no luck")
+                payloads = part.gather(wire, _handed_in(part, wire, step))
+                if step == 2 and wire.rank == failing and late and payloads is not None:
+                    raise ValueError("no luck")
+                part.broadcast(wire, None if payloads is None else _answer(step))
+        except (RankError, ValueError) as error:
+            part.tell(wire, error, step)
+            return error
+        return None
+
+    for size in _fitting(part):
+        for failing in range(size):
+            for late in (False, True):
+                ranks = _together(size, partial(body, failing=failing, late=late), leftovers=True)
+                # Late is what only a rank that coordinates can be; one whose answer does not travel
+                # owes nothing any more.
+                if late and (ranks[failing] is None or not part.answers):
+                    continue
+                for rank, error in enumerate(ranks):
+                    what = f"rank {failing} of {size} failed {'late' if late else 'early'}: rank {rank}"
+                    if rank == failing:
+                        hold(type(error) is ValueError, f"{what} itself raised {error!r}")
+                        continue
+                    told = isinstance(error, RankError) and (error.rank, error.step) == (failing, 2)
+                    hold(told and "no luck" in str(error), f"{what} raised {error!r}")
+    return True
+
+
+@law("steps", "exchange", once=True)
+def _steps(part: Exchange, name: str, x: Vector) -> bool:
+    """Ranks that stand at different steps are found out: DisagreementError, and RankError elsewhere."""
+
+    def body(wire: Wire) -> QsparseError | None:
+        ahead = wire.rank == max(part.workers(wire.size))
+        try:
+            payloads = part.gather(wire, _handed_in(part, wire, 4 + ahead))
+            part.broadcast(wire, None if payloads is None else _answer(4))
+        except (DisagreementError, RankError) as error:
+            part.tell(wire, error, 4)
+            return error
+        return None
+
+    for size in _fitting(part):
+        if len(part.workers(size)) > 1:
+            errors = _together(size, body, leftovers=True)
+            unaware = [rank for rank, error in enumerate(errors) if error is None]
+            hold(not unaware, f"ranks {unaware} of {size} noticed nothing")
+            hold(any(isinstance(error, DisagreementError) for error in errors), "no rank says what is wrong")
+    return True
+
+
+@law("meet", "meeting")
+def _meet(part: Meeting, name: str, x: Vector) -> bool:
+    """The loops know what it means: one round of three workers, who all end with one model."""
+    hold(isinstance(part, Sync | Async), "the loops know synchronous and asynchronous meetings only")
+    algorithm = replace(Algorithm(local=SGD(0.1)), meeting=part)
+    return one_round(algorithm, x)
