@@ -87,7 +87,7 @@ class Algorithm:
         """
         if self.down is not None:
             return self.down
-        few = self.up.compressor.sparse and not (self.up.memory.repeats or self.server.moves_all)
+        few = self.up.compressor.sparse and not (self.up.memory.skip_repeats or self.server.moves_all)
         return Link(memory=Changes() if few and not self.trigger.asks else Stateless())
 
     @property

@@ -129,7 +129,7 @@ class CompressedAllreduce:
         with self.ledger.timed("decode"):
             # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.
             sender.commit(drafts[0])
-            self.ledger.spoke(drafts[0].payload)
+            self.ledger.count_message(drafts[0].payload)
             flat = out.reshape(-1)
             # Formed where it is wanted, as another pass over memory would take as long as the decoding; but
             # not where x lies, which is still there after an error.
@@ -190,7 +190,7 @@ class CompressedAllreduce:
         self.link.compressor.check(x.size)
         if self._ends is None:
             warm_link(self.link, np.zeros(x.size, x.dtype), self.wire.rank)
-            promises.tell([("", self.link.compressor, self.link.memory)], x.size, self.wire.rank)
+            promises.warn([("", self.link.compressor, self.link.memory)], x.size, self.wire.rank)
         array = self._size_and_type(x) | {"shape": x.shape}
         return self._ends or self._links(x), self._settings() | array | {"calls": self.calls}
 
@@ -208,8 +208,8 @@ class CompressedAllreduce:
 
     def _links(self, x: np.ndarray) -> tuple[Sender, Receiver]:
         start = np.zeros(x.size, x.dtype)
-        speakers = self.wire.size if self.op == "mean" else 1
-        return Sender(self.link, start), Receiver(self.link, start, speakers)
+        senders = self.wire.size if self.op == "mean" else 1
+        return Sender(self.link, start), Receiver(self.link, start, senders)
 
     def _filled(self, ends: tuple[Sender, Receiver], state: State) -> tuple[Sender, Receiver]:
         """New ends with the saved memory in them."""

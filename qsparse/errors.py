@@ -70,7 +70,7 @@ class LaunchError(WireError):
     """Launcher and MPI library do not belong together."""
 
 
-class Stranded(WireError):
+class PeerGone(WireError):
     """A wait that cannot end because of what another rank did: a consequence, never a cause."""
 
 

@@ -3,7 +3,7 @@
 Paper bits are counted where a message is committed (up, once per speaking worker) or received
 (down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
 handed to the wire, headers and forwarded copies included; greetings, reports and errors are counted
-apart ("beside"). What a rank sends and what it receives crosses its link; the link that carried most is the
+apart ("control"). What a rank sends and what it receives crosses its link; the link that carried most is the
 one that a run waits for. Bits and bytes are never mixed.
 """
 
@@ -20,6 +20,9 @@ from qsparse.payload import Kind, Payload, Way
 #: What seconds are spent on.
 ACTIVITIES: Final = ("compute", "encode", "exchange", "decode")
 
+#: Counters that earlier releases have saved under another name.
+_RENAMED: Final = {"beside": "control"}
+
 Snapshot = dict[str, Any]
 
 
@@ -28,7 +31,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.paper_bits = {"up": 0, "down": 0}
-        self.wire_bytes = {"up": 0, "down": 0, "beside": 0}
+        self.wire_bytes = {"up": 0, "down": 0, "control": 0}
         #: Sent and received by this rank, by way of the message; both directions of its link together.
         self.link_bytes = {"up": 0, "down": 0}
         self.messages = {"up": 0, "down": 0}
@@ -42,7 +45,7 @@ class Ledger:
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._within = 0.0  # seconds of the blocks inside the one that is being timed
 
-    def spoke(self, payload: Payload) -> None:
+    def count_message(self, payload: Payload) -> None:
         """Count a message in the papers' bits: called by who commits it up or hears it down."""
         if payload.kind is Kind.SKIP:
             self.skips += payload.way is Way.UP
@@ -51,21 +54,21 @@ class Ledger:
         self.paper_bits[way] += payload.nbits
         self.messages[way] += 1
 
-    def overheard(self, payloads: Iterable[Payload]) -> None:
+    def count_forwarded(self, payloads: Iterable[Payload]) -> None:
         """Count down the messages of others that this rank read itself, where no answer travels."""
         for payload in payloads:
             if payload.kind is Kind.DATA:
                 self.paper_bits["down"] += payload.nbits
                 self.messages["down"] += 1
 
-    def sent(self, payload: Payload) -> None:
+    def count_bytes(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
         self.wire_bytes[payload.way.name.lower()] += len(payload)
         self.received(payload)
 
     def received(self, payload: Payload) -> None:
         """Count the bytes of a frame that came: called by the wire."""
-        if payload.way is not Way.BESIDE:
+        if payload.way is not Way.CONTROL:
             self.link_bytes[payload.way.name.lower()] += len(payload)
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
@@ -121,7 +124,7 @@ class Ledger:
         for name in ("paper_bits", "wire_bytes", "link_bytes", "messages", "seconds"):
             counters = getattr(self, name)
             for key, value in snapshot.get(name, {}).items():
-                counters[key] += value
+                counters[_RENAMED.get(key, key)] += value
         self.skips += snapshot["skips"]
         self.starved += snapshot.get("starved", 0)
         self.staleness.update({int(age): count for age, count in snapshot["staleness"].items()})

@@ -49,10 +49,10 @@ class Sender:
         #: Told of a draft that is sent, before the memory moves; for who watches. It changes nothing.
         self.watch: Callable[[Draft], None] | None = None
 
-    def draft(self, v: Vector, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
+    def draft(self, v: Vector, seed: Seed, change: float | None = None, clock: int | None = None) -> Draft:
         """Compress what v and the memory amount to; changes nothing.
 
-        The draft is good until the next one, which overwrites its sum; ``news`` is passed on with it.
+        The draft is good until the next one, which overwrites its sum; ``change`` is passed on with it.
         ``clock`` says how far the run is, unless that is the seed's step.
 
         Raises:
@@ -63,7 +63,7 @@ class Sender:
         total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.keeps_rest)
         try:
             payload = self.memory.compress(self.state, self.compressor, total, seed)
-            return Draft(payload, total, clock, news)
+            return Draft(payload, total, clock, change)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
@@ -91,13 +91,13 @@ class Receiver:
     Args:
         link: the memory's settings; how a payload is decoded stands in the payload.
         start: what both ends know before the first message, (n,).
-        speakers: how many speak; merged reports are means over all of them, silent ones included.
+        senders: how many speak; merged reports are means over all of them, silent ones included.
     """
 
-    def __init__(self, link: Link, start: Vector, speakers: int = 1) -> None:
+    def __init__(self, link: Link, start: Vector, senders: int = 1) -> None:
         self.memory = link.memory
         self.state = link.memory.init(start)
-        self.speakers = speakers
+        self.senders = senders
         self._total = np.empty_like(start)
 
     @property
@@ -106,7 +106,7 @@ class Receiver:
         return self._total
 
     def merge(self, payloads: Sequence[Payload], out: Vector | None = None) -> Vector:
-        """Decode, add in the order given (rank order), divide by the speakers, restore.
+        """Decode, add in the order given (rank order), divide by the number of senders, restore.
 
         The sum is formed in ``out``, (n,), where given. The result is overwritten by the next merge.
         """
@@ -118,4 +118,4 @@ class Receiver:
                     f"rank {payload.origin} sent {payload.n} values at step {payload.step} where "
                     f"{total.size} were expected: the models differ"
                 )
-        return self.memory.merge(self.state, spoken, total, self.speakers)
+        return self.memory.merge(self.state, spoken, total, self.senders)

@@ -6,7 +6,7 @@ Header, 48 bytes, little endian::
          0     4  magic     b"QSPF"
          4     1  version   1
          5     1  kind      0 DATA, 1 SKIP, 2 STOP, 3 ERROR
-         6     1  way       0 UP (worker to coordinator), 1 DOWN, 2 BESIDE
+         6     1  way       0 UP (worker to coordinator), 1 DOWN, 2 CONTROL
          7     1  asked     0, or the number of the signal by which a rank was asked to stop
          8     4  codec     grammar of the body (0: plain bytes)
         12     4  origin    rank that spoke; 0xFFFFFFFF for the coordinator
@@ -78,7 +78,7 @@ class Way(enum.IntEnum):
 
     UP = 0
     DOWN = 1
-    BESIDE = 2
+    CONTROL = 2
 
 
 class Payload:
@@ -114,7 +114,7 @@ class Payload:
         self.nbits = nbits
         self.asked = asked
 
-    def silence(self) -> Payload:
+    def skip(self) -> Payload:
         """The SKIP that stands in its place."""
         skip = Payload.build(kind=Kind.SKIP, way=self.way, origin=self.origin, step=self.step, n=self.n)
         return skip.asking(self.asked)

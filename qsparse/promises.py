@@ -30,7 +30,7 @@ def doubt(compressor: Compressor, memory: Memory, n: int) -> str | None:
         memory: of the same link.
         n: length of the vectors.
     """
-    if not (memory.keeps_rest or memory.repeats) or n == 0:
+    if not (memory.keeps_rest or memory.skip_repeats) or n == 0:
         return None
     claims = compressor.claims
     if claims.gamma(n) is not None or claims.gamma_max(n) is not None:
@@ -50,7 +50,7 @@ def doubts(links: Iterable[tuple[str, Compressor, Memory]], n: int) -> list[str]
     return [f"on the {name} link, {text}" if name else text for name, text in told if text is not None]
 
 
-def tell(links: Iterable[tuple[str, Compressor, Memory]], n: int, rank: int) -> None:
+def warn(links: Iterable[tuple[str, Compressor, Memory]], n: int, rank: int) -> None:
     """Log what `doubts` says, on rank 0, under the name ``qsparse``; where nobody listens it is printed."""
     if rank == 0:
         for text in doubts(links, n):

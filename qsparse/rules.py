@@ -33,7 +33,7 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
     if algorithm.prelude is not None:
         _check_phases(algorithm, algorithm.prelude)
         check(algorithm.prelude, exchange, size, is_prelude=True)
-    if algorithm.server.silent and not (is_prelude and algorithm.local.reports_afresh):
+    if algorithm.server.holds and not (is_prelude and algorithm.local.reports_gradient):
         raise CompositionError(
             f"server rule {spell(algorithm.server)} never moves the model, so nothing would be learned: it "
             "belongs into a prelude, with a local step that reports gradients"
@@ -41,7 +41,7 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
     up, local, server = algorithm.up, algorithm.local, algorithm.server
     for link in (up, algorithm.answer):
         fixed = type(link.compressor).within is Compressor.within
-        if link.memory.demanding and fixed:
+        if link.memory.needs_precision and fixed:
             raise CompositionError(
                 f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
                 "one: use lowprecision or float32"
@@ -62,7 +62,7 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
             "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
             f"full gradient, go together: not {algorithm.spelling()}"
         )
-    if server.one_by_one and isinstance(algorithm.meeting, Async) and up.memory.repeats:
+    if server.per_arrival and isinstance(algorithm.meeting, Async) and up.memory.skip_repeats:
         raise CompositionError(
             f"server rule {spell(server)} takes each report for itself, and memory {spell(up.memory)} gives "
             "it the sum of what all workers said last: use memory stateless"
@@ -73,10 +73,10 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
             "use exchange server(works=false)"
         )
     _check_trigger(algorithm, exchange, size)
-    if local.shrinks:
+    if local.has_decoupled_decay:
         plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.always_due
         memory = algorithm.answer.memory
-        if not (plain and (memory.repeats or memory.exact)):
+        if not (plain and (memory.skip_repeats or memory.exact)):
             raise CompositionError(
                 f"{spell(local)}: a weight decay that every rank applies by itself needs a model that both "
                 "ends of the down link know at every step: synchronous, trigger every, down memory "
@@ -100,7 +100,7 @@ def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool 
 def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
     """What is not said must not be missed, and everybody concerned must come to a meeting."""
     trigger, local, up = algorithm.trigger, algorithm.local, algorithm.up
-    if local.reports_afresh and not trigger.always_due:
+    if local.reports_gradient and not trigger.always_due:
         raise CompositionError(
             f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
             f"{spell(trigger)}: use sgd, which reports the net update of several steps"
@@ -114,7 +114,7 @@ def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
         )
     trigger.check(len(exchange.workers(size)))
     if trigger.asks:
-        if not (local.reports_afresh and up.memory.repeats):
+        if not (local.reports_gradient and up.memory.skip_repeats):
             raise CompositionError(
                 f"trigger {spell(trigger)}: who is not asked says nothing, and that must stand for what it "
                 f"said last, not for nothing as with {spell(local)} and memory {spell(up.memory)}: use local "
@@ -125,14 +125,14 @@ def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
                 f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
                 "synchronously, and the down link have memory stateless"
             )
-        answers_some = type(exchange).tell_some is not Exchange.tell_some
+        answers_some = type(exchange).broadcast_to is not Exchange.broadcast_to
         if not answers_some or exchange.workers(size) != list(range(1, size)):
             raise CompositionError(
                 f"trigger {spell(trigger)} needs a coordinator that only serves, and answers some and not "
                 f"others, unlike {spell(exchange)}: use exchange server(works=false)"
             )
     # What is skipped must come later with the next net update, or be what was said last once more.
-    if trigger.may_skip and local.reports_afresh != up.memory.repeats:
+    if trigger.may_skip and local.reports_gradient != up.memory.skip_repeats:
         raise CompositionError(
             f"trigger {spell(trigger)} skips messages, and what {spell(local)} with memory "
             f"{spell(up.memory)} would have said is lost then: use local step gradient with memory "
@@ -157,7 +157,7 @@ def _check_phases(algorithm: Algorithm, prelude: Algorithm) -> None:
         raise CompositionError("a prelude needs a length, and has no prelude of its own")
     for phase in (prelude, algorithm):
         ends = phase is prelude or phase.length is not None
-        exact = isinstance(phase.answer.compressor, Float32) or phase.server.silent
+        exact = isinstance(phase.answer.compressor, Float32) or phase.server.holds
         if ends and isinstance(phase.meeting, Sync) and not exact:
             raise CompositionError(
                 f"a synchronous phase before another must end with the coordinator's own model at all ranks, "

@@ -23,7 +23,7 @@ import numpy as np
 from qsparse.compressors import Compressor, Float32, Quantizer, subtract_from
 from qsparse.compressors.composed import FLOAT32
 from qsparse.compressors.sums import LARGEST
-from qsparse.compressors.topk import Counted
+from qsparse.compressors.topk import KeepsK
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import vector
 from qsparse.registry import find, names, spell
@@ -60,7 +60,7 @@ class Family:
     """
 
     name: str
-    selector: type[Counted] | None
+    selector: type[KeepsK] | None
     quantizers: tuple[tuple[int | None, Quantizer], ...]
 
     def at(self, quantizer: Quantizer, k: int) -> Compressor:
@@ -104,7 +104,7 @@ def families() -> list[Family]:
     Quantizers with settings that have no defaults are left out, and so are selectors without a k.
     """
     classes = [find(name, "compressor") for name in names("compressor")]
-    selectors = [c for c in classes if isinstance(c, type) and issubclass(c, Counted)]
+    selectors = [c for c in classes if isinstance(c, type) and issubclass(c, KeepsK)]
     found = []
     for quantizer in classes:
         if not (isinstance(quantizer, type) and issubclass(quantizer, Quantizer)):
@@ -204,7 +204,7 @@ class _Gauge(ABC):
         self.goal = goal
         self.n = n
         #: The smallest k at which a selector reaches the goal with exact values, None where none does.
-        self.alone: dict[type[Counted], int | None] = {}
+        self.alone: dict[type[KeepsK], int | None] = {}
 
     def draws(self, family: Family) -> int:
         """How often a member is run; more than once means that it is random."""

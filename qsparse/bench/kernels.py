@@ -280,7 +280,7 @@ def _rows(
     wire = 8 * len(payload)
     positions = bound = None
     if isinstance(compressor, Composed) and kept < n:
-        values = compressor.quantizer.promise(kept).bits or 0
+        values = compressor.quantizer.claims_for(kept).bits or 0
         positions, bound = (wire - values) / kept, log2_binomial(n, kept) / kept
 
     def ratio(over: str, under: str) -> float:
@@ -313,7 +313,7 @@ def _rows(
 def _kept(compressor: Compressor, n: int) -> int:
     if not isinstance(compressor, Composed):
         return n
-    return compressor.selector.promise(n).kept or n
+    return compressor.selector.claims_for(n).kept or n
 
 
 def log2_binomial(n: int, k: int) -> float:

@@ -162,7 +162,7 @@ class Place:
         """Everybody's value, on rank 0; an empty list elsewhere."""
         if self.wire.rank:
             body = json.dumps(value).encode()
-            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank)], 0)
+            self.wire.send([Payload.build([body], way=Way.CONTROL, origin=self.wire.rank)], 0)
             self.wire.flush()
             return []
         others = [json.loads(receive_one(self.wire, rank)[1].text) for rank in range(1, self.wire.size)]

@@ -96,7 +96,7 @@ def _measure(wire: Wire) -> list[tuple[str, str]]:
     """Time round trips of an empty frame and of a large one between ranks 0 and 1."""
     if wire.size < 2:
         return [("link", "one rank; see mpirun -n 2 qsparse doctor")]
-    small = Payload.build(way=Way.BESIDE)
+    small = Payload.build(way=Way.CONTROL)
     large = Float32().compress(np.zeros(_MEGABYTES * 250_000, np.float32), Seed(0))
     ping = _round_trip(wire, small, 50) / 2
     bulk = _round_trip(wire, large, 3) / 2

@@ -12,10 +12,10 @@ from tabulate import tabulate
 from qsparse.cli.launch import TERMINAL
 from qsparse.ledger import gains
 from qsparse.run.outcome import TRAINED
-from qsparse.run.records import Watcher
+from qsparse.run.records import Progress
 
 
-class Progress(Watcher):
+class ProgressBar(Progress):
     """A progress bar on a terminal, be it behind a launcher that told of it; nothing elsewhere."""
 
     def __init__(self, quiet: bool) -> None:

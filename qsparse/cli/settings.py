@@ -16,7 +16,7 @@ from qsparse.errors import QsparseError, SettingError
 from qsparse.files import read_text
 from qsparse.link import Link
 from qsparse.local import SVRG, Gradient, Local
-from qsparse.local.shared import Decaying
+from qsparse.local.shared import WeightDecay
 from qsparse.memory import Innovation, Stateless
 from qsparse.registry import build, parameters, spell
 from qsparse.rules import natural_exchange
@@ -204,7 +204,7 @@ def _check_setting(
 
 def _decaying(local: Local, where: str) -> Local:
     """The local step with a weight decay of these parameters only."""
-    if not (isinstance(local, Decaying) and local.weight_decay):
+    if not (isinstance(local, WeightDecay) and local.weight_decay):
         raise SettingError(
             f"--weight-decay-on {where} has no effect: {spell(local)} has no weight decay; "
             "give --weight-decay, or leave it out"
@@ -219,7 +219,7 @@ def _flag(option: str) -> str:
 def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
     """Refuse an option that is a setting of a part which another option replaces."""
     # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "server" if preset.local.reports_afresh else "local"
+    stepper = "server" if preset.local.reports_gradient else "local"
     for option in given:
         axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
         if options[axis] is not None:

@@ -17,7 +17,7 @@ from qsparse.cli.sweep_runs import SHARED, check_problems, done_before, given, m
 from qsparse.cli.train import train
 from qsparse.errors import SettingError
 from qsparse.process.launchers import launched
-from qsparse.run.records import Recorder, Watcher, explained, write_whole
+from qsparse.run.records import Progress, Recorder, explained, write_whole
 from qsparse.sweep import measured, methods
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run, execute
@@ -94,7 +94,7 @@ def sweep(
     runs = [run for method in chosen for run in every(method)]
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
     # Taken first: where it cannot be, nobody waits for the data to be read.
-    hold = None if dry_run else Recorder(folder, {}, Watcher()).claim()
+    hold = None if dry_run else Recorder(folder, {}, Progress()).claim()
     with hold or contextlib.nullcontext():
         left = missing(runs, fresh)
         check_problems(left)

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from qsparse.cli.launch import threads_of_a_rank
 from qsparse.cli.naming import default_folder
 from qsparse.cli.options import PATH
-from qsparse.cli.progress import Progress, table
+from qsparse.cli.progress import ProgressBar, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.cli.settings import default_batch, make_settings
 from qsparse.errors import SettingError, installing
@@ -28,7 +28,7 @@ from qsparse.process import notice
 from qsparse.run import Settings, run
 from qsparse.run.checkpoint import Checkpoints
 from qsparse.run.outcome import STATUS, TRAINED, verdict
-from qsparse.run.records import Several, Watcher
+from qsparse.run.records import Progress, Several
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 
@@ -289,9 +289,9 @@ def _train(options: Mapping[str, Any], load: Callable[[], Dataset], wire: Wire) 
         )  # fmt: skip
 
     out = _out(options)
-    watcher = Watcher()
+    watcher = Progress()
     if wire.rank == 0:
-        watcher = Progress(options["quiet"])
+        watcher = ProgressBar(options["quiet"])
         if options["tensorboard"]:
             from qsparse.torch.board import Board
 

@@ -165,7 +165,7 @@ def framed(body: Writer, codec: int, n: int, nbits: int, seed: Seed) -> Payload:
     """The payload of a body for n coordinates; rank, step and use (``up`` or ``down``) are the seed's."""
     return Payload.build(
         body.sections,
-        way=_WAYS.get(seed.use, Way.BESIDE),
+        way=_WAYS.get(seed.use, Way.CONTROL),
         codec=codec,
         origin=seed.rank,
         step=seed.step,

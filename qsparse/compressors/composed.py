@@ -28,7 +28,7 @@ from qsparse.compressors.base import Claims, Compressor, cannot_join
 from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.compressors.decoding import Indices, Piece, body_reader, subtract
 from qsparse.compressors.positions import _SEEDED, ALL, _read_indices, index_width, write_indices
-from qsparse.compressors.sums import LARGEST, Sum, reach
+from qsparse.compressors.sums import LARGEST, Sum, max_abs
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import threads, vector
 from qsparse.kernels.scratch import scratch
@@ -66,7 +66,7 @@ class Kept(NamedTuple):
 Fill = Callable[[int, npt.NDArray[Any]], object]
 
 
-def stored(values: npt.NDArray[Any]) -> Fill:
+def copy_of(values: npt.NDArray[Any]) -> Fill:
     """Copies of values that are there."""
     return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
 
@@ -77,7 +77,7 @@ def finite_floats(values: npt.NDArray[Any]) -> Fill:
     def fill(start: int, out: npt.NDArray[Any]) -> None:
         with np.errstate(invalid="ignore"):
             np.copyto(out, values[start : start + out.size], casting="same_kind")
-        if not reach(out) <= LARGEST:
+        if not max_abs(out) <= LARGEST:
             raise Corrupted("a frame has a value that is not finite")
 
     return fill
@@ -141,7 +141,7 @@ class Selector(Compressor):
         return self.select(total.add(), seed)
 
     @abstractmethod
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         """What holds for vectors of n ≥ 1 coordinates."""
 
     def __rshift__(self, quantizer: Quantizer) -> Composed:
@@ -226,7 +226,7 @@ class Quantizer(Compressor):
         return False
 
     @abstractmethod
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """What holds for vectors of k ≥ 1 values."""
 
     @property
@@ -304,7 +304,7 @@ class Everything(Selector):
         """All of x."""
         return Kept(None, x)
 
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         """Exact."""
         return SelectorClaims(unbiased=True, gamma=1.0, omega=0.0, kept=n, index_bits=0)
 
@@ -329,7 +329,7 @@ class Float32(Quantizer):
         """As `encode`; where nothing is added, whether they are finite shows as they are copied."""
         if total.y is None and total.x.dtype == np.float32:
             return Section([total.x.view(Floats)], 32 * total.size)
-        return self.encode(total.add_reach()[0], seed)
+        return self.encode(total.add_max_abs()[0], seed)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
@@ -349,7 +349,7 @@ class Float32(Quantizer):
         """As it is: exact."""
         return self
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """Exact for float32 vectors."""
         return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)
 
@@ -360,16 +360,16 @@ FLOAT32: Final = Float32()
 
 def _join(selector: Selector, quantizer: Quantizer) -> Claims:
     def gamma(n: int) -> float | None:
-        s = selector.promise(n)
+        s = selector.claims_for(n)
         if s.gamma is None or s.kept is None:
             return None
-        q = quantizer.promise(s.kept).gamma
+        q = quantizer.claims_for(s.kept).gamma
         return None if q is None else q * s.gamma
 
     def omega(n: int) -> float | None:
-        s = selector.promise(n)
+        s = selector.claims_for(n)
         # The number of kept values may be random; ω_Q grows with it, so n bounds it.
-        q = quantizer.promise(n if s.kept is None else s.kept)
+        q = quantizer.claims_for(n if s.kept is None else s.kept)
         if not (s.unbiased and q.unbiased) or s.omega is None or q.omega is None:
             return None
         return (1 + s.omega) * (1 + q.omega) - 1
@@ -377,23 +377,23 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
     def bits(n: int) -> int | None:
         if n == 0:
             return 0
-        s = selector.promise(n)
+        s = selector.claims_for(n)
         if s.kept is None or s.index_bits is None:
             return None
-        q = quantizer.promise(s.kept).bits
+        q = quantizer.claims_for(s.kept).bits
         return None if q is None else q + s.index_bits
 
-    q = quantizer.promise(1)
+    q = quantizer.claims_for(1)
     return Claims(
         # Asked for a vector that no k keeps whole: what keeps everything is unbiased.
-        unbiased=selector.promise(_LONG).unbiased and q.unbiased,
+        unbiased=selector.claims_for(_LONG).unbiased and q.unbiased,
         homogeneous=q.homogeneous,
         gamma=gamma,
         omega=omega,
         bits=bits,
         # Of what is not kept, everything is lost.
         gamma_max=lambda n: (
-            quantizer.promise(n).gamma_max if isinstance(selector, Everything) and n else None
+            quantizer.claims_for(n).gamma_max if isinstance(selector, Everything) and n else None
         ),
     )
 

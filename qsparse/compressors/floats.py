@@ -36,7 +36,7 @@ class Float16(Quantizer):
         """Read the values back."""
         return finite_floats(section.array(k, "f2"))
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: tiny values vanish and large ones saturate."""
         return QuantizerClaims(unbiased=False, homogeneous=False, gamma=None, omega=None, bits=16 * k)
 
@@ -65,6 +65,6 @@ class BFloat16(Quantizer):
         """Read the values back."""
         return finite_floats((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: the smallest denormals vanish."""
         return QuantizerClaims(unbiased=False, homogeneous=True, gamma=None, omega=None, bits=16 * k)

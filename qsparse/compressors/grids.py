@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader, varint, varint_size
-from qsparse.compressors.composed import Fill, Section, stored
-from qsparse.compressors.sums import LARGEST, reach
+from qsparse.compressors.composed import Fill, Section, copy_of
+from qsparse.compressors.sums import LARGEST, max_abs
 from qsparse.errors import Corrupted
 from qsparse.kernels import ans, bitstream, pack, quantize, threads
 from qsparse.kernels.scratch import scratch
@@ -68,7 +68,7 @@ class Grid(NamedTuple):
     step: float
 
 
-def spelled(
+def encode_codes(
     head: Bytes,
     codes: Fill | None,
     count: int,
@@ -90,11 +90,11 @@ def spelled(
         whole = np.zeros(count, np.int32)
         if codes is not None:
             codes(0, whole)
-        short = squeezed(whole, 1 << bits, (count * bits + 7) // 8)
+        short = ans_encode(whole, 1 << bits, (count * bits + 7) // 8)
         if short is not None:
             return Section([head, short], nbits, True, subtracted)
         if codes is not None:
-            codes = stored(whole.astype(_kind(bits)))  # made once only
+            codes = copy_of(whole.astype(_kind(bits)))  # made once only
     return Section([head, packed(codes, count, bits)], nbits, False, subtracted)
 
 
@@ -134,15 +134,15 @@ def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
     return raw(data)
 
 
-def on_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: int) -> Fill:
+def decode_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: int) -> Fill:
     """The values of the codes that `spelled` wrote, of ``low`` to ``high``."""
     if section.coded:
-        coded = unsqueezed(section, count, 1 << bits, (count * bits + 7) // 8)
-        return valued(stored(coded), np.int32, grid, low, high, 1 << 31)
-    return valued(unpacked(section, count, bits), _kind(bits), grid, low, high, 1 << bits)
+        coded = ans_decode(section, count, 1 << bits, (count * bits + 7) // 8)
+        return dequantize(copy_of(coded), np.int32, grid, low, high, 1 << 31)
+    return dequantize(unpacked(section, count, bits), _kind(bits), grid, low, high, 1 << bits)
 
 
-def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
+def dequantize(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
     """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not of low … high.
 
     So is what leads beyond float32: only some codes of a grid may reach so far.
@@ -160,7 +160,7 @@ def valued(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -
             raise Corrupted("a frame has codes that its quantizer does not write")
         with np.errstate(over="ignore") if loud else nullcontext():  # it is said where the JIT is off
             quantize.grid_values(some, *grid, end, out)
-        if far and not reach(out) <= LARGEST:
+        if far and not max_abs(out) <= LARGEST:
             raise Corrupted("a frame has values beyond float32")
 
     return fill
@@ -177,7 +177,7 @@ def unpacked(section: Reader, count: int, bits: int) -> Fill:
     return fill
 
 
-def squeezed(codes: Codes, symbols: int, limit: int) -> Bytes | None:
+def ans_encode(codes: Codes, symbols: int, limit: int) -> Bytes | None:
     """Codes < ``symbols`` by `kernels.ans`, or None where that takes ``limit`` bytes or more.
 
     Length (varint); scale (4 bits), least code (12), greatest less least (12), table, to a whole
@@ -210,7 +210,7 @@ def squeezed(codes: Codes, symbols: int, limit: int) -> Bytes | None:
     return b"".join((varint(length), head, states.astype("<u4").tobytes(), stream.tobytes()))
 
 
-def unsqueezed(section: Reader, count: int, symbols: int, limit: int | None = None) -> Codes:
+def ans_decode(section: Reader, count: int, symbols: int, limit: int | None = None) -> Codes:
     """The codes that `squeezed` wrote."""
     length = section.varint()
     if limit is not None and varint_size(length) + length >= limit:

@@ -12,8 +12,16 @@ import numpy.typing as npt
 from qsparse.compressors.base import Compressor, refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import FLOAT32, Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import WIDEST, Grid, check_coder, contraction, on_grid, read_width, spelled
-from qsparse.compressors.sums import LARGEST, as_sendable, reach
+from qsparse.compressors.grids import (
+    WIDEST,
+    Grid,
+    check_coder,
+    contraction,
+    decode_grid,
+    encode_codes,
+    read_width,
+)
+from qsparse.compressors.sums import LARGEST, as_sendable, max_abs
 from qsparse.errors import CompositionError, NotFinite
 from qsparse.kernels import quantize, random, vector
 from qsparse.registry import register, spell
@@ -51,7 +59,7 @@ class LowPrecision(Quantizer):
         """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
         half = 1 << (self.bits - 1)
         if self.delta is None:
-            end = float(np.float32(reach(values)))
+            end = float(np.float32(max_abs(values)))
         else:
             end = self.delta * (half - 1)
             if self.delta * half > LARGEST:
@@ -67,7 +75,7 @@ class LowPrecision(Quantizer):
                 out[...] = half
 
         head, nbits = struct.pack("<Bf", self.bits, end), 32 + self.bits * values.size
-        return spelled(head, codes, values.size, self.bits, nbits, self.coder)
+        return encode_codes(head, codes, values.size, self.bits, nbits, self.coder)
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """The least b ≥ ``bits`` with E‖Q(x) − x‖² = δ²·Σf_i(1 − f_i) ≤ tolerance (Yu et al., 2019, eq. 2).
@@ -82,7 +90,7 @@ class LowPrecision(Quantizer):
         x = as_sendable(x)
         if not tolerance >= 0:
             raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
-        end = float(np.float32(reach(x))) if x.size else 0.0
+        end = float(np.float32(max_abs(x))) if x.size else 0.0
         # The error does not always fall with b, as a value may lie on a coarse grid and between the points
         # of a finer one. So b is searched from below; a width that is far too small shows after few values.
         for bits in range(self.bits, WIDEST + 1):
@@ -102,9 +110,9 @@ class LowPrecision(Quantizer):
         half = 1 << (bits - 1)
         # A grid of no width has one code.
         low, high = (0, 2 * half - 1) if end > 0 else (half, half)
-        return on_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
+        return decode_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """Unbiased unless δ is fixed."""
         free = self.delta is None
         most = (1 << (self.bits - 1)) - 1

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, on_grid, spelled
+from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, decode_grid, encode_codes
 from qsparse.compressors.sums import LARGEST
 from qsparse.errors import Corrupted
 from qsparse.kernels import quantize, random, vector
@@ -44,7 +44,7 @@ class MinMax(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Levels (u16), min (f32), max (f32), codes."""
-        low, high = (float(np.float32(edge)) for edge in vector.extremes(values))
+        low, high = (float(np.float32(edge)) for edge in vector.min_max(values))
         width = code_width(self.levels)
         key = random.halves(seed.key)
 
@@ -53,7 +53,7 @@ class MinMax(Quantizer):
             quantize.grid_random(some, low, inverse, 0, self.levels, *key, start, out)
 
         head, nbits = struct.pack("<Hff", self.levels, low, high), 64 + values.size * width
-        return spelled(head, codes if high > low else None, values.size, width, nbits, self.coder)
+        return encode_codes(head, codes if high > low else None, values.size, width, nbits, self.coder)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
@@ -62,9 +62,9 @@ class MinMax(Quantizer):
         if levels == 0 or not -LARGEST <= low <= high <= LARGEST:
             raise Corrupted(f"a frame has {levels} levels from {low:g} to {high:g}: no quantizer writes them")
         most = levels if low < high else 0
-        return on_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
+        return decode_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """Unbiased."""
         omega = k / (2 * self.levels**2)
         return QuantizerClaims(

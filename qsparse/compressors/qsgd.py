@@ -21,9 +21,9 @@ from qsparse.compressors.grids import (
     check_coder,
     code_width,
     contraction,
-    on_grid,
+    decode_grid,
+    encode_codes,
     read_width,
-    spelled,
 )
 from qsparse.compressors.positions import ALL
 from qsparse.compressors.sums import LARGEST, Sum
@@ -89,7 +89,7 @@ class QSGD(Quantizer):
 
         head, nbits = struct.pack("<Bf", width, step), 32 + values.size * width
         grid, rest = Grid(zero, 0.0, float(np.float32(step))), total.out if total.rest else None
-        return spelled(head, codes, values.size, width, nbits, self.coder, grid, rest)
+        return encode_codes(head, codes, values.size, width, nbits, self.coder, grid, rest)
 
     def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
         """One section after the other, from one kernel; of codes that fit a byte."""
@@ -147,9 +147,9 @@ class QSGD(Quantizer):
         width, step = read_width(section, 2), section.scale()
         zero = 1 << (width - 1)
         # There are as many levels below zero as above, so code 0 is none.
-        return on_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
+        return decode_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """Unbiased unless scaled."""
         beta = self.beta(k)
         return QuantizerClaims(

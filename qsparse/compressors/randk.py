@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsparse.compressors.composed import Kept, SelectorClaims
-from qsparse.compressors.topk import Counted
+from qsparse.compressors.topk import KeepsK
 from qsparse.kernels import accumulate, random
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -16,7 +16,7 @@ from qsparse.types import Vector
 
 @register("randk")
 @dataclass(frozen=True)
-class RandK(Counted):
+class RandK(KeepsK):
     """Keep k coordinates, every subset equally likely, values as they are.
 
     The receiver draws the positions again from a 64-bit key, so they are never sent. γ = k/n in
@@ -34,7 +34,7 @@ class RandK(Counted):
         accumulate.gather(x, indices, values)
         return Kept(indices, values, key=seed.key)
 
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         """What is dropped is drawn at random."""
         k = min(self.count(n), n)
         return SelectorClaims(

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsparse.compressors.base import refuse
 from qsparse.compressors.composed import Kept, Selector, SelectorClaims
-from qsparse.compressors.sums import LARGEST, reach
+from qsparse.compressors.sums import LARGEST, max_abs
 from qsparse.errors import NotFinite
 from qsparse.kernels import accumulate, quantize, random, vector
 from qsparse.registry import register
@@ -38,7 +38,7 @@ class RandSparse(Selector):
 
     def select(self, x: Vector, seed: Seed) -> Kept:
         """Draw which coordinates speak, and scale them."""
-        largest = reach(x)
+        largest = max_abs(x)
         if largest == 0:
             return Kept(np.empty(0, np.intp), np.empty(0, x.dtype))
         total = vector.norm1(x)
@@ -55,7 +55,7 @@ class RandSparse(Selector):
         accumulate.gather(drawn, indices, values)
         return Kept(indices, values.astype(x.dtype) * x.dtype.type(magnitude))
 
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         """‖x‖₁‖x‖∞ ≤ ‖x‖₂²(1 + √n)/2, and ‖x‖₁² ≤ n‖x‖₂²."""
         most = (1 + math.sqrt(n)) / 2
         if self.budget is not None:

@@ -140,7 +140,7 @@ class Sign(Quantizer):
         section.take(data.size)
         return True
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """A contraction for both norms; raw signs are none."""
         return QuantizerClaims(
             unbiased=False,

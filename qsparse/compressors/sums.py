@@ -59,14 +59,14 @@ class Sum(NamedTuple):
         """The sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
         return finite(self._added())
 
-    def add_reach(self) -> tuple[Vector, float]:
+    def add_max_abs(self) -> tuple[Vector, float]:
         """What `add` returns, and its largest magnitude."""
         if self.y is None or self.out is None or not self.simple:
             total = self._added()
-            most = reach(total)
+            most = max_abs(total)
         else:
             total = self.out
-            bits = vector.add_reach(self.x, np.float32(self.scale), self.y, self.streamed, total)
+            bits = vector.add_max_abs(self.x, np.float32(self.scale), self.y, self.streamed, total)
             most = float(np.int32(bits).view(np.float32))
         if not most <= LARGEST:
             finite(total)
@@ -99,16 +99,16 @@ def as_sendable(x: Vector) -> Vector:
 
 def finite(x: Vector) -> Vector:
     """x; NotFinite where it holds what float32 cannot."""
-    if not reach(x) <= LARGEST:
+    if not max_abs(x) <= LARGEST:
         raise unsendable(x, vector.first_beyond(x, LARGEST))
     return x
 
 
-def reach(x: Vector) -> float:
+def max_abs(x: Vector) -> float:
     """max |x_i|, 0 where there are none; NaN or infinity where one is."""
     if x.dtype == np.float32:
-        return float(np.int32(vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))).view(np.float32))
-    bits = vector.largest(x.view(np.int64), np.int64(0x7FFF_FFFF_FFFF_FFFF))
+        return float(np.int32(vector.max_abs(x.view(np.int32), np.int32(0x7FFF_FFFF))).view(np.float32))
+    bits = vector.max_abs(x.view(np.int64), np.int64(0x7FFF_FFFF_FFFF_FFFF))
     return float(np.int64(bits).view(np.float64))
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.compressors.body import Reader
-from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, stored
+from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, copy_of
 from qsparse.compressors.grids import (
     Grid,
+    ans_decode,
+    ans_encode,
     check_coder,
     contraction,
+    dequantize,
     flat_variance,
-    squeezed,
-    unsqueezed,
-    valued,
 )
-from qsparse.compressors.sums import reach
+from qsparse.compressors.sums import max_abs
 from qsparse.errors import Corrupted
 from qsparse.kernels import pack, quantize, random, threads
 from qsparse.payload import raw
@@ -49,7 +49,7 @@ class Ternary(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """‖v‖∞ (f32), trits."""
-        scale = float(np.float32(reach(values)))
+        scale = float(np.float32(max_abs(values)))
         head, nbits, size = struct.pack("<f", scale), self._bits(values.size), (values.size + 4) // 5
         key = random.halves(seed.key)
 
@@ -63,7 +63,7 @@ class Ternary(Quantizer):
         if self.coder == "ans":
             whole = np.empty(values.size, np.int32)
             codes(0, whole)
-            short = squeezed(whole, 3, size)
+            short = ans_encode(whole, 3, size)
             if short is not None:
                 return Section([head, short], nbits, coded=True)
         data = np.empty(size, np.uint8)
@@ -83,15 +83,15 @@ class Ternary(Quantizer):
         size, grid = (k + 4) // 5, Grid(1, 0.0, scale)
         low, high = (0, 2) if scale > 0 else (1, 1)
         if section.coded:
-            return valued(stored(unsqueezed(section, k, 3, size)), np.int32, grid, low, high, 3)
+            return dequantize(copy_of(ans_decode(section, k, 3, size)), np.int32, grid, low, high, 3)
         data = section.array(size, "u1")
         if data.max() >= 3**5 or data[-1] >= 3 ** (k - 5 * (size - 1)):
             raise Corrupted("a frame has five trits in a byte beyond 242, or more of them than it has values")
-        return valued(
+        return dequantize(
             lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, grid, low, high, 3
         )
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """Unbiased."""
         omega = flat_variance(k)
         return QuantizerClaims(

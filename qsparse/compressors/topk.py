@@ -27,7 +27,7 @@ _SAMPLE: Final = 1 << 15
 
 
 @dataclass(frozen=True)
-class Counted(Selector):
+class KeepsK(Selector):
     """A selector that keeps k of n coordinates, k given as a number or as a share of n.
 
     Args:
@@ -58,14 +58,14 @@ class Counted(Selector):
         if self.count(n) > n > 0:
             raise refuse(self, f"cannot keep {self.k} of {n} coordinates; use ratio, or a smaller k")
 
-    def limited(self, n: int) -> Counted:
+    def limited(self, n: int) -> KeepsK:
         """k_t = min(k, n)."""
         return self if self.k is None or self.k <= n or n == 0 else type(self)(k=n)
 
 
 @register("topk")
 @dataclass(frozen=True)
-class TopK(Counted):
+class TopK(KeepsK):
     """Keep the k coordinates of largest magnitude, exactly; among equals those of lowest index.
 
     γ = k/n (Stich et al., 2018; Basu et al., 2019).
@@ -98,7 +98,7 @@ class TopK(Counted):
         accumulate.gather(x, indices, values)
         return Kept(indices, values)
 
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         """What is dropped is the smallest."""
         k = min(self.count(n), n)
         return SelectorClaims(

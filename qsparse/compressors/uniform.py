@@ -12,8 +12,8 @@ import numpy.typing as npt
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import Grid, check_coder, on_grid, read_width, spelled
-from qsparse.compressors.sums import Sum, reach
+from qsparse.compressors.grids import Grid, check_coder, decode_grid, encode_codes, read_width
+from qsparse.compressors.sums import Sum, max_abs
 from qsparse.kernels import quantize
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -43,14 +43,14 @@ class Uniform(Quantizer):
 
     def encode(self, values: Vector, seed: Seed) -> Section:
         """Bits (u8), R (f32), codes."""
-        return self._coded(values, reach(values), None)
+        return self._coded(values, max_abs(values), None)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
         """As `encode`; R is found in the pass that adds, what is not said left in the one that rounds."""
-        return self._coded(*total.add_reach(), total.out if total.rest else None)
+        return self._coded(*total.add_max_abs(), total.out if total.rest else None)
 
-    def _coded(self, values: Vector, reach: float, rest: Vector | None) -> Section:
-        radius = float(np.float32(reach))
+    def _coded(self, values: Vector, max_abs: float, rest: Vector | None) -> Section:
+        radius = float(np.float32(max_abs))
         most = (1 << self.bits) - 1
 
         def codes(start: int, out: npt.NDArray[Any]) -> None:
@@ -58,16 +58,16 @@ class Uniform(Quantizer):
 
         head, nbits = struct.pack("<Bf", self.bits, radius), 32 + self.bits * values.size
         made, grid = codes if radius > 0 else None, _grid(self.bits, radius)
-        return spelled(head, made, values.size, self.bits, nbits, self.coder, grid, rest)
+        return encode_codes(head, made, values.size, self.bits, nbits, self.coder, grid, rest)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
         """2τR·q − R."""
         bits, radius = read_width(section, 1), section.scale()
         high = (1 << bits) - 1 if radius > 0 else 0
-        return on_grid(section, k, bits, _grid(bits, radius), 0, high)
+        return decode_grid(section, k, bits, _grid(bits, radius), 0, high)
 
-    def promise(self, k: int) -> QuantizerClaims:
+    def claims_for(self, k: int) -> QuantizerClaims:
         """‖error‖∞ ≤ τR, so ‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
         most = (1 << self.bits) - 1
         loss = k / most**2

@@ -21,16 +21,16 @@ class AllGather(Exchange):
 
     answers: ClassVar[bool] = False
 
-    def gather(self, wire: Wire, news: Payload | None) -> list[Payload]:
+    def gather(self, wire: Wire, message: Payload | None) -> list[Payload]:
         """Send to the ranks behind this one in turn, so that no rank is everybody's first.
 
         An error is raised only when all have spoken, so that the next round finds nothing left over.
         """
-        assert news is not None
+        assert message is not None
         for step in range(1, wire.size):
-            wire.send([news], (wire.rank + step) % wire.size)
+            wire.send([message], (wire.rank + step) % wire.size)
         payloads = [
-            news if rank == wire.rank else receive_any_kind(wire, rank)[1] for rank in range(wire.size)
+            message if rank == wire.rank else receive_any_kind(wire, rank)[1] for rank in range(wire.size)
         ]
         wire.flush()
         for payload in payloads:
@@ -44,13 +44,13 @@ class AllGather(Exchange):
         over.
         """
         try:
-            news = make()
+            message = make()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             with suppress(RankError):
                 self.gather(wire, error_payload(wire.rank, step, reason))
             raise
-        return self.gather(wire, news)
+        return self.gather(wire, message)
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
         """Nothing travels: every rank has made the same answer."""

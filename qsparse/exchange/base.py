@@ -37,7 +37,7 @@ class Exchange(ABC):
         return True
 
     @abstractmethod
-    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+    def gather(self, wire: Wire, message: Payload | None) -> list[Payload] | None:
         """Hand in this rank's payload (None from a rank that does not work).
 
         Returns:
@@ -55,7 +55,7 @@ class Exchange(ABC):
             RankError: the coordinator sent an ERROR in place of its answer.
         """
 
-    def tell_some(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
+    def broadcast_to(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
         """As `broadcast`, but of the workers only some are told; the others get a SKIP.
 
         Args:
@@ -75,7 +75,7 @@ class Exchange(ABC):
         """Whether a rank that was told of an error must tell the others."""
         return False
 
-    def tell(self, wire: Wire, error: BaseException, step: int) -> None:
+    def notify(self, wire: Wire, error: BaseException, step: int) -> None:
         """Errors travel the road of the data: called by a rank that gives up, before it raises."""
         if not isinstance(error, RankError):
             origin, reason = wire.rank, f"{type(error).__name__}: {error}"
@@ -102,17 +102,17 @@ class Rooted(Exchange):
         """The root does."""
         return rank == self.root
 
-    def gather(self, wire: Wire, news: Payload | None) -> list[Payload] | None:
+    def gather(self, wire: Wire, message: Payload | None) -> list[Payload] | None:
         """Each worker sends to the root; the root receives in rank order."""
         if wire.rank != self.root:
-            assert news is not None
-            wire.send([news], self.root)
+            assert message is not None
+            wire.send([message], self.root)
             return None
         payloads = []
         for rank in self.workers(wire.size):
             if rank == self.root:
-                assert news is not None
-                payloads.append(news)
+                assert message is not None
+                payloads.append(message)
             else:
                 payloads.append(receive_one(wire, rank)[1])
         return same_step(payloads)
@@ -131,7 +131,7 @@ class Rooted(Exchange):
 
 def error_payload(origin: int, step: int, reason: str) -> Payload:
     """What travels in place of the payload that a failing rank owed."""
-    return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.BESIDE, origin=origin, step=step)
+    return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.CONTROL, origin=origin, step=step)
 
 
 def receive_one(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
@@ -166,12 +166,12 @@ FINISH: Final = "finish()"
 def note(wire: Wire, call: str, step: int = 0, said: Any = None) -> Payload:
     """Says that this rank is in a call for all ranks, and besides what JSON can say."""
     text = json.dumps({"call": call, "said": said}).encode()
-    return Payload.build([text], way=Way.BESIDE, origin=wire.rank, step=step)
+    return Payload.build([text], way=Way.CONTROL, origin=wire.rank, step=step)
 
 
 def call_of(payload: Payload) -> str:
     """What the rank is in that sent a payload: an exchange of updates, or the call that its note names."""
-    if payload.way is not Way.BESIDE:
+    if payload.way is not Way.CONTROL:
         return UPDATES
     try:
         return str(json.loads(payload.text)["call"])
@@ -181,7 +181,7 @@ def call_of(payload: Payload) -> str:
 
 def same_step(payloads: list[Payload]) -> list[Payload]:
     """Refuse a round in which ranks stand at different steps, or exchange updates while others call."""
-    if len({(payload.step, payload.way is Way.BESIDE) for payload in payloads}) > 1:
+    if len({(payload.step, payload.way is Way.CONTROL) for payload in payloads}) > 1:
         raise DisagreementError(_apart(payloads))
     return payloads
 

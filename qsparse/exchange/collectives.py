@@ -33,7 +33,7 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str
         thing, settings = make()
         made.append(thing)
         text = json.dumps({"call": call, **settings}, sort_keys=True).encode()
-        return Payload.build([text], way=Way.BESIDE, origin=wire.rank)
+        return Payload.build([text], way=Way.CONTROL, origin=wire.rank)
 
     with wire.at(f"the agreement on settings in {call}"):
         greetings = AllGather().say(wire, greet)
@@ -71,7 +71,7 @@ def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
     """
 
     def speak() -> Payload:
-        return Payload.build([json.dumps(make()).encode()], way=Way.BESIDE, origin=wire.rank, step=step)
+        return Payload.build([json.dumps(make()).encode()], way=Way.CONTROL, origin=wire.rank, step=step)
 
     with wire.at(f"the checkpoint of step {step}" if step else "the search for checkpoints"):
         return [json.loads(payload.text) for payload in AllGather().say(wire, speak, step)]

@@ -30,15 +30,15 @@ class ParameterServer(Rooted):
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
         """The root sends the answer to each rank in turn."""
-        return self.tell_some(wire, reply, None)
+        return self.broadcast_to(wire, reply, None)
 
-    def tell_some(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
+    def broadcast_to(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
         """The root sends the answer to who is asked (None: to all), and a SKIP to the others."""
         if wire.rank != self.root:
             return receive_one(wire, self.root)[1]
         assert reply is not None
         told = {} if asked is None else dict(zip(self.workers(wire.size), asked, strict=True))
-        silence = reply.silence()
+        silence = reply.skip()
         for rank in range(wire.size):
             if rank != self.root:
                 wire.send([reply if told.get(rank, True) else silence], rank)

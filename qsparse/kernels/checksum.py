@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.kernels.jit import kernel, simd
-from qsparse.kernels.vector import largest
+from qsparse.kernels.vector import max_abs
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -59,23 +59,23 @@ def copy(data: _Bytes, start: int, out: _Bytes) -> tuple[int, float]:
             part = data[first : first + _PART]
             out[first : first + _PART] = part
             start = _zlib(part, start)
-            most = max(most, _largest(part))
+            most = max(most, _max_abs(part))
         return start, _as_float(most)
     state, maxima = _begun(data, start), np.zeros(simd.FOLDED // 4, np.int32)
     fold_copy(data, state, maxima, out)
     ends = slice(0, state.size), slice(_whole(data, state), None)
     for end in ends:
         out[end] = data[end]
-    return _ended(data, state), _as_float(max(maxima.max(), *(_largest(data[end]) for end in ends)))
+    return _ended(data, state), _as_float(max(maxima.max(), *(_max_abs(data[end]) for end in ends)))
 
 
 def _zlib(data: Any, start: int) -> int:
     return zlib.crc32(data, start)
 
 
-def _largest(data: _Bytes) -> Any:
-    # Of a copy: `largest` is compiled for what can be written to, and a second time for what cannot.
-    return largest(data[: data.size // 4 * 4].copy().view(np.int32), _MAGNITUDE)
+def _max_abs(data: _Bytes) -> Any:
+    # Of a copy: `max_abs` is compiled for what can be written to, and a second time for what cannot.
+    return max_abs(data[: data.size // 4 * 4].copy().view(np.int32), _MAGNITUDE)
 
 
 def _as_float(bits: Any) -> float:

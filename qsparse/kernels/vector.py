@@ -81,7 +81,7 @@ def squared_norm(x):
 
 
 @kernel
-def extremes(x):
+def min_max(x):
     """Smallest and largest entry of a vector that has at least one."""
     low = float(x[0])
     high = low
@@ -93,7 +93,7 @@ def extremes(x):
 
 
 @kernel
-def largest(raw, mask):
+def max_abs(raw, mask):
     """The bits of max |x_i|, 0 where there are none, of floats given as integers of their size.
 
     Magnitudes are ordered like their bits, and those of infinity and NaN are above all others.
@@ -106,7 +106,7 @@ def largest(raw, mask):
 
 
 @kernel
-def add_reach(x, scale, y, streamed, out):
+def add_max_abs(x, scale, y, streamed, out):
     """out = x + scale·y for a scale of ±1, float32; returns what `largest` says of it."""
     most = np.zeros(16, np.int32)
     whole = x.size - x.size % simd.WIDTH
@@ -118,7 +118,7 @@ def add_reach(x, scale, y, streamed, out):
     rest = out[whole:]
     for i in range(rest.size):
         rest[i] = x[whole + i] + scale * y[whole + i]
-    return max(most.max(), largest(rest.view(np.int32), np.int32(0x7FFF_FFFF)))
+    return max(most.max(), max_abs(rest.view(np.int32), np.int32(0x7FFF_FFFF)))
 
 
 @kernel
@@ -131,7 +131,7 @@ def copy_largest(data, out):
     rest = out[whole:].view(np.uint8)
     for i in range(rest.size):
         rest[i] = data[4 * whole + i]
-    return max(most.max(), largest(out[whole:].view(np.int32), np.int32(0x7FFF_FFFF)))
+    return max(most.max(), max_abs(out[whole:].view(np.int32), np.int32(0x7FFF_FFFF)))
 
 
 @kernel

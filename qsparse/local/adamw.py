@@ -10,7 +10,7 @@ import numpy as np
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.local.base import Oracle
-from qsparse.local.shared import Decaying, Stretches
+from qsparse.local.shared import Stretches, WeightDecay
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate, check_rate, rate_at
 from qsparse.types import State, Vector
@@ -18,7 +18,7 @@ from qsparse.types import State, Vector
 
 @register("adamw")
 @dataclass(frozen=True)
-class AdamW(Decaying):
+class AdamW(WeightDecay):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019). As torch.optim.AdamW.
 
     Args:

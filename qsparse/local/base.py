@@ -30,7 +30,7 @@ class Local(ABC):
     kind: ClassVar[str] = "local"
     registered_name: ClassVar[str]
     #: Does each report stand for itself, so that one that is not sent may be left out?
-    reports_afresh: ClassVar[bool] = False
+    reports_gradient: ClassVar[bool] = False
     #: Does a step ask the oracle for one gradient, at its own x?
     asks_once: ClassVar[bool] = True
 
@@ -75,24 +75,24 @@ class Local(ABC):
 
         x moves as the model did, so that what was not said is still anchor − x.
         """
-        if self.reports_afresh:
+        if self.reports_gradient:
             self.adopt(state, model)
             return
         state["x"] += model - state["anchor"]
         np.copyto(state["anchor"], model)
 
-    def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
+    def heard(self, state: State, model: Vector | None, sent: bool) -> None:
         """After a meeting.
 
         Args:
             state: of this worker.
             model: what the coordinator answered, (n,); None: keep yours.
-            spoke: whether the report was sent, and not skipped.
+            sent: whether the report was sent, and not skipped.
         """
         if model is not None:
-            (self.adopt if spoke else self.follow)(state, model)
+            (self.adopt if sent else self.follow)(state, model)
 
-    def news(self, state: State) -> float | None:
+    def change(self, state: State) -> float | None:
         """How much news the report is, in the square of its units; None: as much as is sent."""
         return None
 
@@ -105,11 +105,11 @@ class Local(ABC):
         self.adopt(state, model)
 
     @property
-    def shrinks(self) -> bool:
+    def has_decoupled_decay(self) -> bool:
         """Whether every rank, the coordinator too, decays the model by itself at each meeting."""
         return False
 
-    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+    def decoupled_decay(self, state: State, model: Vector, t: int) -> Vector:
         """What is subtracted from the model at the meeting of step t, beside what is exchanged.
 
         Args:

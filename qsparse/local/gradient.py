@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qsparse.local.base import Oracle
-from qsparse.local.shared import Heavy
+from qsparse.local.shared import Momentum
 from qsparse.registry import register
 from qsparse.types import State, Vector
 
 
 @register("gradient")
 @dataclass(frozen=True)
-class Gradient(Heavy):
+class Gradient(Momentum):
     """Reports the gradient, or its momentum m = μm + g, and leaves the step to the server rule.
 
     With Nesterov it reports g + μm.
@@ -25,7 +25,7 @@ class Gradient(Heavy):
         whole: the gradient is that of the worker's whole share, not of a batch.
     """
 
-    reports_afresh: ClassVar[bool] = True
+    reports_gradient: ClassVar[bool] = True
     momentum: float = 0.0
     nesterov: bool = False
     whole: bool = False

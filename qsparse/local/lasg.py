@@ -30,7 +30,7 @@ class LASG(Local):
         refresh: of rule 1.
     """
 
-    reports_afresh: ClassVar[bool] = True
+    reports_gradient: ClassVar[bool] = True
     asks_once: ClassVar[bool] = False
     rule: int = 2
     refresh: int = 10
@@ -64,7 +64,7 @@ class LASG(Local):
         np.copyto(out, state["report"])
         return out
 
-    def news(self, state: State) -> float | None:
+    def change(self, state: State) -> float | None:
         """By the rule."""
         return float(state["news"])
 
@@ -72,8 +72,8 @@ class LASG(Local):
         """Everything is news again."""
         return {**state, "news": np.inf}
 
-    def heard(self, state: State, model: Vector | None, spoke: bool) -> None:
+    def heard(self, state: State, model: Vector | None, sent: bool) -> None:
         """After an upload: where, or what, it was."""
-        if spoke:
+        if sent:
             np.copyto(*((state["said"], state["change"]) if self.rule == 1 else (state["then"], state["x"])))
-        super().heard(state, model, spoke)
+        super().heard(state, model, sent)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsparse.kernels import vector
 from qsparse.local.base import Oracle
-from qsparse.local.shared import Decaying, Heavy, Stretches
+from qsparse.local.shared import Momentum, Stretches, WeightDecay
 from qsparse.registry import register
 from qsparse.schedules import Rate, check_rate, rate_at
 from qsparse.types import State, Vector
@@ -17,7 +17,7 @@ from qsparse.types import State, Vector
 
 @register("sgd")
 @dataclass(frozen=True)
-class SGD(Heavy, Decaying):
+class SGD(Momentum, WeightDecay):
     """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
 
     The momentum stays with the worker and is not exchanged.
@@ -57,11 +57,11 @@ class SGD(Heavy, Decaying):
         return loss
 
     @property
-    def shrinks(self) -> bool:
+    def has_decoupled_decay(self) -> bool:
         """With a decoupled weight decay."""
         return self.decoupled and self.weight_decay > 0
 
-    def shrinkage(self, state: State, model: Vector, t: int) -> Vector:
+    def decoupled_decay(self, state: State, model: Vector, t: int) -> Vector:
         """lr·w, or lr·(λx + μw)."""
         decay = np.zeros_like(model)
         for first, behind in self._decayed(model.size):

@@ -15,7 +15,7 @@ from qsparse.registry import spell
 from qsparse.types import Layout, State, Vector
 
 
-class Heavy(Local):
+class Momentum(Local):
     """What local steps with momentum share: m = μm + g; the direction is m, or g + μm with Nesterov."""
 
     momentum: float
@@ -45,7 +45,7 @@ class Heavy(Local):
 Stretches: TypeAlias = tuple[tuple[int, int], ...]
 
 
-class Decaying(Local):
+class WeightDecay(Local):
     """What local steps with weight decay share: λx of all parameters, or of some.
 
     Attributes:

@@ -22,7 +22,7 @@ class SVRG(Local):
     the full gradient at x̃.
     """
 
-    reports_afresh: ClassVar[bool] = True
+    reports_gradient: ClassVar[bool] = True
     asks_once: ClassVar[bool] = False
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:

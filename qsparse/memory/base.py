@@ -31,13 +31,13 @@ class Draft(NamedTuple):
         payload: what it spells.
         total: what was compressed, and in its ``out`` the sum, or the rest of it that is not said.
         clock: how far the run is; schedules go by it.
-        news: how much news it is, where the local step has its own measure of that.
+        change: ‖·‖² of what is new in it, where the local step has its own measure of that.
     """
 
     payload: Payload
     total: Sum
     clock: int = 0
-    news: float | None = None
+    change: float | None = None
 
     @property
     def target(self) -> Vector:
@@ -68,9 +68,9 @@ class Memory(ABC):
     kind: ClassVar[str] = "memory"
     registered_name: ClassVar[str]
     #: Does a round without a message stand for what was said last?
-    repeats: ClassVar[bool] = False
+    skip_repeats: ClassVar[bool] = False
     #: Does a sender remember what it has said to one receiver?
-    personal: ClassVar[bool] = True
+    per_receiver: ClassVar[bool] = True
     #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
     keeps_rest: ClassVar[bool] = False
     #: Does the receiver take the total as it is?
@@ -79,7 +79,7 @@ class Memory(ABC):
     exact: ClassVar[bool] = False
 
     @property
-    def demanding(self) -> bool:
+    def needs_precision(self) -> bool:
         """Whether a message has to keep within a tolerance."""
         return type(self).tolerance is not Memory.tolerance
 
@@ -99,7 +99,7 @@ class Memory(ABC):
 
         Changes no state; errors as of `Compressor.compress`.
         """
-        if not self.demanding:
+        if not self.needs_precision:
             return compressor.compress_sum(total, seed)
         x = total.add()
         payload = compressor.within(x, self.tolerance(state, x)).compress(x, seed)
@@ -122,25 +122,25 @@ class Memory(ABC):
         """The E‖C(target) − target‖² that a message may have, for compressors that go by it."""
         return math.inf
 
-    def known(self, state: State) -> Vector:
+    def shared(self, state: State) -> Vector:
         """What both ends know, (n,); asked of memories that `repeats` or are `exact`."""
         known: Vector = state["known"]
         return known
 
-    def shift(self, state: State, by: Vector) -> None:
+    def subtract(self, state: State, by: Vector) -> None:
         """Both ends subtract a vector, (n,), from what they know, without a message."""
 
     @abstractmethod
     def restore(self, state: State, total: Vector) -> Vector:
         """What the receiver makes of the decoded total of one round."""
 
-    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, speakers: int) -> Vector:
+    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, senders: int) -> Vector:
         """What the receiver makes of the messages of one round, in the order given.
 
         Args:
             state: of the receiver.
             payloads: of those that spoke, each of as many values as ``out``.
             out: (n,); overwritten, and perhaps what is returned.
-            speakers: the result is a mean over so many, silent ones included.
+            senders: the result is a mean over so many, silent ones included.
         """
-        return self.restore(state, add_up(payloads, out, speakers))
+        return self.restore(state, add_up(payloads, out, senders))

@@ -45,7 +45,7 @@ class Changes(Memory):
         """What has changed."""
         return compress_changes(total.x, state["known"], seed)
 
-    def shift(self, state: State, by: Vector) -> None:
+    def subtract(self, state: State, by: Vector) -> None:
         """known −= by."""
         np.subtract(state["known"], by, out=state["known"])
 
@@ -60,7 +60,7 @@ class Changes(Memory):
         known: Vector = state["known"]
         return known
 
-    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, speakers: int) -> Vector:
+    def merge(self, state: State, payloads: Sequence[Payload], out: Vector, senders: int) -> Vector:
         """Put what has changed into what is there."""
         for payload in payloads:
             put_changes(payload, state["known"])

@@ -22,7 +22,7 @@ class Innovation(Memory):
     the server's error memory of dist-EF-SGD (Zheng et al., 2019).
     """
 
-    repeats: ClassVar[bool] = True
+    skip_repeats: ClassVar[bool] = True
 
     def init(self, start: Vector) -> State:
         """Both ends know ``start``."""
@@ -36,7 +36,7 @@ class Innovation(Memory):
         """−known."""
         return -1.0, state["known"]
 
-    def shift(self, state: State, by: Vector) -> None:
+    def subtract(self, state: State, by: Vector) -> None:
         """known −= by."""
         np.subtract(state["known"], by, out=state["known"])
 

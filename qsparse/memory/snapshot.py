@@ -28,7 +28,7 @@ class Snapshot(Memory):
         accelerated: the condition of Acc-AsyLPG.
     """
 
-    personal: ClassVar[bool] = False
+    per_receiver: ClassVar[bool] = False
     mu: float = 0.5
     accelerated: bool = False
 

@@ -16,7 +16,7 @@ class Stateless(Memory):
     """Remembers nothing."""
 
     adds_nothing: ClassVar[bool] = True
-    personal: ClassVar[bool] = False
+    per_receiver: ClassVar[bool] = False
 
     def init(self, start: Vector) -> State:
         """No state."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
-from qsparse.errors import Stranded
+from qsparse.errors import PeerGone
 from qsparse.process.launchers import die_with_launcher
 
 _guarded: int | None = None
@@ -27,7 +27,7 @@ class Duties(NamedTuple):
 
     rank: Callable[[], int]
     end: Callable[[int, str], NoReturn]
-    farewell: Callable[[], None]
+    goodbye: Callable[[], None]
 
 
 def guard(duties: Duties) -> None:
@@ -72,7 +72,7 @@ def _at_exit(duties: Duties) -> None:
     if os.getpid() == _guarded:
         from qsparse.process.supervisor import ended
 
-        duties.farewell()
+        duties.goodbye()
         ended()
 
 
@@ -128,7 +128,7 @@ def _print_failure(error: BaseException, rank: int) -> None:
     import textwrap
     import traceback
 
-    if isinstance(error, Stranded) and error.__cause__ is None and error.__context__ is None:
+    if isinstance(error, PeerGone) and error.__cause__ is None and error.__context__ is None:
         text = f"WireError: {error}\n"
     else:
         text = "".join(traceback.format_exception(error))

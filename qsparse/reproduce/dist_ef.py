@@ -144,9 +144,9 @@ dist-EF-QSGD: the same, scaled, with memory both ways."""
 class _Ledger(Ledger):
     """Counts the bytes of the frames too, which no wire does here: once for each worker and way."""
 
-    def spoke(self, payload: Payload) -> None:
-        super().spoke(payload)
-        self.sent(payload)
+    def count_message(self, payload: Payload) -> None:
+        super().count_message(payload)
+        self.count_bytes(payload)
 
 
 class Job(NamedTuple):

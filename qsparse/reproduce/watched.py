@@ -163,11 +163,11 @@ class _Coordinator:
         # A step is a report. With the last one asked for it is over: the rest are told the snapshot.
         if self._taken >= self._asked:
             return
-        desk = walk.desks[0]
+        coordinator = walk.coordinators[0]
         if self._taken * self._grain % self._asked < self._grain:
-            self.keep(len(self.pulls) - 1 + self._taken / self._asked, desk.model)
+            self.keep(len(self.pulls) - 1 + self._taken / self._asked, coordinator.model)
         if self._memory is not None:
-            x, snapshot = desk.model, desk.replier.state["snapshot"]
+            x, snapshot = coordinator.model, coordinator.sender.state["snapshot"]
             weight = momentum_weight(len(self.pulls) - 1) if self._memory.accelerated else 1.0
             self.pulls[-1].append(_pull(happened.reply, x, self._memory.mu * weight * _square(x, snapshot)))
 

@@ -2,7 +2,7 @@
 
 Basu et al., 2019, Algorithm 2: every worker has a synchronisation set of its own; the coordinator
 takes each report with the factor 1/R at once and sends the new model to who reported, and only to
-it. A worker's side of a meeting is the same as in synchronous rounds (`Station.meet`); this file is
+it. A worker's side of a meeting is the same as in synchronous rounds (`Node.meet`); this file is
 the coordinator's side, and the end.
 
 The work is shared, not dealt out: the workers take T·R steps together, fast ones more of them than
@@ -23,8 +23,8 @@ from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
 from qsparse.link import Sender
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.coordinator import Desk
-from qsparse.rounds.node import Pace, Station
+from qsparse.rounds.coordinator import Coordinator
+from qsparse.rounds.node import Node, Pace
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Vector
 from qsparse.wire.base import Wire
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
     Attributes:
         rank: who reported.
-        about: the number of the desk it was about.
+        about: the number of the coordinator it was about.
         report, reply: what it said, and what it was answered; at the end the final values.
         staleness: how many reports about the model were taken since this worker was last told one.
     """
@@ -87,7 +87,7 @@ class Order:
 
 
 def serve(
-    desks: Sequence[Desk],
+    coordinators: Sequence[Coordinator],
     meeting: Async,
     wire: Wire,
     workers: Sequence[int],
@@ -103,7 +103,7 @@ def serve(
     further ahead of the slowest one, which itself never waits, and is told the model of that moment.
 
     Args:
-        desks: what a worker meets about, in its order (the model, then batch statistics).
+        coordinators: what a worker meets about, in its order (the model, then batch statistics).
         meeting: the bound.
         wire: between the ranks.
         workers: who reports.
@@ -123,21 +123,21 @@ def serve(
     waiting: dict[int, tuple[int, Payload, int]] = {}
     stopped: dict[int, tuple[int, Payload, int]] = {}
     # What a worker knows is its own, where the down link has a memory at all.
-    repliers: dict[tuple[int, int], Sender] = {}
+    senders: dict[tuple[int, int], Sender] = {}
 
-    def replier(about: int, rank: int) -> Sender:
-        shared = desks[about].replier
-        if not shared.memory.personal:
+    def sender(about: int, rank: int) -> Sender:
+        shared = coordinators[about].sender
+        if not shared.memory.per_receiver:
             return shared
-        if (about, rank) not in repliers:
-            repliers[about, rank] = copy.deepcopy(shared)
-        return repliers[about, rank]
+        if (about, rank) not in senders:
+            senders[about, rank] = copy.deepcopy(shared)
+        return senders[about, rank]
 
     answers = 0
     while len(stopped) < len(workers):
         with wire.at(f"the reports near step {pace.clock}"):
             rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
-        about = turn[rank] % len(desks)
+        about = turn[rank] % len(coordinators)
         turn[rank] += 1
         staleness = 0
         if about == 0:
@@ -148,7 +148,7 @@ def serve(
             # Rounded up, so that of workers in step each is at the step that it reports.
             pace.clock = begin + min(-(-sum(taken.values()) // len(workers)), steps)
         wire.ledger.arrived(rank, report.step, about, staleness)
-        desks[about].take([report], pace.clock)
+        coordinators[about].take([report], pace.clock)
         waiting[rank] = about, report, staleness
         over = sum(taken.values()) >= steps * len(workers)
         slowest = min((met[each] for each in workers if each not in stopped), default=0)
@@ -158,13 +158,13 @@ def serve(
             if about == 0 and met[each] > furthest:
                 continue
             del waiting[each]
-            if over and about == len(desks) - 1:
+            if over and about == len(coordinators) - 1:
                 stopped[each] = about, report, staleness
                 continue
-            desk = desks[about]
+            coordinator = coordinators[about]
             answers += 1
-            reply = desk.reply(pace.clock, replier(about, each), answers)
-            desk.tally.add(reply)
+            reply = coordinator.reply(pace.clock, sender(about, each), answers)
+            coordinator.tally.add(reply)
             wire.send([reply], each)
             if about == 0:
                 told[each] = sum(met.values())
@@ -172,36 +172,36 @@ def serve(
     if last:
         order.finish()
     final = Seed(0, rank=COORDINATOR, step=pace.clock, use="down")
-    models = [desk.leave() for desk in desks]
+    models = [coordinator.leave() for coordinator in coordinators]
     for rank, (about, report, staleness) in stopped.items():
-        finals = [last_words(model, replier(number, rank), final) for number, model in enumerate(models)]
-        wire.send([Payload.build(kind=Kind.STOP, way=Way.BESIDE, step=pace.t)], rank)
+        finals = [last_words(model, sender(number, rank), final) for number, model in enumerate(models)]
+        wire.send([Payload.build(kind=Kind.STOP, way=Way.CONTROL, step=pace.t)], rank)
         wire.send(finals, rank)
-        for desk, payload in zip(desks, finals, strict=True):
-            desk.tally.add(payload)
+        for coordinator, payload in zip(coordinators, finals, strict=True):
+            coordinator.tally.add(payload)
         yield Answered(rank, about, report, finals[0], staleness)
     wire.flush()
 
 
-def last_words(model: Vector, replier: Sender, seed: Seed) -> Payload:
+def last_words(model: Vector, sender: Sender, seed: Seed) -> Payload:
     """The final values as a stopped worker is told them: in float32, as nothing corrects them later."""
-    if not replier.memory.exact:
+    if not sender.memory.exact:
         return Float32().compress(model, seed)
-    draft = replier.draft(model, seed)
-    replier.commit(draft)
+    draft = sender.draft(model, seed)
+    sender.commit(draft)
     return draft.payload
 
 
-def leave(wire: Wire, root: int, stations: Sequence[Station]) -> list[Vector]:
-    """What a worker that was stopped is told: the final values, (n,), of each of its stations."""
+def leave(wire: Wire, root: int, nodes: Sequence[Node]) -> list[Vector]:
+    """What a worker that was stopped is told: the final values, (n,), of each of its nodes."""
     with wire.at("the end of the run"):
         _, payloads = wire.receive(root)
     raise_error(payloads[0])
     models = []
-    for station, payload in zip(stations, payloads, strict=True):
-        wire.ledger.spoke(payload)
-        station.pace.clock = payload.step
-        listener = station.seat.listener
-        exact = listener.memory.exact
-        models.append(listener.merge([payload]) if exact else decompress(payload, listener.like))
+    for node, payload in zip(nodes, payloads, strict=True):
+        wire.ledger.count_message(payload)
+        node.pace.clock = payload.step
+        receiver = node.worker.receiver
+        exact = receiver.memory.exact
+        models.append(receiver.merge([payload]) if exact else decompress(payload, receiver.like))
     return models

@@ -13,13 +13,13 @@ from qsparse.kernels import vector
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.payload import Kind, Payload, Way
-from qsparse.rounds.worker import Shrinkage
+from qsparse.rounds.worker import DecoupledDecay
 from qsparse.seeds import COORDINATOR, Seed
 from qsparse.types import Layout, Vector
 
 
 class Tally:
-    """What a desk has taken and answered: bits and bytes as the papers count them, forwarding aside."""
+    """What a coordinator has taken and answered: bits and bytes as the papers count them, without forwarding."""
 
     def __init__(self) -> None:
         self.paper_bits, self.wire_bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
@@ -32,13 +32,13 @@ class Tally:
         self.messages[way] += copies * (payload.kind is Kind.DATA)
 
 
-class Desk:
+class Coordinator:
     """Where the coordinator of an algorithm works: the other ends of the links, and the server rule.
 
     Args:
-        algorithm, start: as of `Seat`.
+        algorithm, start: as of `WorkerEnd`.
         workers: how many report.
-        seed, layout, ledger: as of `Seat`.
+        seed, layout, ledger: as of `WorkerEnd`.
         travels: answers go to other ranks, and are made as small as they can be.
     """
 
@@ -57,15 +57,15 @@ class Desk:
         self.ledger = ledger
         self.tally = Tally()
         self._clock = 0
-        one_by_one = isinstance(algorithm.meeting, Async) and algorithm.server.one_by_one
-        self.hearer = Receiver(algorithm.up, np.zeros_like(start), speakers=1 if one_by_one else workers)
+        per_arrival = isinstance(algorithm.meeting, Async) and algorithm.server.per_arrival
+        self.receiver = Receiver(algorithm.up, np.zeros_like(start), senders=1 if per_arrival else workers)
         # One report that comes alone is the R-th part of a round; where what is restored is not that
         # part but the running mean of all, the part is taken here.
-        alone = isinstance(algorithm.meeting, Async) and not one_by_one
-        self._part = 1 / workers if alone and algorithm.up.memory.repeats else 1.0
-        self.replier = Sender(algorithm.answer, start, layout)
+        alone = isinstance(algorithm.meeting, Async) and not per_arrival
+        self._part = 1 / workers if alone and algorithm.up.memory.skip_repeats else 1.0
+        self.sender = Sender(algorithm.answer, start, layout)
         self.server = algorithm.server.init(start)
-        self.shrinkage = Shrinkage(algorithm.local.bind(layout))
+        self.decoupled_decay = DecoupledDecay(algorithm.local.bind(layout))
         # In float64 a worker has the model as float32 rounds it, and would take the step from there.
         self._replays = travels and algorithm.replays and start.dtype == np.float32
         self._reports: Sequence[Payload] = ()
@@ -85,29 +85,29 @@ class Desk:
         for payload in payloads:
             self.tally.add(payload)
         with self.ledger.timed("decode"):
-            u = self.hearer.merge(payloads)
+            u = self.receiver.merge(payloads)
             if self._part != 1:
                 u = u * (self._part * len(payloads))
             self.algorithm.server.absorb(self.server, u, clock)
 
-    def reply(self, t: int, replier: Sender, number: int = 0) -> Payload:
+    def reply(self, t: int, sender: Sender, number: int = 0) -> Payload:
         """The answer to who stands at step t, to be sent at once.
 
         Args:
             t: goes into the header.
-            replier: the sending end of who is answered.
+            sender: the sending end of who is answered.
             number: tells answers of the same step apart, so that each draws its own random numbers.
         """
         seed = self.seed.at(step=t)
-        if self.algorithm.server.silent:
+        if self.algorithm.server.holds:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
-            shrinkage = self.shrinkage.due(replier.memory, replier.state, self._clock)
-            draft = replier.draft(self.model, seed.child(number) if number else seed)
-            replier.commit(draft)
-            if shrinkage is not None:
-                replier.memory.shift(replier.state, shrinkage)
-                self.algorithm.server.shift(self.server, shrinkage)
+            decoupled_decay = self.decoupled_decay.due(sender.memory, sender.state, self._clock)
+            draft = sender.draft(self.model, seed.child(number) if number else seed)
+            sender.commit(draft)
+            if decoupled_decay is not None:
+                sender.memory.subtract(sender.state, decoupled_decay)
+                self.algorithm.server.subtract(self.server, decoupled_decay)
             # The bytes in front of both are the same.
             if self._replays and bundle_size(self._reports) < len(draft.payload.body):
                 return bundle(self._reports, self.model.size, seed)
@@ -137,9 +137,9 @@ class Desk:
         """The model with which a phase ends."""
         return self.algorithm.server.leave(self.server)
 
-    def enter(self, x: Vector, before: Desk) -> None:
-        """A phase begins at x, after the phase of another desk."""
+    def enter(self, x: Vector, before: Coordinator) -> None:
+        """A phase begins at x, after the phase of another coordinator."""
         if self._trigger.asks:
             self._trigger.heard(self.asking, x)
-        self.replier.memory.enter(self.replier.state, x)
+        self.sender.memory.enter(self.sender.state, x)
         self.algorithm.server.enter(self.server, x, before.server)

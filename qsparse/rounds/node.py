@@ -10,8 +10,8 @@ from qsparse.ledger import Ledger
 from qsparse.local import SGD
 from qsparse.payload import Kind, Way
 from qsparse.process import notice
-from qsparse.rounds.coordinator import Desk
-from qsparse.rounds.worker import Seat
+from qsparse.rounds.coordinator import Coordinator
+from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
 from qsparse.types import Layout, State, Vector
 from qsparse.wire.base import Wire
@@ -34,8 +34,8 @@ class Pace:
     asked: int = 0
 
 
-class Station:
-    """One rank's place in the meetings of an algorithm: its seat, perhaps the desk, and the exchange.
+class Node:
+    """One rank's place in an algorithm: its worker end, perhaps the coordinator, and the exchange.
 
     Args:
         algorithm: the parts.
@@ -44,7 +44,7 @@ class Station:
         seed: of the run.
         layout: the model's layers.
         ledger: where messages and seconds are counted.
-        pace: where this rank stands; stations of one rank share it.
+        pace: where this rank stands; nodes of one rank share it.
     """
 
     def __init__(
@@ -65,11 +65,13 @@ class Station:
         self.wire = wire
         self.ledger = ledger
         self.pace = pace or Pace()
-        self.seat = Seat(algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works)
+        self.worker = WorkerEnd(algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works)
         # A worker that does not coordinate is spared the coordinator's vectors.
-        self.desk = None
+        self.coordinator = None
         if exchange.coordinates(wire.rank):
-            self.desk = Desk(algorithm, start, len(workers), seed, layout, ledger, exchange.answers)
+            self.coordinator = Coordinator(
+                algorithm, start, len(workers), seed, layout, ledger, exchange.answers
+            )
         #: The local step's state, made by `rounds`.
         self.local: State | None = None
         #: Has the coordinator stopped this worker?
@@ -77,54 +79,60 @@ class Station:
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t."""
-        return self.seat.due(t)
+        return self.worker.due(t)
 
-    def meet(self, v: Vector, t: int, measure: float | None = None, last: bool = False) -> Vector | None:
-        """One round: say v (ignored where this rank does not work), hear the new model; see `Seat.news`.
+    def meet(self, v: Vector, t: int, change: float | None = None, last: bool = False) -> Vector | None:
+        """One round: say v (ignored where this rank does not work), hear the new model.
 
         Returns:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
         # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
         signal = notice.asked() if isinstance(self.algorithm.meeting, Sync) else 0
-        news = self.seat.news(v, t, self.pace.clock, measure, last).asking(signal) if self.works else None
+        message = (
+            self.worker.message(v, t, self.pace.clock, change, last).asking(signal) if self.works else None
+        )
         with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
-            payloads = self.exchange.gather(self.wire, news)
+            payloads = self.exchange.gather(self.wire, message)
         reply = None
         if payloads is not None:
-            assert self.desk is not None
-            self.desk.take(payloads, self.pace.clock)
+            assert self.coordinator is not None
+            self.coordinator.take(payloads, self.pace.clock)
             signal = max([signal, *(payload.asked for payload in payloads)])
-            reply = self.desk.reply(t, self.desk.replier).asking(signal)
-            self.desk.tally.add(reply, len(self.exchange.workers(self.wire.size)))
+            reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
+            self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         if self.algorithm.trigger.asks:
-            asked = None if payloads is None or self.desk is None else self.desk.asks(payloads, t, last)
+            asked = (
+                None
+                if payloads is None or self.coordinator is None
+                else self.coordinator.asks(payloads, t, last)
+            )
             with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
-                reply = self.exchange.tell_some(self.wire, reply, asked)
+                reply = self.exchange.broadcast_to(self.wire, reply, asked)
         else:
             with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.broadcast(self.wire, reply)
         self.pace.asked = max(self.pace.asked, reply.asked)
-        if reply.kind is Kind.DATA and reply.way is Way.BESIDE and news is not None:
-            same_step([news, reply])  # the coordinator is in another call, and says why this cannot go on
+        if reply.kind is Kind.DATA and reply.way is Way.CONTROL and message is not None:
+            same_step([message, reply])  # the coordinator is in another call, and says why this cannot go on
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
         elif self.works and self.exchange.answers:
-            self.ledger.spoke(reply)
+            self.ledger.count_message(reply)
         elif self.works and payloads is not None:
-            self.ledger.overheard(each for each in payloads if each is not news)
+            self.ledger.count_forwarded(each for each in payloads if each is not message)
         if reply.kind is Kind.DATA and isinstance(self.algorithm.meeting, Async):
             self.pace.clock = reply.step
-        return self.seat.hear(reply, self.pace.clock)
+        return self.worker.hear(reply, self.pace.clock)
 
-    def enter(self, x: Vector, before: Station) -> None:
-        """A phase begins (again) at a model that all ranks have, after the phase of another station."""
+    def enter(self, x: Vector, before: Node) -> None:
+        """A phase begins (again) at a model that all ranks have, after the phase of another node."""
         self.stopped = False
-        self.seat.enter(x)
+        self.worker.enter(x)
         if self.local is not None:
             self.algorithm.local.enter(self.local, x)
-        if self.desk is not None and before.desk is not None:
-            self.desk.enter(x, before.desk)
+        if self.coordinator is not None and before.coordinator is not None:
+            self.coordinator.enter(x, before.coordinator)
 
 
 def averaging(algorithm: Algorithm) -> Algorithm:

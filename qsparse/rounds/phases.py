@@ -11,8 +11,8 @@ from qsparse.algorithm import Algorithm, Async
 from qsparse.exchange.base import Exchange
 from qsparse.local import Oracle
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
-from qsparse.rounds.coordinator import Desk
-from qsparse.rounds.node import Pace, Station, averaging
+from qsparse.rounds.coordinator import Coordinator
+from qsparse.rounds.node import Node, Pace, averaging
 from qsparse.rounds.state import restore, state_of
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
@@ -37,7 +37,7 @@ class Stepped(NamedTuple):
 
 
 class Walk:
-    """A rank's stations in all phases, and where it stands.
+    """A rank's nodes in all phases, and where it stands.
 
     Args:
         algorithm: the phases.
@@ -45,12 +45,12 @@ class Walk:
         x: this rank's model at the common starting point, (n,); moved in place.
         seed: of the run.
         layout: the model's layers.
-        aside: what is not trained but averaged exactly at meetings; may be empty. Moved in place.
+        buffers: what is not trained but averaged exactly at meetings; may be empty. Moved in place.
         order: of arrivals, where workers do not wait.
 
     Attributes:
         pace: where this rank stands.
-        station: its place in the phase that it is in.
+        node: its place in the phase that it is in.
     """
 
     def __init__(
@@ -61,37 +61,37 @@ class Walk:
         x: Vector,
         seed: Seed,
         layout: Layout = (),
-        aside: Vector | None = None,
+        buffers: Vector | None = None,
         order: Order | None = None,
     ) -> None:
         self.algorithm, self.exchange, self.wire = algorithm, exchange, wire
         self.x = x
-        self.aside = np.empty(0, x.dtype) if aside is None else aside
+        self.buffers = np.empty(0, x.dtype) if buffers is None else buffers
         self.pace = Pace()
         self.order = order or Order()
         self._seed, self._layout = seed, layout
-        self._anchor = self.aside.copy()
-        self._places: dict[Algorithm, list[Station]] = {}
+        self._anchor = self.buffers.copy()
+        self._places: dict[Algorithm, list[Node]] = {}
         self._behind = 0  # steps that were taken before a checkpoint
         self._here = self._place(next(algorithm.phases(1))[0])
 
     @property
-    def station(self) -> Station:
+    def node(self) -> Node:
         """This rank's place in the phase that it is in."""
         return self._here[0]
 
     @property
-    def desks(self) -> list[Desk]:
-        """The coordinator's desks in the phase that it is in: the model's, and what is averaged beside."""
-        return [station.desk for station in self._here if station.desk is not None]
+    def coordinators(self) -> list[Coordinator]:
+        """This rank's coordinators in the phase that it is in: of the model, and of the buffers."""
+        return [node.coordinator for node in self._here if node.coordinator is not None]
 
     def tallied(self) -> dict[str, dict[str, int]]:
-        """What this rank's desks have taken and answered up to here, by name and way."""
+        """What this rank's coordinators have taken and answered up to here, by name and way."""
         tallies = [
-            station.desk.tally
-            for stations in self._places.values()
-            for station in stations
-            if station.desk is not None
+            node.coordinator.tally
+            for nodes in self._places.values()
+            for node in nodes
+            if node.coordinator is not None
         ]
         return {
             name: {way: sum(getattr(tally, name)[way] for tally in tallies) for way in ("up", "down")}
@@ -116,10 +116,10 @@ class Walk:
                 meeting unless given. The same answers on all ranks.
         """
 
-        def beside(t: int, last: bool) -> bool:
-            waits = not isinstance(self.station.algorithm.meeting, Async)
+        def on_sync(t: int, last: bool) -> bool:
+            waits = not isinstance(self.node.algorithm.meeting, Async)
             idle = waits and not last and used is not None and not used(t)
-            return False if idle else self._meet_beside(t)
+            return False if idle else self._average_buffers(t)
 
         entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
@@ -133,15 +133,15 @@ class Walk:
                 entered = True
                 continue
             if entered and left == length:
-                for station, former, vector in zip(self._here, before, self._vectors, strict=False):
-                    station.enter(vector, former)
+                for node, former, vector in zip(self._here, before, self._vectors, strict=False):
+                    node.enter(vector, former)
             entered = True
             meeting = phase.meeting
-            if isinstance(meeting, Async) and not self.station.works:
+            if isinstance(meeting, Async) and not self.node.works:
                 yield from self._serve(meeting, length, last=number == served[-1])
                 continue
             for t, loss, met in rounds(
-                phase, self.station, self.x, left, oracle, batch, gradient, beside, begin
+                phase, self.node, self.x, left, oracle, batch, gradient, on_sync, begin
             ):
                 yield Stepped(t, loss, met, phase)
             if isinstance(meeting, Async):
@@ -151,14 +151,14 @@ class Walk:
         """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""
         return {
             "x": self.x,
-            "aside": self.aside,
+            "aside": self.buffers,
             "anchor": self._anchor,
             "t": self.pace.t,
             "clock": self.pace.clock,
             "taken": self.order.taken,
             "phase": next(name for name, phase in self._rows() if self._here is self._places.get(phase)),
             "phases": {
-                name: [state_of(station) for station in self._places[phase]]
+                name: [state_of(node) for node in self._places[phase]]
                 for name, phase in self._rows()
                 if phase in self._places
             },
@@ -171,7 +171,7 @@ class Walk:
             saved: the state.
             gradient: as `steps` will be given it.
         """
-        for mine, theirs in ((self.x, "x"), (self.aside, "aside"), (self._anchor, "anchor")):
+        for mine, theirs in ((self.x, "x"), (self.buffers, "aside"), (self._anchor, "anchor")):
             np.copyto(mine, saved[theirs])
         self.pace.t, self.pace.clock, self.order.taken = saved["t"], saved["clock"], saved["taken"]
         self._behind = self.pace.clock
@@ -187,37 +187,37 @@ class Walk:
 
     @property
     def _vectors(self) -> tuple[Vector, Vector]:
-        return self.x, self.aside
+        return self.x, self.buffers
 
-    def _place(self, phase: Algorithm) -> list[Station]:
+    def _place(self, phase: Algorithm) -> list[Node]:
         if phase not in self._places:
             rows: list[tuple[Algorithm, Vector, Layout]] = [(phase, self.x, self._layout)]
-            if self.aside.size:
-                rows.append((averaging(phase), self.aside, ()))
+            if self.buffers.size:
+                rows.append((averaging(phase), self.buffers, ()))
             self._places[phase] = [
-                Station(row, self.exchange, self.wire, start, self._seed, layout, self.wire.ledger, self.pace)
+                Node(row, self.exchange, self.wire, start, self._seed, layout, self.wire.ledger, self.pace)
                 for row, start, layout in rows
             ]
         return self._places[phase]
 
     def _serve(self, meeting: Async, steps: int, last: bool) -> Iterator[Answered]:
         workers = self.exchange.workers(self.wire.size)
-        yield from serve(self.desks, meeting, self.wire, workers, steps, self.pace, self.order, last)
+        yield from serve(self.coordinators, meeting, self.wire, workers, steps, self.pace, self.order, last)
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
-        self._adopt([desk.leave().astype(np.float32) for desk in self.desks])
+        self._adopt([coordinator.leave().astype(np.float32) for coordinator in self.coordinators])
 
     def _adopt(self, finals: Sequence[Vector]) -> None:
         for vector, final in zip(self._vectors, finals, strict=False):
             np.add(final, 0, out=vector)  # a zero has no sign, as with the workers
-        np.copyto(self._anchor, self.aside)
+        np.copyto(self._anchor, self.buffers)
 
-    def _meet_beside(self, t: int) -> bool:
+    def _average_buffers(self, t: int) -> bool:
         """Meet about what is not trained: report anchor − aside, adopt the mean."""
         if len(self._here) == 1:
             return False
-        station = self._here[1]
-        model = station.meet(self._anchor - self.aside, t)
+        node = self._here[1]
+        model = node.meet(self._anchor - self.buffers, t)
         if model is not None:
-            np.copyto(self.aside, model)
+            np.copyto(self.buffers, model)
             np.copyto(self._anchor, model)
-        return station.stopped
+        return node.stopped

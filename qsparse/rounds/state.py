@@ -1,4 +1,4 @@
-"""What a station remembers, as plain data: live vectors going out, and copied back into their places."""
+"""What a node remembers, as plain data: live vectors going out, and copied back into their places."""
 
 from __future__ import annotations
 
@@ -7,75 +7,75 @@ from typing import Any
 import numpy as np
 
 from qsparse.errors import CheckpointError
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.types import State, Vector
 
 
-def state_of(station: Station) -> State:
-    """All that a station goes on from, by its places.
+def state_of(node: Node) -> State:
+    """All that a node goes on from, by its places.
 
     Not among it are the worker's model, which lies elsewhere, and what is overwritten before it is read.
-    Vectors are those of the station itself: write them away before the next step, or copy them.
+    Vectors are those of the node itself: write them away before the next step, or copy them.
     """
-    seat, desk = station.seat, station.desk
+    worker, coordinator = node.worker, node.coordinator
     state: State = {
         "seat": {
-            "listener": seat.listener.state,
-            "trigger": seat.trigger_state,
-            "shrinkage": seat.shrinkage.state,
-            "asked": seat.asked,
+            "listener": worker.receiver.state,
+            "trigger": worker.trigger_state,
+            "shrinkage": worker.decoupled_decay.state,
+            "asked": worker.asked,
         }
     }
-    if seat.sender is not None:
-        state["seat"]["sender"] = seat.sender.state
-    if desk is not None:
+    if worker.sender is not None:
+        state["seat"]["sender"] = worker.sender.state
+    if coordinator is not None:
         state["desk"] = {
-            "hearer": desk.hearer.state,
-            "replier": desk.replier.state,
-            "server": desk.server,
-            "shrinkage": desk.shrinkage.state,
-            "asking": desk.asking,
-            "tally": vars(desk.tally),
+            "hearer": coordinator.receiver.state,
+            "replier": coordinator.sender.state,
+            "server": coordinator.server,
+            "shrinkage": coordinator.decoupled_decay.state,
+            "asking": coordinator.asking,
+            "tally": vars(coordinator.tally),
         }
-    if station.local is not None:
-        state["local"] = {name: value for name, value in station.local.items() if name != "x"}
+    if node.local is not None:
+        state["local"] = {name: value for name, value in node.local.items() if name != "x"}
     return state
 
 
-def restore(station: Station, saved: State, x: Vector, gradient: Vector | None) -> None:
-    """Bring a new station to what was saved.
+def restore(node: Node, saved: State, x: Vector, gradient: Vector | None) -> None:
+    """Bring a new node to what was saved.
 
     Args:
-        station: new.
+        node: new.
         saved: what `state_of` returned.
         x, gradient: the worker's model and where its gradients are left, (n,), as the local step has them.
     """
-    seat, desk = station.seat, station.desk
+    worker, coordinator = node.worker, node.coordinator
     for name, state in (
-        ("listener", seat.listener.state),
-        ("trigger", seat.trigger_state),
-        ("shrinkage", seat.shrinkage.state),
+        ("listener", worker.receiver.state),
+        ("trigger", worker.trigger_state),
+        ("shrinkage", worker.decoupled_decay.state),
     ):
         fill(state, saved["seat"][name])
-    seat.asked = saved["seat"]["asked"]
-    if seat.sender is not None:
-        fill(seat.sender.state, saved["seat"]["sender"])
-    if desk is not None:
+    worker.asked = saved["seat"]["asked"]
+    if worker.sender is not None:
+        fill(worker.sender.state, saved["seat"]["sender"])
+    if coordinator is not None:
         for name, state in (
-            ("hearer", desk.hearer.state),
-            ("replier", desk.replier.state),
-            ("server", desk.server),
-            ("shrinkage", desk.shrinkage.state),
-            ("tally", vars(desk.tally)),
+            ("hearer", coordinator.receiver.state),
+            ("replier", coordinator.sender.state),
+            ("server", coordinator.server),
+            ("shrinkage", coordinator.decoupled_decay.state),
+            ("tally", vars(coordinator.tally)),
         ):
             fill(state, saved["desk"][name])
         if "asking" in saved["desk"]:
-            fill(desk.asking, saved["desk"]["asking"])
+            fill(coordinator.asking, saved["desk"]["asking"])
         else:
-            desk.ask_anew()
+            coordinator.ask_anew()
     if "local" in saved:
-        station.local = station.algorithm.local.init(x, gradient)
-        fill(station.local, {**saved["local"], "x": x})
+        node.local = node.algorithm.local.init(x, gradient)
+        fill(node.local, {**saved["local"], "x": x})
 
 
 def fill(state: State, saved: State) -> None:

@@ -13,19 +13,19 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm, Async
 from qsparse.local import Oracle
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.types import Vector
 
 
 def rounds(
     algorithm: Algorithm,
-    station: Station,
+    node: Node,
     x: Vector,
     steps: int,
     oracle: Oracle,
     batch: Callable[[int], Any],
     gradient: Vector | None = None,
-    beside: Callable[[int, bool], bool] | None = None,
+    on_sync: Callable[[int, bool], bool] | None = None,
     begin: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, float | None, bool]]:
     """Train: yields (step, loss, whether this rank met) after each step.
@@ -34,26 +34,26 @@ def rounds(
 
     Args:
         algorithm: what to do; the station's local step moves x in place.
-        station: this rank's place in the meetings; its pace says where to go on.
+        node: this rank's place in the meetings; its pace says where to go on.
         x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
         steps: T.
         oracle: gradients of the training loss.
         batch: step t = 1, 2, … → this rank's batch.
         gradient: where the oracle leaves gradients, (n,), if it has a place of its own.
-        beside: called at every meeting, for what is exchanged beside the model, with the step and whether
+        on_sync: called at every meeting, for what is exchanged beside the model, with the step and whether
             it is the last; returns whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
     """
-    local, pace = station.seat.local, station.pace
+    local, pace = node.worker.local, node.pace
     # A rank that only serves has no step of its own.
-    if station.local is None and station.works:
-        station.local = local.init(x, gradient)
-    state = station.local or {}
+    if node.local is None and node.works:
+        node.local = local.init(x, gradient)
+    state = node.local or {}
     report = np.empty_like(x)
     alone = isinstance(algorithm.meeting, Async)
     end = pace.clock + steps
     over = False
-    while not over and not station.stopped:
+    while not over and not node.stopped:
         pace.t += 1
         pace.clock = min(pace.clock + 1, end)
         t = pace.t
@@ -63,18 +63,18 @@ def rounds(
         if begin is not None:
             begin(t)
         loss = None
-        if station.works and station.seat.asked:
-            with station.ledger.timed("compute"):
+        if node.works and node.worker.asked:
+            with node.ledger.timed("compute"):
                 loss = local.advance(state, oracle, batch(t), pace.clock)
         # Asked at every step, so that the trigger's own count stays in step.
-        met = station.due(t) or last
+        met = node.due(t) or last
         if met:
-            if station.works:
-                news = local.news(state)
-                model = station.meet(local.report(state, report), t, news, over)
-                local.heard(state, model, station.seat.spoke)
-            elif (model := station.meet(report, t, None, over)) is not None:
+            if node.works:
+                change = local.change(state)
+                model = node.meet(local.report(state, report), t, change, over)
+                local.heard(state, model, node.worker.sent)
+            elif (model := node.meet(report, t, None, over)) is not None:
                 np.copyto(x, model)
-            if beside is not None and beside(t, last):
-                station.stopped = True
+            if on_sync is not None and on_sync(t, last):
+                node.stopped = True
         yield t, loss, met

@@ -20,8 +20,8 @@ from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.memory import Stateless
 from qsparse.registry import spell
-from qsparse.rounds.coordinator import Desk
-from qsparse.rounds.worker import Seat
+from qsparse.rounds.coordinator import Coordinator
+from qsparse.rounds.worker import WorkerEnd
 from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -81,10 +81,10 @@ class Virtual:
         self.t = 0
         self._states = [self.local.init(x, g) for x, g in zip(self.models, self.gradients, strict=True)]
         self._seats = [
-            Seat(algorithm, start, seed.at(rank=rank), layout, self.ledger, True)
+            WorkerEnd(algorithm, start, seed.at(rank=rank), layout, self.ledger, True)
             for rank in exchange.workers(size)
         ]
-        self._desk = Desk(algorithm, start, workers, seed, layout, self.ledger)
+        self._desk = Coordinator(algorithm, start, workers, seed, layout, self.ledger)
         self._report = np.empty_like(start)
 
     @property
@@ -99,34 +99,36 @@ class Virtual:
             Whether anybody met.
         """
         self.t += 1
-        for seat, state in zip(self._seats, self._states, strict=True):
-            if seat.asked:
+        for worker, state in zip(self._seats, self._states, strict=True):
+            if worker.asked:
                 self.local.advance(state, _filled, None, self.t)
-        due = [seat.due(self.t) for seat in self._seats]  # each keeps a count of its own
+        due = [worker.due(self.t) for worker in self._seats]  # each keeps a count of its own
         pairs = zip(self._seats, self._states, due, strict=True)
-        meeting = [(seat, state) for seat, state, now in pairs if now or last]
+        meeting = [(worker, state) for worker, state, now in pairs if now or last]
         if not meeting:
             return False
         payloads = [
-            seat.news(self.local.report(state, self._report), self.t, self.t, self.local.news(state), last)
-            for seat, state in meeting
+            worker.message(
+                self.local.report(state, self._report), self.t, self.t, self.local.change(state), last
+            )
+            for worker, state in meeting
         ]
         # Divided by the number of all workers, however few speak.
         self._desk.take(payloads, self.t)
-        reply = self._desk.reply(self.t, self._desk.replier)
+        reply = self._desk.reply(self.t, self._desk.sender)
         asked = [True] * len(meeting)
         if self._asks:
             asked = self._desk.asks(payloads, self.t, last)
         model = None
-        for (seat, state), told in zip(meeting, asked, strict=True):
-            answer = reply if told else reply.silence()
-            self.ledger.spoke(answer)
+        for (worker, state), told in zip(meeting, asked, strict=True):
+            answer = reply if told else reply.skip()
+            self.ledger.count_message(answer)
             # What one of them makes of an exact answer is the model of all.
             if model is None or not self._exact:
-                model = seat.hear(answer, self.t)
+                model = worker.hear(answer, self.t)
             else:
-                seat.note(model)
-            self.local.heard(state, model, seat.spoke)
+                worker.note(model)
+            self.local.heard(state, model, worker.sent)
         return True
 
 

@@ -29,7 +29,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
 from qsparse.triggers import Every
@@ -85,8 +85,8 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
 
     (wire,) = ThreadWire.group(1)
     x = start.copy()
-    station = Station(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
-    for _ in rounds(row, station, x, steps, oracle, lambda t: None):
+    node = Node(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
+    for _ in rounds(row, node, x, steps, oracle, lambda t: None):
         pass
     if row.answer.memory.exact:
         _rehearse_changes(start.dtype)

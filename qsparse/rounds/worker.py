@@ -15,7 +15,7 @@ from qsparse.seeds import Seed
 from qsparse.types import Layout, State, Vector
 
 
-class Shrinkage:
+class DecoupledDecay:
     """The weight decay that every rank applies to the model by itself, and what it remembers."""
 
     def __init__(self, local: Local) -> None:
@@ -29,12 +29,12 @@ class Shrinkage:
             memory, state: of the end of the down link that knows the model before the meeting.
             clock: schedules go by it.
         """
-        if not self._local.shrinks:
+        if not self._local.has_decoupled_decay:
             return None
-        return self._local.shrinkage(self.state, memory.known(state), clock)
+        return self._local.decoupled_decay(self.state, memory.shared(state), clock)
 
 
-class Seat:
+class WorkerEnd:
     """A rank's ends of the two links, and the trigger that says when it speaks.
 
     Args:
@@ -53,7 +53,7 @@ class Seat:
         self.local = algorithm.local.bind(layout)
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
-        self.listener = Receiver(algorithm.answer, start)
+        self.receiver = Receiver(algorithm.answer, start)
         self._server = algorithm.server
         self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
         # Who waits for the others must meet at the same steps as they do.
@@ -61,8 +61,8 @@ class Seat:
         self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
         self.note(start)
         #: Was there something to say at the last meeting?
-        self.spoke = True
-        self.shrinkage = Shrinkage(self.local)
+        self.sent = True
+        self.decoupled_decay = DecoupledDecay(self.local)
         #: Does this rank work in the next round?
         self.asked = True
 
@@ -70,8 +70,8 @@ class Seat:
         """Whether this rank meets the coordinator after step t. Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
 
-    def news(
-        self, v: Vector, t: int, clock: int, measure: float | None = None, last: bool = False
+    def message(
+        self, v: Vector, t: int, clock: int, change: float | None = None, last: bool = False
     ) -> Payload:
         """What is said of v at the meeting after step t: a message, or a SKIP.
 
@@ -79,27 +79,27 @@ class Seat:
             v: the report, (n,).
             t: the step.
             clock: how far the run is.
-            measure: how much news it is, where the local step says so itself.
+            change: ‖·‖² of what is new in it, where the local step says so itself.
             last: there is no later meeting, so what a skip would leave for later is said now.
         """
-        assert self.sender is not None, "a rank that does not work has no news"
+        assert self.sender is not None, "a rank that does not work has no message"
         if not self.asked:
-            self.spoke = False
+            self.sent = False
             payload = Payload.build(kind=Kind.SKIP, origin=self.seed.rank, step=t, n=v.size)
-            self.ledger.spoke(payload)
+            self.ledger.count_message(payload)
             return payload
         with self.ledger.timed("encode"):
-            draft = self.sender.draft(v, self.seed.at(step=t), measure, clock)
+            draft = self.sender.draft(v, self.seed.at(step=t), change, clock)
             payload = draft.payload
-            must = last and not self.local.reports_afresh
-            self.spoke = self.trigger.worth(self.trigger_state, draft) or must
-            if self.spoke:
+            must = last and not self.local.reports_gradient
+            self.sent = self.trigger.worth(self.trigger_state, draft) or must
+            if self.sent:
                 self.sender.commit(draft)
             else:
-                payload = payload.silence()
+                payload = payload.skip()
                 self.ledger.starved += self.trigger.starved(self.trigger_state)
-            self.trigger.settled(self.trigger_state, self.spoke)
-        self.ledger.spoke(payload)
+            self.trigger.settled(self.trigger_state, self.sent)
+        self.ledger.count_message(payload)
         return payload
 
     def hear(self, reply: Payload, clock: int) -> Vector | None:
@@ -109,23 +109,23 @@ class Seat:
         if reply.kind is not Kind.DATA:
             return None
         with self.ledger.timed("decode"):
-            shrinkage = self.shrinkage.due(self.listener.memory, self.listener.state, clock)
-            model = self._replayed(reply, clock) if reply.codec == REPORTS else self.listener.merge([reply])
-            if shrinkage is not None:
-                self.listener.memory.shift(self.listener.state, shrinkage)
+            decoupled_decay = self.decoupled_decay.due(self.receiver.memory, self.receiver.state, clock)
+            model = self._replayed(reply, clock) if reply.codec == REPORTS else self.receiver.merge([reply])
+            if decoupled_decay is not None:
+                self.receiver.memory.subtract(self.receiver.state, decoupled_decay)
         self.note(model)
         return model
 
     def _replayed(self, reply: Payload, clock: int) -> Vector:
         """The model, by taking the coordinator's step with the reports that it has told on."""
-        model = self.listener.memory.known(self.listener.state)
-        u = merged(reply, self.listener.like)
+        model = self.receiver.memory.shared(self.receiver.state)
+        u = merged(reply, self.receiver.like)
         self._server.absorb({"x": model}, u, clock)
         return model
 
     def enter(self, x: Vector) -> None:
         """A phase begins at a model that all ranks have."""
-        self.listener.memory.enter(self.listener.state, x)
+        self.receiver.memory.enter(self.receiver.state, x)
         self.note(x)
 
     def note(self, model: Vector) -> None:

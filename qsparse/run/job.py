@@ -74,7 +74,7 @@ class Job:
         self._resumed: list[dict[str, Any]] = []
         self.lines: dict[str, int] = {}
         #: Was what went wrong told to all ranks?
-        self.told = False
+        self.notified = False
         #: What to say before the first step.
         self.doubts = doubts(self._links(), problem.vector.size) if wire.rank == 0 else []
         #: What this rank's first step began with: its loss, and its batch.
@@ -84,11 +84,11 @@ class Job:
         self._end: dict[str, Any] = {}
         self.walk = Walk(
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
-            problem.aside, Order(settings.order),
+            problem.buffers, Order(settings.order),
         )  # fmt: skip
         # What each layer got is looked at in the messages of one worker.
         closely = wire.rank == settings.exchange.workers(wire.size)[0]
-        self._sight = watching.Watch(wire.ledger, problem.layout, closely) if watched else None
+        self._sight = watching.Probe(wire.ledger, problem.layout, closely) if watched else None
         # Reports on the way need everybody; a coordinator that only serves reports by itself.
         rows = (algorithm, algorithm.prelude)
         meetings = [row.meeting for row in rows if row is not None]
@@ -131,7 +131,7 @@ class Job:
             "seed": self.settings.seed,
             "straggler": self.settings.straggler,
             "layers": [[layer.name, layer.size] for layer in problem.layout],
-            "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.aside)),
+            "start": zlib.crc32(raw(problem.vector)) ^ zlib.crc32(raw(problem.buffers)),
             "data": problem.description,
         }
 
@@ -186,12 +186,12 @@ class Job:
         """Before a step whose meeting may be evaluated, have its messages looked at."""
         if self._sight is None:
             return
-        station = self.walk.station
+        node = self.walk.node
         # A worker that does not wait reports at the end only, and counts by its own steps until then. As
         # nobody knows how many these will be, its first message is looked at as well.
-        alone = not self._together and station.works
+        alone = not self._together and node.works
         if t == self.steps or (alone and t == 1) or self._is_due(t, note=alone):
-            self._sight.look(station)
+            self._sight.look(node)
 
     def _watch(self) -> None:
         """The coordinator of workers that do not wait: evaluate now and then."""
@@ -200,8 +200,10 @@ class Job:
             self._watched += 1
             self.recorder.watcher.stepped(self._watched, None)
         if clock < self.steps and self._is_due(clock):
-            for vector, desk in zip((problem.vector, problem.aside), self.walk.desks, strict=False):
-                np.copyto(vector, desk.model)
+            for vector, coordinator in zip(
+                (problem.vector, problem.buffers), self.walk.coordinators, strict=False
+            ):
+                np.copyto(vector, coordinator.model)
             self.recorder.add(
                 {
                     "step": clock,
@@ -262,10 +264,10 @@ class Job:
                 where.keep, _FREE,
             )  # fmt: skip
         except Exception:
-            self.told = True
+            self.notified = True
             raise
         if asked and self.clock < self.steps:
-            self.told = True
+            self.notified = True
             own = notice.asked() or asked
             some = "" if notice.asked() else " on another rank"
             raise Stopped(
@@ -348,7 +350,7 @@ class Job:
         else:
             self._evaluated = state["evaluated"]
             if self._sight is not None and state["seen"] is not None:
-                self._sight.restore(state["seen"], self.walk.station)
+                self._sight.restore(state["seen"], self.walk.node)
         self._resumed = [*state["resumed"], note]
         self.lines = state["lines"]
         self._spent = state["seconds"]
@@ -376,7 +378,7 @@ class Job:
                 raise
         if self.wire.rank != 0:
             body = json.dumps(mine).encode()
-            self.wire.send([Payload.build([body], way=Way.BESIDE, origin=self.wire.rank, step=t)], 0)
+            self.wire.send([Payload.build([body], way=Way.CONTROL, origin=self.wire.rank, step=t)], 0)
             return {}
         reports = [mine]
         for rank in range(1, self.wire.size):
@@ -411,9 +413,9 @@ class Job:
 
     def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """How good the model is that was told last, without what this rank has not said yet."""
-        vector, station = self.problem.vector, self.walk.station
-        state = station.local
-        if state is None or not station.algorithm.trigger.may_skip:
+        vector, node = self.problem.vector, self.walk.node
+        state = node.local
+        if state is None or not node.algorithm.trigger.may_skip:
             return self.problem.evaluate(rank, ranks)
         own = vector.copy()
         np.copyto(vector, state["anchor"])
@@ -426,12 +428,12 @@ class Job:
         """The loss of this rank's first batch at the model that was told last; it leaves no trace."""
         if self._first is None:
             return None
-        problem, state = self.problem, self.walk.station.local
+        problem, state = self.problem, self.walk.node.local
         begin, _ = next(self.algorithm.phases(1))
-        vectors = (problem.vector, problem.gradient_vector, problem.aside)
+        vectors = (problem.vector, problem.gradient_vector, problem.buffers)
         own = [vector.copy() for vector in vectors]
         try:
-            if state is not None and self.walk.station.algorithm.trigger.may_skip:
+            if state is not None and self.walk.node.algorithm.trigger.may_skip:
                 np.copyto(problem.vector, state["anchor"])
             batch = None if begin.local.takes_all else problem.batch(1)
             return problem.gradient(problem.vector, batch, problem.gradient_vector)
@@ -464,7 +466,7 @@ class Job:
             "train_loss": record.pop("train_loss"),
             "paper_bits": record.pop("paper_bits"),
             "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
-            "wire_bytes_beside": wire_bytes["beside"],
+            "wire_bytes_control": wire_bytes["control"],
             "link_bytes": record.pop("link_bytes"),
             "dense_bits": {"up": dense, "down": dense},
             "dense_link_bytes": {"up": crossed, "down": crossed},
@@ -474,5 +476,5 @@ class Job:
             "seed": settings.seed,
             "straggler": settings.straggler,
             **({"resumed": self._resumed} if self._resumed else {}),
-            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.aside.tobytes()).hexdigest(),
+            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.buffers.tobytes()).hexdigest(),
         }

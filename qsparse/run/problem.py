@@ -39,7 +39,8 @@ class Problem(Protocol):
     Attributes:
         vector: the model's parameters as one vector, (n,); moved in place.
         gradient_vector: where `gradient` leaves its result, (n,).
-        aside: what is not trained but averaged where the model is evaluated (batch statistics); may be empty.
+        buffers: what is not trained but averaged where the model is evaluated, as batch statistics are; may
+            be empty.
         layout: the parameters' layers.
         description: what must be equal on all ranks, e.g. the shapes and checksums of the data.
         steps_per_epoch: steps in which a worker sees its share once.
@@ -47,7 +48,7 @@ class Problem(Protocol):
 
     vector: Vector
     gradient_vector: Vector
-    aside: Vector
+    buffers: Vector
     layout: Layout
     description: str
     steps_per_epoch: int

@@ -17,7 +17,7 @@ from qsparse.errors import DataError, SettingError
 from qsparse.run.folder import Hold
 
 
-class Watcher:
+class Progress:
     """Sees a run on rank 0 as it goes; all methods do nothing here."""
 
     def started(self, steps: int, after: int = 0) -> None:
@@ -36,10 +36,10 @@ class Watcher:
         """Training ended, well or not."""
 
 
-class Several(Watcher):
+class Several(Progress):
     """Watchers that see the same run."""
 
-    def __init__(self, *watchers: Watcher) -> None:
+    def __init__(self, *watchers: Progress) -> None:
         self.watchers = watchers
 
     def started(self, steps: int, after: int = 0) -> None:
@@ -71,7 +71,7 @@ class Several(Watcher):
 class Recorder:
     """Writes what a run leaves behind: whole files or whole lines, never half of one."""
 
-    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Watcher) -> None:
+    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Progress) -> None:
         self.out, self.files, self.watcher = out, files, watcher
         self._history: Any = None
         self._arrivals: Any = None

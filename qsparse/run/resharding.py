@@ -128,25 +128,27 @@ def reshard(
         base = walks[old[mine] if mine < len(old) else old[0]]
     walk = {**base, "phases": {}}
     largest = 0.0
-    for name, stations in base["phases"].items():
+    for name, nodes in base["phases"].items():
         parts = [phases[name], averaging(phases[name])]
         walk["phases"][name] = []
-        for k, (part, station) in enumerate(zip(parts, stations, strict=False)):
+        for k, (part, node) in enumerate(zip(parts, nodes, strict=False)):
             before = [each["phases"][name][k] for each in walks]
-            desk = next(each["desk"] for each in before if "desk" in each)
+            coordinator = next(each["desk"] for each in before if "desk" in each)
             workers = [before[other] for other in old]
-            sender, lost = _sender(part.up.memory, workers, desk, mine, len(new))
+            sender, lost = _sender(part.up.memory, workers, coordinator, mine, len(new))
             largest = max(largest, lost)
-            state = {"seat": station["seat"]}
+            state = {"seat": node["seat"]}
             if mine is not None:
-                state = _worker(part, workers, desk, mine)
+                state = _worker(part, workers, coordinator, mine)
                 state["seat"] |= {"sender": sender, "asked": True}
             if exchange.coordinates(rank):
-                state["desk"] = {key: desk[key] for key in desk if key != "asking" or not part.trigger.asks}
+                state["desk"] = {
+                    key: coordinator[key] for key in coordinator if key != "asking" or not part.trigger.asks
+                }
             walk["phases"][name].append(state)
     differences = {"memory_difference": largest, "update_difference": 0.0}
     now = base["phase"]
-    if not phases[now].local.reports_afresh:
+    if not phases[now].local.reports_gradient:
         models = [walks[other]["x"] for other in old]
         anchor = walks[old[0]]["phases"][now][0]["local"]["anchor"]
         x, differences["update_difference"] = _models(models, anchor, mine, len(new))
@@ -159,15 +161,15 @@ def reshard(
     return walk, differences
 
 
-def _worker(part: Algorithm, workers: Sequence[State], desk: State, mine: int) -> State:
-    """The seat and the local step of the ``mine``-th worker."""
+def _worker(part: Algorithm, workers: Sequence[State], coordinator: State, mine: int) -> State:
+    """The worker end and the local step of the ``mine``-th worker."""
     base = workers[mine if mine < len(workers) else 0]
     state = {"seat": dict(base["seat"])}
     if "local" in base:
         local = base["local"] if mine < len(workers) else _mean([each["local"] for each in workers])
         # Who was not asked is told the model now, as it will be asked.
-        told = {"anchor": part.server.model(desk["server"])} if part.trigger.asks else {}
-        if part.up.memory.repeats:  # whose contents are other ones now
+        told = {"anchor": part.server.model(coordinator["server"])} if part.trigger.asks else {}
+        if part.up.memory.skip_repeats:  # whose contents are other ones now
             local = part.local.afresh(local)
         state["local"] = {**local, **told}
     return state
@@ -190,14 +192,14 @@ def merged(states: Sequence[State], rank: int) -> State:
 
 
 def _sender(
-    memory: Memory, workers: Sequence[State], desk: State, mine: int | None, count: int
+    memory: Memory, workers: Sequence[State], coordinator: State, mine: int | None, count: int
 ) -> tuple[State | None, float]:
     """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from what it was."""
     states = [each["seat"]["sender"] for each in workers]
-    if memory.repeats:
-        return desk["hearer"], 0.0
+    if memory.skip_repeats:
+        return coordinator["hearer"], 0.0
     if not memory.keeps_rest:
-        if memory.personal:
+        if memory.per_receiver:
             raise CheckpointError(
                 f"memory {spell(memory)} does not say whether what it keeps adds up over the workers, so it "
                 "cannot be given to another number of them: go on with as many ranks"

@@ -15,7 +15,7 @@ from qsparse.rules import check
 from qsparse.run.checkpoint import Checkpoints, Found, find, try_out
 from qsparse.run.job import Job
 from qsparse.run.problem import Problem
-from qsparse.run.records import Recorder, Watcher
+from qsparse.run.records import Progress, Recorder
 from qsparse.run.settings import Settings
 from qsparse.wire.base import Wire
 
@@ -27,7 +27,7 @@ def run(
     *,
     out: Path | None = None,
     files: Mapping[str, str] | None = None,
-    watcher: Watcher | None = None,
+    watcher: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
     """Train on this rank, together with all others; collective.
@@ -60,10 +60,10 @@ def _run(
     held: contextlib.ExitStack,
     out: Path | None,
     files: Mapping[str, str],
-    watcher: Watcher | None,
+    watcher: Progress | None,
     checkpoints: Checkpoints | None,
 ) -> dict[str, Any]:
-    recorder = Recorder(out if wire.rank == 0 else None, files, watcher or Watcher())
+    recorder = Recorder(out if wire.rank == 0 else None, files, watcher or Progress())
     watched = out is not None or watcher is not None
 
     def claim() -> tuple[None, Mapping[str, Any]]:
@@ -84,7 +84,7 @@ def _run(
         problem = make_problem(settings)
         steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude
-        if prelude is not None and prelude.server.silent and steps <= (prelude.length or 0):
+        if prelude is not None and prelude.server.holds and steps <= (prelude.length or 0):
             raise SettingError(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"
@@ -107,8 +107,8 @@ def _run(
         recorder.write(summary)
         return summary
     except BaseException as error:
-        if not job.told:
-            job.settings.exchange.tell(wire, error, job.step)
+        if not job.notified:
+            job.settings.exchange.notify(wire, error, job.step)
         raise
     finally:
         recorder.close()

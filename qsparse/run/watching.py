@@ -20,7 +20,7 @@ from qsparse.ledger import Ledger
 from qsparse.link import Sender
 from qsparse.memory import Draft
 from qsparse.payload import Payload
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.types import Layout, Vector
 
 Counts = npt.NDArray[np.float64]
@@ -85,7 +85,7 @@ def _speaking(edges: npt.NDArray[np.intp], piece: Piece) -> Counts:
     return np.diff(np.searchsorted(piece.indices, edges - piece.start)).astype(np.float64)
 
 
-class Watch:
+class Probe:
     """Looks at one rank's messages when it is told to, and remembers what it saw last.
 
     Args:
@@ -112,19 +112,22 @@ class Watch:
             "awaited": sorted(self._awaited),
         }
 
-    def restore(self, saved: dict[str, Any], station: Station) -> None:
+    def restore(self, saved: dict[str, Any], node: Node) -> None:
         """Go on from there."""
-        self._look(station, saved["awaited"])
+        self._look(node, saved["awaited"])
         self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
         self._bytes[:] = saved["bytes"]
         self._frames, self._messages = saved["frames"], saved["messages"]
 
-    def look(self, station: Station) -> None:
+    def look(self, node: Node) -> None:
         """Look at the next message that this rank sends each way, however many it skips before."""
-        self._look(station, ("up", "down"))
+        self._look(node, ("up", "down"))
 
-    def _look(self, station: Station, ways: Sequence[str]) -> None:
-        senders = {"up": station.seat.sender, "down": None if station.desk is None else station.desk.replier}
+    def _look(self, node: Node, ways: Sequence[str]) -> None:
+        senders = {
+            "up": node.worker.sender,
+            "down": None if node.coordinator is None else node.coordinator.sender,
+        }
         for way in ways:
             sender = senders[way]
             if sender is not None:

@@ -16,9 +16,9 @@ class ServerRule(ABC):
     kind: ClassVar[str] = "server"
     registered_name: ClassVar[str]
     #: Is a report that comes alone taken whole, and not as the R-th part of a round?
-    one_by_one: ClassVar[bool] = False
+    per_arrival: ClassVar[bool] = False
     #: Does the model never move, so that there is nothing to answer?
-    silent: ClassVar[bool] = False
+    holds: ClassVar[bool] = False
     #: Is x all that it remembers and goes by, so that any rank that has x can take the step as well?
     replayable: ClassVar[bool] = False
     #: Does a report move coordinates, too, that it says nothing of?
@@ -43,7 +43,7 @@ class ServerRule(ABC):
         model: Vector = state["x"]
         return model
 
-    def shift(self, state: State, by: Vector) -> None:
+    def subtract(self, state: State, by: Vector) -> None:
         """Every rank subtracts a vector, (n,), from the model by itself."""
         np.subtract(state["x"], by, out=state["x"])
 

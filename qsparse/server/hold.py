@@ -17,7 +17,7 @@ from qsparse.types import State, Vector
 class Hold(ServerRule):
     """Keeps the mean report and leaves the model alone: how a coordinator gets a full gradient."""
 
-    silent: ClassVar[bool] = True
+    holds: ClassVar[bool] = True
 
     def init(self, start: Vector) -> State:
         """Nothing was heard."""

@@ -21,7 +21,7 @@ class VarianceReduced(ServerRule):
     h(x) = l1·‖x‖₁ + (l2/2)·‖x‖², so prox_{ηh}(z) = (z − clip(z, −η·l1, η·l1))/(1 + η·l2).
     """
 
-    one_by_one: ClassVar[bool] = True
+    per_arrival: ClassVar[bool] = True
     moves_all: ClassVar[bool] = True
     lr: Rate
     l1: float

@@ -17,7 +17,7 @@ from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.registry import build, spell
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
-from qsparse.rounds.node import Pace, Station
+from qsparse.rounds.node import Node, Pace
 from qsparse.rounds.phases import Walk
 from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
@@ -64,24 +64,22 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
     check(algorithm, exchange, size)
 
     def body(wire: Wire) -> Vector | QsparseError:
-        station = Station(algorithm, exchange, wire, start, Seed(1), layout(start.size), Ledger())
+        node = Node(algorithm, exchange, wire, start, Seed(1), layout(start.size), Ledger())
         try:
             if not isinstance(algorithm.meeting, Async):
-                model = station.meet(
-                    reports[workers.index(wire.rank)] if station.works else start, 1, last=True
-                )
+                model = node.meet(reports[workers.index(wire.rank)] if node.works else start, 1, last=True)
                 return start if model is None else model.copy()
-            if (desk := station.desk) is not None:
-                for _ in serve([desk], algorithm.meeting, wire, workers, 1, Pace(), Order()):
+            if (coordinator := node.coordinator) is not None:
+                for _ in serve([coordinator], algorithm.meeting, wire, workers, 1, Pace(), Order()):
                     pass
-                return desk.leave().astype(np.float32)
-            station.meet(reports[workers.index(wire.rank)], 1)
-            while not station.stopped:
-                station.meet(np.zeros_like(start), 1)
-            (final,) = leave(wire, 0, [station])
+                return coordinator.leave().astype(np.float32)
+            node.meet(reports[workers.index(wire.rank)], 1)
+            while not node.stopped:
+                node.meet(np.zeros_like(start), 1)
+            (final,) = leave(wire, 0, [node])
             return final.copy()
         except QsparseError as error:
-            exchange.tell(wire, error, 1)
+            exchange.notify(wire, error, 1)
             return error
 
     return _together(size, body)
@@ -211,7 +209,7 @@ def _training(row: Row, name: str, x: Vector) -> bool:
         mine = start.copy()
         walk = Walk(fitted, exchange, wire, mine, Seed(1), layout(24))
         for happened in walk.steps(_STEPS, oracle, lambda t: t):
-            if isinstance(happened, Answered) or not walk.station.works:
+            if isinstance(happened, Answered) or not walk.node.works:
                 continue
             if happened.loss is None:
                 hold(fitted.trigger.asks and happened.t > 1, "a worker that works has no loss")

@@ -130,7 +130,7 @@ def _error(part: Exchange, name: str, x: Vector) -> bool:
                     raise ValueError("no luck")
                 part.broadcast(wire, None if payloads is None else _answer(step))
         except (RankError, ValueError) as error:
-            part.tell(wire, error, step)
+            part.notify(wire, error, step)
             return error
         return None
 
@@ -162,7 +162,7 @@ def _steps(part: Exchange, name: str, x: Vector) -> bool:
             payloads = part.gather(wire, _handed_in(part, wire, 4 + ahead))
             part.broadcast(wire, None if payloads is None else _answer(4))
         except (DisagreementError, RankError) as error:
-            part.tell(wire, error, 4)
+            part.notify(wire, error, 4)
             return error
         return None
 

@@ -31,7 +31,9 @@ _MANY: Final = 40
 
 def _links(memory: Memory, n: int) -> Iterator[Link]:
     if not memory.exact:
-        yield Link(LowPrecision(bits=2) if memory.demanding else (TopK(k=3) >> Sign()).limited(n), memory)
+        yield Link(
+            LowPrecision(bits=2) if memory.needs_precision else (TopK(k=3) >> Sign()).limited(n), memory
+        )
     yield Link(Float32(), memory)
 
 
@@ -203,10 +205,10 @@ def _resume(part: Memory, name: str, x: Vector) -> bool:
     """A state is plain arrays and numbers: both ends go on from a copy with the same bits."""
     for link in _links(part, x.size):
         sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
-        later, hearer = Sender(link, _start(x)), Receiver(link, _start(x))
+        later, resumed = Sender(link, _start(x)), Receiver(link, _start(x))
         for t in range(_ROUNDS):
             if t == 2:
-                later.state, hearer.state = saved(sender.state), saved(receiver.state)
+                later.state, resumed.state = saved(sender.state), saved(receiver.state)
             draft = sender.draft(_said(x, t), SEED.at(step=t))
             sender.commit(draft)
             heard = receiver.merge([draft.payload])
@@ -214,14 +216,14 @@ def _resume(part: Memory, name: str, x: Vector) -> bool:
                 again = later.draft(_said(x, t), SEED.at(step=t))
                 later.commit(again)
                 hold(bytes(again.payload.frame) == bytes(draft.payload.frame), f"round {t} sends other bytes")
-                same(hearer.merge([again.payload]), heard, f"heard in round {t} from a copied state")
-                _same_ends(later.state, sender.state, hearer.state, receiver.state)
+                same(resumed.merge([again.payload]), heard, f"heard in round {t} from a copied state")
+                _same_ends(later.state, sender.state, resumed.state, receiver.state)
     return True
 
 
-def _same_ends(later: State, sender: State, hearer: State, receiver: State) -> None:
+def _same_ends(later: State, sender: State, resumed: State, receiver: State) -> None:
     same_state(later, sender, "the sender, resumed")
-    same_state(hearer, receiver, "the receiver, resumed")
+    same_state(resumed, receiver, "the receiver, resumed")
 
 
 def _near(got: Vector, wanted: Vector, x: Vector, what: str) -> None:

@@ -16,7 +16,7 @@ from qsparse.registry import build, spell
 from qsparse.schedules import Schedule
 from qsparse.testing.base import SEED, Broken, apart, hold, law, same_state, saved
 from qsparse.triggers import RandomGap, Trigger
-from qsparse.triggers.periodic import Gaps
+from qsparse.triggers.periodic import Periodic
 from qsparse.types import State, Vector
 
 _STEPS: Final = 300
@@ -58,7 +58,7 @@ def _due(part: Trigger, name: str, x: Vector) -> bool:
 def _gaps(part: Trigger, name: str, x: Vector) -> bool:
     """Gaps lie within 1 … H, random ones reach both ends, and after a jump another gap begins."""
     part = _lasting(part)
-    if not isinstance(part, Gaps):
+    if not isinstance(part, Periodic):
         return False
     for rank in (1, 2):
         seed = SEED.at(rank=rank)
@@ -73,7 +73,7 @@ def _gaps(part: Trigger, name: str, x: Vector) -> bool:
     return True
 
 
-def _gaps_of(part: Gaps, state: State, rank: int, steps: range) -> set[int]:
+def _gaps_of(part: Periodic, state: State, rank: int, steps: range) -> set[int]:
     """The gaps from before the first step to the last meeting."""
     found, before = set(), steps.start - 1
     for met in _meetings(part, state, steps):

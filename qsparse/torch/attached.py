@@ -19,7 +19,7 @@ from qsparse.exchange.base import FINISH, UPDATES, note, same_call
 from qsparse.exchange.collectives import agree
 from qsparse.files import named_path
 from qsparse.memory import ErrorFeedback
-from qsparse.rounds.node import Pace, Station, averaging
+from qsparse.rounds.node import Node, Pace, averaging
 from qsparse.rules import refuse_if_inhomogeneous
 from qsparse.run.checkpoint import Checkpoints, find, save
 from qsparse.run.folder import Hold
@@ -141,7 +141,7 @@ class Attached:
     def _start(self) -> None:
         """Begin at rank 0's model; collective."""
         flat = self.flat
-        for tensor in (flat.values, flat.beside, *(tensor for _, tensor in flat.rest)):
+        for tensor in (flat.values, flat.buffer_values, *(tensor for _, tensor in flat.rest)):
             adopt_from_rank_0(self.wire, tensor)
         flat.spread()
         # Only now all ranks have the same buffers, by which this is decided.
@@ -149,8 +149,8 @@ class Attached:
         self._settings |= shapes(flat)
         self._pace = Pace()
         self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
-        if flat.beside.numel():
-            self._common.append(self._meets(averaging(self.algorithm), flat.beside, flat.statistics))
+        if flat.buffer_values.numel():
+            self._common.append(self._meets(averaging(self.algorithm), flat.buffer_values, flat.statistics))
         self._steps = Steps(self._optimizers, flat, self._stepped, self._refuse)
         self._rates = self._learning_rates()
 
@@ -264,18 +264,18 @@ class Attached:
         self.flat.collect()
         main, beside = self._common[0], self._common[-1]
         aside = beside is not main
-        stations = [common.state() for common in self._common]
-        stations[0]["local"] = {"anchor": on_host(main.anchor)}
+        nodes = [common.state() for common in self._common]
+        nodes[0]["local"] = {"anchor": on_host(main.anchor)}
         return {
             "walk": {
                 "x": on_host(main.tensor),
-                "aside": on_host(self.flat.beside),
-                "anchor": on_host(beside.anchor if aside else self.flat.beside),
+                "aside": on_host(self.flat.buffer_values),
+                "anchor": on_host(beside.anchor if aside else self.flat.buffer_values),
                 "t": self.steps,
                 "met": self._met,
                 "rates": self._rates,
                 "phase": "main",
-                "phases": {"main": stations},
+                "phases": {"main": nodes},
             },
             "torch": {
                 "rest": plain(list(self.flat.left().values())),
@@ -322,10 +322,8 @@ class Attached:
 
     def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
         start = tensor.cpu().numpy()
-        station = Station(
-            algorithm, self.exchange, self.wire, start, self._seed, layout, self.ledger, self._pace
-        )
-        return Common(station, tensor)
+        node = Node(algorithm, self.exchange, self.wire, start, self._seed, layout, self.ledger, self._pace)
+        return Common(node, tensor)
 
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
@@ -346,7 +344,7 @@ class Attached:
             if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
                 self._guarded(functools.partial(self._meet, last=True))
             if self.steps:
-                self._guarded(self._average_aside)
+                self._guarded(self._average_buffers)
             self._disagree(self._guarded(self._part))
         except BaseException:
             self._let_go()
@@ -368,13 +366,13 @@ class Attached:
         else:
             # What was raised by a meeting has been told already.
             if self._failed is None and self._steps is not None:
-                self.exchange.tell(self.wire, error, self.steps)
+                self.exchange.notify(self.wire, error, self.steps)
             self._let_go()
 
     def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
-        if self._common[0].station.due(self.steps):
+        if self._common[0].node.due(self.steps):
             self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
 
@@ -393,7 +391,7 @@ class Attached:
             self.flat.check()
             return act()
         except BaseException as error:
-            self.exchange.tell(self.wire, error, self.steps)
+            self.exchange.notify(self.wire, error, self.steps)
             self._failed = error
             raise
 
@@ -480,7 +478,7 @@ class Attached:
         self._common[0].meet(self.steps, last)
         self._met = self.steps
 
-    def _average_aside(self) -> None:
+    def _average_buffers(self) -> None:
         self.flat.collect()
         for common in self._common[1:]:
             common.meet(self.steps)

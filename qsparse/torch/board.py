@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qsparse.errors import SettingError, installing
-from qsparse.run.records import Watcher, explained
+from qsparse.run.records import Progress, explained
 
 
-class Board(Watcher):
+class Board(Progress):
     """Writes each evaluation of a run as scalars over its steps.
 
     What lies there already is removed: a run that goes on tells what it has evaluated before.

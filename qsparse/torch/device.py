@@ -24,7 +24,7 @@ from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
 from qsparse.memory import Draft, ErrorFeedback, Stateless
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.state import restore, state_of
 from qsparse.seeds import Seed
 from qsparse.types import State, Vector
@@ -196,7 +196,7 @@ class DeviceSender(Sender):
         known = type(sender.memory) in (Stateless, ErrorFeedback)
         return known and not alone and _chooses(sender.compressor, n)
 
-    def draft(self, v: Any, seed: Seed, news: float | None = None, clock: int | None = None) -> Draft:
+    def draft(self, v: Any, seed: Seed, change: float | None = None, clock: int | None = None) -> Draft:
         """As of any sender, for a tensor v, (n,)."""
         clock = seed.step if clock is None else clock
         added = self.memory.addend(self.state, clock)
@@ -207,9 +207,9 @@ class DeviceSender(Sender):
         except NotFinite:
             for name, value in self.state.items():
                 self._host.state[name] = value.cpu().numpy() if isinstance(value, torch.Tensor) else value
-            self._host.draft(v.cpu().numpy(), seed, news, clock)
+            self._host.draft(v.cpu().numpy(), seed, change, clock)
             raise
-        self._open = _Draft(payload, Sum(total), clock, news)
+        self._open = _Draft(payload, Sum(total), clock, change)
         return self._open
 
     def commit(self, draft: Draft) -> None:
@@ -250,25 +250,25 @@ class Common:
     """A tensor that the ranks have in common after each meeting, and go their own ways with until the next.
 
     Args:
-        station: this rank's place in the meetings about it.
+        node: this rank's place in the meetings about it.
         tensor: the model, or what is averaged beside it, (n,); moved in place.
 
     Attributes:
         anchor: what it was after the last meeting, (n,).
     """
 
-    def __init__(self, station: Station, tensor: torch.Tensor) -> None:
-        self.station, self.tensor = station, tensor
+    def __init__(self, node: Node, tensor: torch.Tensor) -> None:
+        self.node, self.tensor = node, tensor
         self.anchor, self._report = tensor.clone(), torch.empty_like(tensor)
         self._away = elsewhere(tensor)
         #: The report where the sender looks for it.
         self._said: Any = None
-        sender = station.seat.sender
+        sender = node.worker.sender
         assert sender is not None
         if not self._away:
             self._said = self._report.numpy()
-        elif DeviceSender.serves(sender, station.algorithm, tensor.numel()):
-            station.seat.sender = DeviceSender(sender, tensor)
+        elif DeviceSender.serves(sender, node.algorithm, tensor.numel()):
+            node.worker.sender = DeviceSender(sender, tensor)
             self._said = self._report
         else:
             # Locked pages are copied at the full speed of the bus.
@@ -280,10 +280,10 @@ class Common:
         torch.sub(self.anchor, self.tensor, out=self._report)
         if self._away and isinstance(self._said, np.ndarray):
             torch.from_numpy(self._said).copy_(self._report)
-        model = self.station.meet(self._said, t, last=last)
+        model = self.node.meet(self._said, t, last=last)
         if model is None:
             return
-        before = None if self.station.seat.spoke else self.anchor.clone()
+        before = None if self.node.worker.sent else self.anchor.clone()
         self.anchor.copy_(torch.from_numpy(model))
         if before is None:
             self.tensor.copy_(self.anchor)
@@ -291,14 +291,14 @@ class Common:
             self.tensor += self.anchor - before  # what was not said stays
 
     def state(self) -> State:
-        """What its station remembers, on the host."""
-        state: State = on_host(state_of(self.station))
+        """What its node remembers, on the host."""
+        state: State = on_host(state_of(self.node))
         return state
 
     def restore(self, saved: State, x: Vector, anchor: Vector) -> None:
         """Bring it, when it is new, to what was saved."""
-        restore(self.station, saved, x, None)
-        sender = self.station.seat.sender
+        restore(self.node, saved, x, None)
+        sender = self.node.worker.sender
         if isinstance(sender, DeviceSender):
             sender.state = {name: _moved(value, self.tensor.device) for name, value in sender.state.items()}
         for mine, kept in ((self.tensor, x), (self.anchor, anchor)):

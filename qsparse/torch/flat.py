@@ -20,7 +20,7 @@ class FlatModel:
     """Moves a model's parameters, gradients and batch statistics into flat tensors, on the model's device.
 
     The module keeps working as before: ``parameter.data`` and ``parameter.grad`` become views of
-    ``values`` and ``slopes``, buffers of the parameters' type views of ``beside``. Parameters that
+    ``values`` and ``slopes``, buffers of the parameters' type views of ``buffer_values``. Parameters that
     need no gradient and other buffers stay where they are, and are listed in ``rest``. `release` gives
     all of them memory of their own again.
 
@@ -30,15 +30,15 @@ class FlatModel:
     Args:
         model: all trained parameters on the CPU, or all on one GPU, and of one type, float32 or float64.
         parameters_only: leave gradients alone, and buffers in memory of their own; `collect` copies them into
-            ``beside``, `spread` back.
+            ``buffer_values``, `spread` back.
 
     Attributes:
         values: the parameters in the order of ``model.named_parameters()``, (n,).
         slopes: the gradients, alike; (0,) where they are left alone.
         parameters: those that are trained.
-        beside: buffers of the parameters' type, in the order of ``model.named_buffers()``.
+        buffer_values: buffers of the parameters' type, in the order of ``model.named_buffers()``.
         layout: names (see `qsparse.torch.naming`), places and dimensions of the parameters.
-        statistics: those of the buffers in ``beside``.
+        statistics: those of the buffers in ``buffer_values``.
         rest: names and tensors of what is in none of the three.
 
     Raises:
@@ -48,8 +48,8 @@ class FlatModel:
 
     def __init__(self, model: torch.nn.Module, parameters_only: bool = False) -> None:
         self.model, self._parameters_only = model, parameters_only
-        every, beside = named_parameters(model), named_buffers(model)
-        for name, tensor in (*every, *beside):
+        every, buffer_values = named_parameters(model), named_buffers(model)
+        for name, tensor in (*every, *buffer_values):
             if is_lazy(tensor):
                 raise SettingError(
                     f"{name!r} has no shape yet, because its layer is lazy: run the model on one batch, then "
@@ -73,7 +73,7 @@ class FlatModel:
         if len(kinds) > 1:
             raise SettingError(f"the parameters have several types ({kinds}): use one for all")
         dtype = kinds.pop()
-        buffers = [(name, b) for name, b in beside if b.dtype == dtype]
+        buffers = [(name, b) for name, b in buffer_values if b.dtype == dtype]
         device = named[0][1].device
         for name, tensor in [*named, *buffers]:
             if tensor.device != device:
@@ -83,7 +83,7 @@ class FlatModel:
                 )
         self.rest: list[tuple[str, torch.Tensor]] = [
             *((name, p) for name, p in every if not p.requires_grad),
-            *((name, b) for name, b in beside if b.dtype != dtype),
+            *((name, b) for name, b in buffer_values if b.dtype != dtype),
         ]
         for name, tensor in self.rest:
             if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
@@ -100,7 +100,7 @@ class FlatModel:
         self.values = torch.empty(sum(p.numel() for _, p in named), dtype=dtype, device=device)
         self.layout = self._moved(named, self.values)
         self.slopes = torch.zeros_like(self.values[: 0 if parameters_only else None])
-        self._put_aside(buffers)
+        self._put_buffers(buffers)
         self._views: list[torch.Tensor] = []
         if not parameters_only:
             self._views = [
@@ -127,11 +127,11 @@ class FlatModel:
                 start = stop
         return tuple(layers)
 
-    def _put_aside(self, buffers: list[tuple[str, torch.Tensor]]) -> None:
+    def _put_buffers(self, buffers: list[tuple[str, torch.Tensor]]) -> None:
         self._buffers = buffers
         size = sum(b.numel() for _, b in buffers)
-        self.beside = torch.empty(size, dtype=self.values.dtype, device=self.values.device)
-        self.statistics = self._moved(buffers, self.beside, views=not self._parameters_only)
+        self.buffer_values = torch.empty(size, dtype=self.values.dtype, device=self.values.device)
+        self.statistics = self._moved(buffers, self.buffer_values, views=not self._parameters_only)
 
     def left(self) -> dict[str, torch.Tensor]:
         """The tensors of ``rest`` by name, as they are now: a layer may have put others in their places."""
@@ -139,18 +139,18 @@ class FlatModel:
         return {name: now[name] for name, _ in self.rest if name in now}
 
     def collect(self) -> None:
-        """Copy buffers that have memory of their own into ``beside``."""
+        """Copy buffers that have memory of their own into ``buffer_values``."""
         for layer, (_, buffer) in zip(self.statistics, self._buffers, strict=True):
-            self.beside[layer.start : layer.stop].copy_(buffer.detach().reshape(-1))
+            self.buffer_values[layer.start : layer.stop].copy_(buffer.detach().reshape(-1))
 
     def spread(self) -> None:
-        """Copy ``beside`` into them."""
+        """Copy ``buffer_values`` into them."""
         with torch.no_grad():
             for layer, (_, buffer) in zip(self.statistics, self._buffers, strict=True):
-                buffer.copy_(self.beside[layer.start : layer.stop].view(buffer.shape))
+                buffer.copy_(self.buffer_values[layer.start : layer.stop].view(buffer.shape))
 
     def leave_constants(self) -> None:
-        """Keep buffers that hold NaN or infinity out of ``beside``, in ``rest``: a mask has no mean.
+        """Keep buffers that hold NaN or infinity out of ``buffer_values``, in ``rest``: a mask has no mean.
 
         What they hold decides, so call it where all ranks have the same.
         """
@@ -160,7 +160,7 @@ class FlatModel:
             b.data = b.data.clone()
         if constant:
             self.rest += constant
-            self._put_aside([(name, b) for name, b in self._buffers if name in self._places])
+            self._put_buffers([(name, b) for name, b in self._buffers if name in self._places])
 
     @property
     def vector(self) -> Vector:
@@ -173,9 +173,9 @@ class FlatModel:
         return self.slopes.numpy()
 
     @property
-    def aside(self) -> Vector:
-        """``beside`` where it lies."""
-        return self.beside.numpy()
+    def buffers(self) -> Vector:
+        """``buffer_values`` where it lies."""
+        return self.buffer_values.numpy()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients in one sweep, whatever ``set_to_none`` says: they stay views."""
@@ -186,7 +186,7 @@ class FlatModel:
 
     def vectors(self) -> Sequence[torch.Tensor]:
         """What the model's tensors are views of."""
-        return self.values, self.slopes, self.beside
+        return self.values, self.slopes, self.buffer_values
 
     def name_of(self, tensor: torch.Tensor) -> str:
         """The name under which a tensor that lies in a vector is held."""
@@ -209,7 +209,7 @@ class FlatModel:
             if p.grad is not None and address_of(p.grad) in held:
                 p.grad = p.grad.clone()
         self._views = []
-        self.values, self.slopes, self.beside = (vector.new_empty(0) for vector in self.vectors())
+        self.values, self.slopes, self.buffer_values = (vector.new_empty(0) for vector in self.vectors())
 
     def check(self) -> None:
         """Refuse a model that has left the vectors, because whoever moves them would not move it.

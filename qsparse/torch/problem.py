@@ -69,7 +69,7 @@ class Classification:
         self.data, self.recipe = data, recipe
         self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
         self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
-        self.aside, self.layout = self.flat.aside, self.flat.layout
+        self.buffers, self.layout = self.flat.buffers, self.flat.layout
         shares = shard(data.train_y, workers, sharding, seed)
         steps = "whole" if batch_size is None else f"batches of {batch_size}"
         told = filter(None, [data.describe(), f"{sharding} shares, {steps}", recipe.describe()])
@@ -158,7 +158,7 @@ class Network:
     def __init__(self, data: Dataset, model: str, seed: Seed) -> None:
         self.data = data
         self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
-        if self.flat.aside.size:
+        if self.flat.buffers.size:
             raise SettingError(f"{model} has batch statistics, which virtual workers do not share")
         self.vector, self.layout = self.flat.vector, self.flat.layout
 

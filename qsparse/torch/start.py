@@ -71,7 +71,7 @@ def prepare(
         link.compressor.bind(flat.layout).check(flat.values.numel())
     named = (("up", chosen.up), ("down", chosen.answer))
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
-    promises.tell(links, flat.values.numel(), wire.rank)
+    promises.warn(links, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen, start, flat.layout, wire.rank)
     settings = {
@@ -103,7 +103,7 @@ def adopt_from_rank_0(wire: Wire, tensor: torch.Tensor) -> None:
         dense = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
         mine, data = None, dense.reshape(-1).view(torch.uint8).numpy()
         if wire.rank == 0:
-            mine = Payload.build([raw(data)], way=Way.BESIDE, n=tensor.numel())
+            mine = Payload.build([raw(data)], way=Way.CONTROL, n=tensor.numel())
         start = ParameterServer().broadcast(wire, mine)
         if wire.rank == 0:
             return

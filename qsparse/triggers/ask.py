@@ -12,13 +12,13 @@ from qsparse.errors import SettingError
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate
 from qsparse.seeds import Seed
-from qsparse.triggers.lazy import Watchful
+from qsparse.triggers.lazy import LazyRule
 from qsparse.types import State, Vector
 
 
 @register("ask")
 @dataclass(frozen=True)
-class Ask(Watchful):
+class Ask(LazyRule):
     """The coordinator asks worker m only if its gradient may have changed (LAG-PS: Chen et al., 2018).
 
     It does where L_m²‖θ̂_m − θ^k‖² > (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖², θ̂_m being the model at

@@ -65,7 +65,7 @@ class Trigger(ABC):
         """Whether the draft is worth sending; asked after compressing, and False sends a SKIP instead."""
         return True
 
-    def settled(self, state: State, spoke: bool) -> None:
+    def settled(self, state: State, sent: bool) -> None:
         """The draft last asked about was sent, or a SKIP was."""
 
     def starved(self, state: State) -> bool:
@@ -94,7 +94,7 @@ class Trigger(ABC):
 
 
 @dataclass(frozen=True)
-class Joined(Trigger):
+class Combined(Trigger):
     """Two triggers, each with a state of its own."""
 
     left: Trigger
@@ -109,7 +109,7 @@ class Joined(Trigger):
 
     def spelling(self) -> str:
         """``left & right``, with brackets where the grammar needs them."""
-        parts = (f"({spell(part)})" if isinstance(part, Joined) else spell(part) for part in self._both())
+        parts = (f"({spell(part)})" if isinstance(part, Combined) else spell(part) for part in self._both())
         return f" {self.sign} ".join(parts)
 
     def _both(self) -> tuple[Trigger, Trigger]:
@@ -158,10 +158,10 @@ class Joined(Trigger):
         left, right = self.left.worth(state["left"], draft), self.right.worth(state["right"], draft)
         return self._join(by_left and left, by_right and right)
 
-    def settled(self, state: State, spoke: bool) -> None:
+    def settled(self, state: State, sent: bool) -> None:
         """Both."""
-        self.left.settled(state["left"], spoke)
-        self.right.settled(state["right"], spoke)
+        self.left.settled(state["left"], sent)
+        self.right.settled(state["right"], sent)
 
     def starved(self, state: State) -> bool:
         """By one of them."""
@@ -178,7 +178,7 @@ class Joined(Trigger):
 
 
 @dataclass(frozen=True)
-class Both(Joined):
+class Both(Combined):
     """``left & right``: due, and worth it, by both."""
 
     sign: ClassVar[str] = "&"
@@ -193,7 +193,7 @@ class Both(Joined):
 
 
 @dataclass(frozen=True)
-class Either(Joined):
+class Either(Combined):
     """``left | right``: due by one of them, and worth it by one by which it is due."""
 
     sign: ClassVar[str] = "|"

@@ -20,7 +20,7 @@ from qsparse.types import State, Vector
 _LARGE: Final = 0.25
 
 
-class Watchful(Trigger):
+class LazyRule(Trigger):
     """What such triggers share: (1/ᾱ²)·Σ_{d} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² over the last D moves of the model."""
 
     #: Σ_d ξ_d unless ξ is given.
@@ -86,7 +86,7 @@ class Watchful(Trigger):
 
 @register("lazy")
 @dataclass(frozen=True)
-class Lazy(Watchful):
+class Lazy(LazyRule):
     """Speak only if the news is worth it (LAQ: Sun et al., 2019, eqs. 7a and 7b).
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² + 3(‖ε‖² + ‖ε̂‖²): δQ is the
@@ -141,7 +141,7 @@ class Lazy(Watchful):
         """The criterion, for the model before step t."""
         said, wrong = draft.norms()
         state["pending"] = wrong
-        news = said if draft.news is None else draft.news
+        news = said if draft.change is None else draft.change
         moved = self._moved(state, draft.clock, self.newest)
         errors = self.errors * (wrong + state["error"])
         if self.most is not None:
@@ -157,9 +157,9 @@ class Lazy(Watchful):
         """
         return bool(state.get("starved", False))
 
-    def settled(self, state: State, spoke: bool) -> None:
+    def settled(self, state: State, sent: bool) -> None:
         """Remember the error of what was sent, or count a skip."""
-        if spoke:
+        if sent:
             state["error"], state["skipped"] = state["pending"], 0
         else:
             state["skipped"] += 1

@@ -17,7 +17,7 @@ from qsparse.types import State
 Gap: TypeAlias = int | Schedule | tuple[int | Schedule, ...]
 
 
-class Gaps(Trigger):
+class Periodic(Trigger):
     """What such triggers share: when a gap is over, the next one begins.
 
     A gap also begins where the run does, and where a phase of it does.
@@ -73,7 +73,7 @@ def _whole(H: object) -> bool:
 
 @register("every")
 @dataclass(frozen=True)
-class Every(Gaps):
+class Every(Periodic):
     """Speak after every H-th step: the synchronisation set H, 2H, 3H, …
 
     Args:
@@ -94,7 +94,7 @@ class Every(Gaps):
 
 @register("randomgap")
 @dataclass(frozen=True)
-class RandomGap(Gaps):
+class RandomGap(Periodic):
     """Speak after gaps drawn from 1 … H: a synchronisation set with gap(I_T) ≤ H.
 
     Basu et al., 2019, section 3; a worker that does not wait for others draws a set of its own.

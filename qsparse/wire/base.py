@@ -71,7 +71,7 @@ class Wire(ABC):
 
     def _count(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:
-            self.ledger.sent(payload)
+            self.ledger.count_bytes(payload)
 
     def _took(self, payloads: list[Payload]) -> list[Payload]:
         for payload in payloads:

@@ -38,8 +38,8 @@ import numpy.typing as npt
 from qsparse.errors import (
     Corrupted,
     LaunchError,
+    PeerGone,
     SettingError,
-    Stranded,
     Truncated,
     WireError,
 )
@@ -197,7 +197,7 @@ class MpiWire(Wire):
                     self._next = rank + 1
                     return rank, self._parse(rank)
             if reason := self._hopeless(source):
-                raise Stranded(reason)
+                raise PeerGone(reason)
             wait.rest(moved)
 
     def flush(self) -> None:
@@ -225,7 +225,7 @@ class MpiWire(Wire):
             wait.rest(self.move())
         for rank, reason in sorted(self._gone.items()):
             if reason:
-                raise Stranded(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
+                raise PeerGone(f"rank {self.rank} closes its wire, and rank {rank} {reason}")
         unread = sum(map(len, self._ready))
         self.forget()
         if not wires_open:

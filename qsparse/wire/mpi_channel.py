@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from qsparse.errors import DisagreementError, Stranded, WireError
+from qsparse.errors import DisagreementError, PeerGone, WireError
 from qsparse.wire.mpi_world import ended_here, running_mpi
 from qsparse.wire.waiting import Alarm, Heard, Limits, Wait, last_heard, named
 
@@ -222,7 +222,7 @@ def meet(comm: Any, number: int, limits: Limits, heard: dict[int, Heard]) -> Non
             for other in absent():
                 if world[other] in gone or world[other] in ended:
                     reason = gone.get(world[other], "has ended")
-                    raise Stranded(f"rank {rank} waits for rank {other} to make {wire}, and it {reason}")
+                    raise PeerGone(f"rank {rank} waits for rank {other} to make {wire}, and it {reason}")
 
     wait = Wait(lambda: Alarm(rank, limits.warn, limits.end, describe), consult)
     try:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeVar
 
-from qsparse.errors import RankError, Stranded, WaitTimeout, WireError
+from qsparse.errors import PeerGone, RankError, WaitTimeout, WireError
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.wire.base import ANY, Wire
@@ -48,7 +48,7 @@ class _Hub:
         self.size = size
         self.limits = Limits.of(os.environ)
         self.lock = threading.Lock()
-        self.news = [threading.Condition(self.lock) for _ in range(size)]
+        self.arrived = [threading.Condition(self.lock) for _ in range(size)]
         self.queues: list[list[deque[bytearray]]] = [[deque() for _ in range(size)] for _ in range(size)]
         self.departed: dict[int, _Departure] = {}
         self.waiting: dict[int, int] = {}
@@ -71,7 +71,7 @@ class _Hub:
             self.wake()
 
     def wake(self) -> None:
-        for condition in self.news:
+        for condition in self.arrived:
             condition.notify_all()
 
     def hopeless(self, rank: int, source: int) -> str:
@@ -141,7 +141,7 @@ class ThreadWire(Wire):
         message = bytearray().join(payload.frame for payload in payloads)
         with self._hub.lock:
             self._hub.queues[dest][self.rank].append(message)
-            self._hub.news[dest].notify_all()
+            self._hub.arrived[dest].notify_all()
         self._count(payloads)
 
     def receive(self, source: int = ANY) -> tuple[int, list[Payload]]:
@@ -159,12 +159,12 @@ class ThreadWire(Wire):
                 if reason:
                     hub.waiting.pop(self.rank, None)
                     hub.wake()
-                    raise Stranded(reason)
+                    raise PeerGone(reason)
                 if alarm is None:
                     describe = functools.partial(self._waits, source)
                     alarm = Alarm(self.rank, hub.limits.warn, hub.limits.end, describe)
                 left = alarm.left()
-                hub.news[self.rank].wait(None if math.isinf(left) else left)
+                hub.arrived[self.rank].wait(None if math.isinf(left) else left)
                 hub.waiting.pop(self.rank, None)
                 alarm.look()
             queues = hub.queues[self.rank]
@@ -314,7 +314,7 @@ def _first_cause(failures: dict[int, BaseException]) -> BaseException:
     def distance(error: BaseException) -> int:
         link: BaseException | None = error
         while link is not None:
-            if isinstance(link, Stranded):
+            if isinstance(link, PeerGone):
                 return 2
             link = link.__cause__ or link.__context__
         return 1 if isinstance(error, RankError) else 0

@@ -178,10 +178,10 @@ class Heard(NamedTuple):
         return cls(time.monotonic(), payload.kind, payload.way, payload.step)
 
     def __str__(self) -> str:
-        what = {Way.UP: "report", Way.DOWN: "answer", Way.BESIDE: "note"}[self.way]
+        what = {Way.UP: "report", Way.DOWN: "answer", Way.CONTROL: "note"}[self.way]
         if self.kind is not Kind.DATA:
             what = self.kind.name.lower()
-        step = f" of step {self.step}" if self.step or self.way is not Way.BESIDE else ""
+        step = f" of step {self.step}" if self.step or self.way is not Way.CONTROL else ""
         return f"last heard of {time.monotonic() - self.at:.0f} s ago ({what}{step})"
 
 

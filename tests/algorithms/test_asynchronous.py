@@ -24,7 +24,7 @@ from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
-from qsparse.rounds.node import Pace, Station
+from qsparse.rounds.node import Node, Pace
 from qsparse.rounds.synchronous import rounds
 from qsparse.rules import check
 from qsparse.run import Settings, run
@@ -61,20 +61,22 @@ def job(chosen: Algorithm, steps: int, begin: Any = None, order: Any = None) -> 
 
     def body(wire: Wire) -> tuple[list[Answered], np.ndarray]:
         x = START.copy()
-        station = Station(chosen, SERVER, wire, x, Seed(3), (), Ledger())
+        node = Node(chosen, SERVER, wire, x, Seed(3), (), Ledger())
         workers = SERVER.workers(wire.size)
-        if (desk := station.desk) is not None:
+        if (coordinator := node.coordinator) is not None:
             meeting = chosen.meeting
             assert isinstance(meeting, Async)
-            return list(serve([desk], meeting, wire, workers, steps, Pace(), Order(order))), desk.model
+            return list(
+                serve([coordinator], meeting, wire, workers, steps, Pace(), Order(order))
+            ), coordinator.model
         hook = None if begin is None else lambda t: begin(wire.rank, t)
         try:
-            for _ in rounds(chosen, station, x, steps, Reports(wire.rank), lambda t: None, begin=hook):
+            for _ in rounds(chosen, node, x, steps, Reports(wire.rank), lambda t: None, begin=hook):
                 pass
         except Exception as error:
-            SERVER.tell(wire, error, 1)
+            SERVER.notify(wire, error, 1)
             raise
-        (final,) = leave(wire, 0, [station])
+        (final,) = leave(wire, 0, [node])
         return [], final.copy()
 
     return body
@@ -93,9 +95,9 @@ def test_one_worker_is_synchronous_bit_for_bit() -> None:
         x = START.copy()
         # The same stream of gaps: an asynchronous worker draws its own, here rank 1's.
         own = replace(chosen, meeting=Sync())
-        station = Station(own, SERVER, wire, x, Seed(3), (), Ledger())
-        station.seat.trigger_state = own.trigger.init(Seed(3, rank=1, use="trigger"))
-        for _ in rounds(own, station, x, steps, Reports(wire.rank), lambda t: None):
+        node = Node(own, SERVER, wire, x, Seed(3), (), Ledger())
+        node.worker.trigger_state = own.trigger.init(Seed(3, rank=1, use="trigger"))
+        for _ in rounds(own, node, x, steps, Reports(wire.rank), lambda t: None):
             pass
         return x
 
@@ -131,18 +133,18 @@ def test_a_down_link_remembers_each_worker_by_itself() -> None:
     chosen = algorithm(down=Link(Float32(), Innovation()))
 
     def body(wire: Wire) -> list[np.ndarray]:
-        station = Station(chosen, SERVER, wire, START, Seed(3), (), Ledger())
-        if (desk := station.desk) is not None:
+        node = Node(chosen, SERVER, wire, START, Seed(3), (), Ledger())
+        if (coordinator := node.coordinator) is not None:
             models: dict[int, list[np.ndarray]] = {1: [], 2: []}
-            for arrival in serve([desk], Async(), wire, (1, 2), 19, Pace(), Order()):
-                models[arrival.rank].append(desk.model.copy())
+            for arrival in serve([coordinator], Async(), wire, (1, 2), 19, Pace(), Order()):
+                models[arrival.rank].append(coordinator.model.copy())
             return models[1][:-1] + models[2][:-1]
         v = np.random.default_rng(wire.rank).standard_normal(N).astype(np.float32)
         heard: list[np.ndarray] = []
-        while not station.stopped:
-            model = station.meet(v, len(heard) + 1)
+        while not node.stopped:
+            model = node.meet(v, len(heard) + 1)
             heard += [] if model is None else [model.copy()]
-        leave(wire, 0, [station])
+        leave(wire, 0, [node])
         return heard
 
     said, *heard = run_threads(3, body, timeout=60)
@@ -179,10 +181,10 @@ def test_who_waited_is_told_the_model_of_the_moment() -> None:
     order: list[int] = []
 
     def body(wire: Wire) -> Any:
-        station = Station(chosen, SERVER, wire, np.zeros(1, np.float32), Seed(0), (), Ledger())
-        if (desk := station.desk) is not None:
+        node = Node(chosen, SERVER, wire, np.zeros(1, np.float32), Seed(0), (), Ledger())
+        if (coordinator := node.coordinator) is not None:
             answered = []
-            for each in serve([desk], Async(ahead=0), wire, (1, 2), 2, Pace(), Order()):
+            for each in serve([coordinator], Async(ahead=0), wire, (1, 2), 2, Pace(), Order()):
                 order.append(each.rank)
                 answered.append((each.rank, each.staleness))
             return answered
@@ -190,13 +192,13 @@ def test_who_waited_is_told_the_model_of_the_moment() -> None:
         for t in (1, 2):
             if wire.rank == 2:
                 time.sleep(0.3)  # rank 1 reports first each time, and must wait
-            model = station.meet(np.full(1, 10.0**wire.rank, np.float32), t)
+            model = node.meet(np.full(1, 10.0**wire.rank, np.float32), t)
             if t == 1:
                 assert model is not None
                 heard.append(float(model[0]))
-        while not station.stopped:
-            station.meet(np.zeros(1, np.float32), 3)
-        leave(wire, 0, [station])
+        while not node.stopped:
+            node.meet(np.zeros(1, np.float32), 3)
+        leave(wire, 0, [node])
         return heard
 
     answered, one, _ = run_threads(3, body, timeout=30)
@@ -233,7 +235,7 @@ def test_a_failing_worker_ends_the_job() -> None:
             return job(algorithm(), 1000, begin)(wire)
         except RankError as error:
             told[wire.rank] = str(error)
-            SERVER.tell(wire, error, 0)
+            SERVER.notify(wire, error, 0)
             raise
 
     with pytest.raises(ArithmeticError, match="out of luck"):
@@ -248,20 +250,20 @@ def test_two_stations_take_turns() -> None:
         chosen = algorithm(trigger=Every(1))
         x, beside = START.copy(), np.full(3, wire.rank, np.float32)
         zero = np.zeros(3, np.float32)
-        stations = [
-            Station(chosen, SERVER, wire, start, Seed(0), (), Ledger()) for start in (x, zero)
+        nodes = [
+            Node(chosen, SERVER, wire, start, Seed(0), (), Ledger()) for start in (x, zero)
         ]  # fmt: skip
-        desks = [station.desk for station in stations if station.desk is not None]
-        if desks:
-            taken = list(serve(desks, Async(), wire, SERVER.workers(wire.size), 3, Pace(), Order()))
-            return desks[1].model, [each.rank for each in taken if each.about == 1]
+        coordinators = [node.coordinator for node in nodes if node.coordinator is not None]
+        if coordinators:
+            taken = list(serve(coordinators, Async(), wire, SERVER.workers(wire.size), 3, Pace(), Order()))
+            return coordinators[1].model, [each.rank for each in taken if each.about == 1]
         t = 0
-        while not stations[1].stopped:
+        while not nodes[1].stopped:
             t += 1
-            stations[0].meet(np.zeros(N, np.float32), t)
-            assert not stations[0].stopped, "only the last meeting of a step may be the end"
-            stations[1].meet(-beside, t)
-        return leave(wire, 0, stations)[1], []
+            nodes[0].meet(np.zeros(N, np.float32), t)
+            assert not nodes[0].stopped, "only the last meeting of a step may be the end"
+            nodes[1].meet(-beside, t)
+        return leave(wire, 0, nodes)[1], []
 
     (values, ranks), *others = run_threads(3, body, timeout=60)
     np.testing.assert_allclose(values, sum(ranks) / 2)

@@ -24,7 +24,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback, Innovation, Snapshot
 from qsparse.registry import build
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.phases import Walk
 from qsparse.rounds.synchronous import rounds
 from qsparse.rules import check
@@ -75,7 +75,7 @@ def departure(algorithm: Algorithm, M: int = 4, steps: int = 120) -> tuple[float
 
     def body(wire: Wire) -> list[tuple[np.ndarray, ...]]:
         x, found = START.copy(), []
-        station = Station(algorithm, ParameterServer(), wire, x, Seed(RUN), LAYOUT, wire.ledger)
+        node = Node(algorithm, ParameterServer(), wire, x, Seed(RUN), LAYOUT, wire.ledger)
         local: Any = algorithm.local
         own = paper.Momentum(N, local.momentum, local.nesterov)
         walked, behind = np.zeros(N), np.zeros(N)
@@ -85,12 +85,12 @@ def departure(algorithm: Algorithm, M: int = 4, steps: int = 120) -> tuple[float
             walked[...] += rate_at(local.lr, t) * own.direction(out, x)
             return 0.0
 
-        for _, _, met in rounds(algorithm, station, x, steps, oracle, lambda t: t):
+        for _, _, met in rounds(algorithm, node, x, steps, oracle, lambda t: t):
             if met:
-                if (desk := station.desk) is not None:
-                    behind = desk.replier.state.get("known", x) - desk.model
-                assert station.seat.sender is not None
-                found.append((x.copy(), behind, station.seat.sender.state["residual"].copy(), walked.copy()))
+                if (coordinator := node.coordinator) is not None:
+                    behind = coordinator.sender.state.get("known", x) - coordinator.model
+                assert node.worker.sender is not None
+                found.append((x.copy(), behind, node.worker.sender.state["residual"].copy(), walked.copy()))
         return found
 
     most = kept = 0.0
@@ -153,9 +153,9 @@ def test_the_virtual_iterate_of_workers_that_do_not_wait(ahead: str) -> None:
 
         for _ in walk.steps(100, oracle, lambda t: t):
             pass
-        sender = walk.station.seat.sender
+        sender = walk.node.worker.sender
         if sender is None:
-            return walk.desks[0].model, np.zeros(N)
+            return walk.coordinators[0].model, np.zeros(N)
         return sender.state["residual"], walked
 
     (model, _), *workers = run_threads(WORKERS + 1, body, timeout=60)

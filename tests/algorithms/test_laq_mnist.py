@@ -10,7 +10,7 @@ from qsparse.data import load
 from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.registry import build
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -54,10 +54,10 @@ def test_the_first_iterations(data_dir: Path) -> None:
             entropy = np.log(total).mean(dtype=np.float64) - (scores * Y).sum(dtype=np.float64) / SHARE
             return float(entropy + 0.005 * (x.astype(np.float64) ** 2).sum())
 
-        station = Station(algorithm, ParameterServer(), wire, x, Seed(0), (), Ledger())
+        node = Node(algorithm, ParameterServer(), wire, x, Seed(0), (), Ledger())
         return [
-            (loss or 0.0, station.ledger.messages["up"])
-            for _, loss, _ in rounds(algorithm, station, x, STEPS, oracle, lambda t: None)
+            (loss or 0.0, node.ledger.messages["up"])
+            for _, loss, _ in rounds(algorithm, node, x, STEPS, oracle, lambda t: None)
         ]
 
     histories = run_threads(WORKERS, body, timeout=120)

@@ -17,7 +17,7 @@ from paper_runs import CASES, STEPS, WORKERS, Case, Still, compare, counted, mad
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.registry import build
-from qsparse.rounds.node import Station, averaging
+from qsparse.rounds.node import Node, averaging
 from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
@@ -62,9 +62,9 @@ def test_batch_statistics_are_averaged_though_workers_are_lazy() -> None:
     beside = averaging(build("laq", "algorithm"))
 
     def body(wire: Wire) -> list[float]:
-        station = Station(beside, ParameterServer(), wire, np.zeros(2), Seed(0), (), wire.ledger)
+        node = Node(beside, ParameterServer(), wire, np.zeros(2), Seed(0), (), wire.ledger)
         # Reports that shrink, which a lazy worker would keep to itself.
-        means = [float(station.meet(np.full(2, -(wire.rank + 1.0) / t), t)[0]) for t in range(1, 30)]
+        means = [float(node.meet(np.full(2, -(wire.rank + 1.0) / t), t)[0]) for t in range(1, 30)]
         assert wire.ledger.skips == 0
         return means
 

@@ -28,7 +28,7 @@ from qsparse.link import Link, Sender  # noqa: E402
 from qsparse.local import SGD  # noqa: E402
 from qsparse.memory import ErrorFeedback, Innovation, Stateless  # noqa: E402
 from qsparse.registry import build  # noqa: E402
-from qsparse.rounds.node import Pace, Station  # noqa: E402
+from qsparse.rounds.node import Node, Pace  # noqa: E402
 from qsparse.seeds import Seed  # noqa: E402
 from qsparse.torch import attach, device  # noqa: E402
 from qsparse.torch.device import Common, DeviceSender, largest  # noqa: E402
@@ -175,7 +175,7 @@ class Nothing(Selector):
     def select(self, x: np.ndarray, seed: Seed) -> Kept:
         return Kept(np.empty(0, np.intp), x[:0])
 
-    def promise(self, n: int) -> SelectorClaims:
+    def claims_for(self, n: int) -> SelectorClaims:
         return SelectorClaims(unbiased=False, gamma=None, omega=None, kept=0, index_bits=0)
 
 
@@ -204,8 +204,8 @@ def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int
     (wire,) = ThreadWire.group(1)
     with Pretended() as pretended:
         algorithm = Algorithm(SGD(0.1), down=down)
-        station = Station(algorithm, ParameterServer(), wire, start, Seed(0), (), wire.ledger)
-        common = Common(station, torch.from_numpy(start.copy()).to(AWAY))
+        node = Node(algorithm, ParameterServer(), wire, start, Seed(0), (), wire.ledger)
+        common = Common(node, torch.from_numpy(start.copy()).to(AWAY))
         common.tensor -= 1
         pretended.sent = 0
         common.meet(1)
@@ -335,13 +335,13 @@ def recorded(wire: Wire, frames: list[bytes]) -> None:
 class Plain:
     """What `Common` does, in NumPy."""
 
-    def __init__(self, station: Station, x: np.ndarray) -> None:
-        self.station, self.x, self.anchor = station, x, x.copy()
+    def __init__(self, node: Node, x: np.ndarray) -> None:
+        self.node, self.x, self.anchor = node, x, x.copy()
 
     def meet(self, t: int) -> None:
-        model = self.station.meet(self.anchor - self.x, t)
+        model = self.node.meet(self.anchor - self.x, t)
         assert model is not None
-        if self.station.seat.spoke:
+        if self.node.worker.sent:
             self.x[:] = model
         else:
             self.x += model - self.anchor
@@ -356,13 +356,13 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
     algorithm: Algorithm = build(chosen, "algorithm") if isinstance(chosen, str) else chosen
     n = 5003
 
-    def body(wire: Wire, make: Callable[[Station, np.ndarray], Any]) -> tuple[list[bytes], int]:
+    def body(wire: Wire, make: Callable[[Node, np.ndarray], Any]) -> tuple[list[bytes], int]:
         said: list[bytes] = []
         recorded(wire, said)
         start = vector(n, "normal")
         start[:20] = -0.0
-        station = Station(algorithm, exchange, wire, start, Seed(3), layout(n), wire.ledger, Pace())
-        one = make(station, start.copy())
+        node = Node(algorithm, exchange, wire, start, Seed(3), layout(n), wire.ledger, Pace())
+        one = make(node, start.copy())
         for t in range(1, 9):
             step = vector(n, "ties" if t % 3 else "denormals", 10 * t + wire.rank)
             step[:10] = -0.0
@@ -370,13 +370,13 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
                 one.x += step
             else:
                 one.tensor += torch.from_numpy(step).to(there)
-            if station.due(t):
+            if node.due(t):
                 one.meet(t)
                 said.append((one.x if isinstance(one, Plain) else one.tensor.cpu().numpy()).tobytes())
         return said, wire.ledger.skips
 
-    def on_device(station: Station, x: np.ndarray) -> Common:
-        return Common(station, torch.from_numpy(x).to(there))
+    def on_device(node: Node, x: np.ndarray) -> Common:
+        return Common(node, torch.from_numpy(x).to(there))
 
     def ours(wire: Wire) -> Any:
         if there is not AWAY:

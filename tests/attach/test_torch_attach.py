@@ -92,7 +92,7 @@ def test_state_dict_round_trip() -> None:
     assert set(state) == set(normed().state_dict())
     other.load_state_dict(state)
     assert np.array_equal(one.vector, two.vector)
-    assert np.array_equal(one.aside, two.aside)
+    assert np.array_equal(one.buffers, two.buffers)
     assert all(inside(p, two.vector) for p in other.parameters()), "loading keeps the views"
     x = batch(0, 9, torch.float32)[0]
     assert torch.equal(model.eval()(x), other.eval()(x))
@@ -101,16 +101,16 @@ def test_state_dict_round_trip() -> None:
 def test_buffers_are_views() -> None:
     model, twin = normed(), normed()
     flattened = FlatModel(model)
-    assert flattened.aside.tolist() == [0] * 5 + [1] * 5
+    assert flattened.buffers.tolist() == [0] * 5 + [1] * 5
     for t in range(3):
         x = batch(0, t, torch.float32)[0]
         assert torch.equal(model(x), twin(x))
     assert isinstance(model[1], nn.BatchNorm1d)
     assert isinstance(twin[1], nn.BatchNorm1d)
     wanted = torch.cat([twin[1].running_mean, twin[1].running_var]).numpy()
-    assert np.array_equal(flattened.aside, wanted)
+    assert np.array_equal(flattened.buffers, wanted)
     assert model[1].num_batches_tracked == 3, "whole numbers stay where they are"
-    assert FlatModel(net()).aside.size == 0
+    assert FlatModel(net()).buffers.size == 0
 
 
 def test_frozen_parameters_stay_out() -> None:

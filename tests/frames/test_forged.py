@@ -17,7 +17,7 @@ from varints import varint
 
 from qsparse.compressors import composed, decompress, unpack
 from qsparse.compressors.body import Reader
-from qsparse.compressors.grids import unsqueezed
+from qsparse.compressors.grids import ans_decode
 from qsparse.errors import Corrupted, SettingError, WireError
 from qsparse.payload import Payload
 from qsparse.registry import build
@@ -65,7 +65,7 @@ def written_codes(body, at, k, width, coded, low, high):
     size = (k * width + 7) // 8
     if coded:
         reader = Reader(memoryview(body)[at:])
-        codes = unsqueezed(reader, k, 1 << width).tolist()
+        codes = ans_decode(reader, k, 1 << width).tolist()
         again = oracles.ans_section(codes)
         assert len(again) < size
     else:
@@ -100,7 +100,7 @@ def written_values(body, at, k):
         scale = scale_of(body[at : at + 4])
         some = body[at + 4 : at + 4 + (k + 4) // 5]
         if coded:
-            codes = unsqueezed(Reader(memoryview(body)[at + 4 :]), k, 3).tolist()
+            codes = ans_decode(Reader(memoryview(body)[at + 4 :]), k, 3).tolist()
             again = oracles.ans_section(codes)
             assert len(again) < len(some)
         else:

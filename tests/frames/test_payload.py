@@ -170,7 +170,7 @@ def test_whoever_was_asked_to_stop_marks_a_frame():
     plain, marked = (Payload.build([b"abc"], origin=3, step=7, n=9, nbits=24) for _ in range(2))
     assert plain.asking(0) is plain
     assert marked.asking(15) is marked
-    assert [Payload.parse(bytes(each.frame)).asked for each in (plain, marked, marked.silence())] == [
+    assert [Payload.parse(bytes(each.frame)).asked for each in (plain, marked, marked.skip())] == [
         0,
         15,
         15,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qsparse.compressors import decompress
 from qsparse.compressors.body import Reader
-from qsparse.compressors.grids import squeezed, unsqueezed
+from qsparse.compressors.grids import ans_decode, ans_encode
 from qsparse.errors import Corrupted, SettingError
 from qsparse.kernels import ans, bitstream
 from qsparse.payload import Payload
@@ -37,7 +37,7 @@ def int32(codes):
 
 def read(data, count, symbols=4096):
     reader = Reader(memoryview(bytes(data)))
-    codes = unsqueezed(reader, count, symbols)
+    codes = ans_decode(reader, count, symbols)
     assert not len(reader.rest)
     return codes
 
@@ -46,13 +46,13 @@ def read(data, count, symbols=4096):
 @given(codes=uneven)
 def test_a_section_is_its_twin(codes):
     symbols = max(codes) + 1
-    section = squeezed(int32(codes), symbols, ENDLESS)
+    section = ans_encode(int32(codes), symbols, ENDLESS)
     assert section == oracles.ans_section(codes)
     assert read(section, len(codes), symbols).tolist() == codes
     # It is written where it is shorter than the limit, and only there.
-    assert squeezed(int32(codes), symbols, len(section) + 1) == section
+    assert ans_encode(int32(codes), symbols, len(section) + 1) == section
     for limit in (0, 3, len(section) - 1, len(section)):
-        assert squeezed(int32(codes), symbols, limit) is None
+        assert ans_encode(int32(codes), symbols, limit) is None
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,15 @@ def test_a_section_is_its_twin(codes):
     ids=["one", "the last", "equal", "a rare end", "far apart", "all", "flat", "two"],
 )
 def test_edges(codes):
-    section = squeezed(int32(codes), 4096, ENDLESS)
+    section = ans_encode(int32(codes), 4096, ENDLESS)
     assert read(section, len(codes)).tolist() == codes
     if len(set(codes)) == 1:
         assert len(section) <= 15
 
 
 def test_more_symbols_than_there_are_slots_are_not_coded():
-    assert squeezed(np.zeros(LONG, np.int32), 4096, ENDLESS) is not None
-    assert squeezed(np.zeros(LONG, np.int32), 4097, ENDLESS) is None
+    assert ans_encode(np.zeros(LONG, np.int32), 4096, ENDLESS) is not None
+    assert ans_encode(np.zeros(LONG, np.int32), 4097, ENDLESS) is None
 
 
 @pytest.mark.parametrize("width", [0.3, 1.0, 3.0, 20.0])
@@ -89,7 +89,7 @@ def test_codes_take_their_entropy(width):
     counts = np.bincount(codes)
     share = counts[counts > 0] / codes.size
     entropy = -float(share @ np.log2(share)) * codes.size
-    section = squeezed(codes, counts.size, ENDLESS)
+    section = ans_encode(codes, counts.size, ENDLESS)
     table = 12 + 2 * counts.size
     assert entropy / 8 < len(section) < 1.01 * entropy / 8 + table
     assert math.isclose(sum(oracles.ans_frequencies(counts.tolist(), 12)), 4096)
@@ -101,7 +101,7 @@ def test_codes_take_their_entropy(width):
 
 def try_reading(data, count, symbols):
     try:
-        codes = unsqueezed(Reader(memoryview(bytes(data))), count, symbols)
+        codes = ans_decode(Reader(memoryview(bytes(data))), count, symbols)
     except Corrupted:
         return
     assert codes.size == count
@@ -118,14 +118,14 @@ def test_any_bytes_are_codes_or_corrupted(data, count, symbols):
 @held
 @given(codes=uneven, place=st.integers(0, 10**6), value=st.integers(0, 255), more=st.integers(-3, 50))
 def test_altered_bytes_are_codes_or_corrupted(codes, place, value, more):
-    section = bytearray(squeezed(int32(codes), 61, ENDLESS))
+    section = bytearray(ans_encode(int32(codes), 61, ENDLESS))
     section[place % len(section)] = value
     try_reading(section, max(len(codes) + more, 1), 61)
 
 
 def test_what_contradicts_itself_is_corrupted():
     codes = [1, 2, 2, 2, 2, 2, 2, 2, 9] * 5
-    section = squeezed(int32(codes), 16, ENDLESS)
+    section = ans_encode(int32(codes), 16, ENDLESS)
     assert read(section, 45, symbols=16).tolist() == codes
     body = section[1:]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsparse.compressors.sums import reach
+from qsparse.compressors.sums import max_abs
 from qsparse.kernels import (
     accumulate,
     bitstream,
@@ -236,7 +236,7 @@ def test_floats_are_copied_from_anywhere_and_the_largest_shows(first, n):
         out = np.empty(n, np.float32)
         most = vector.copy_largest(frozen(bytes(first) + x.tobytes())[first:], out)
         assert out.tobytes() == x.tobytes()
-        assert int(most) == vector.largest(x.view(np.int32), np.int32(0x7FFF_FFFF))
+        assert int(most) == vector.max_abs(x.view(np.int32), np.int32(0x7FFF_FFFF))
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -707,7 +707,7 @@ def test_norms(kind, n, scale):
     assert vector.norm1(x) == pytest.approx(oracles.norm1(x), rel=1e-13, abs=0)
     assert vector.squared_norm(x) == pytest.approx(oracles.squared_norm(x), rel=1e-13, abs=0)
     if n:
-        assert vector.extremes(x) == (x.min(), x.max())
+        assert vector.min_max(x) == (x.min(), x.max())
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -749,15 +749,15 @@ def test_momentum(kind, nesterov):
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_largest_magnitude(kind, n, streamed):
     x, y = (each.astype(kind) for each in drawn(n))
-    assert reach(x) == np.max(np.abs(x), initial=0)
+    assert max_abs(x) == np.max(np.abs(x), initial=0)
     if kind is np.float32:
         out = aligned(x)
-        bits = np.int32(vector.add_reach(x, np.float32(-1), y, streamed, out))
+        bits = np.int32(vector.add_max_abs(x, np.float32(-1), y, streamed, out))
         assert out.tobytes() == (x - y).tobytes()
         assert bits.view(np.float32) == np.max(np.abs(x - y), initial=0)
         if n:
             x[n // 2] = np.nan
-            bits = np.int32(vector.add_reach(x, np.float32(-1), y, streamed, out))
+            bits = np.int32(vector.add_max_abs(x, np.float32(-1), y, streamed, out))
             assert not bits.view(np.float32) <= np.finfo(np.float32).max
 
 

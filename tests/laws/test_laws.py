@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qsparse.compressors import Claims, Compressor, Quantizer, RandK, Sign, TopK, decompress
-from qsparse.compressors.composed import QuantizerClaims, Section, stored
+from qsparse.compressors.composed import QuantizerClaims, Section, copy_of
 from qsparse.errors import SettingError
 from qsparse.registry import build, kinds, names
 from qsparse.testing import laws, parts
@@ -209,8 +209,8 @@ def test_a_part_that_does_not_keep_to_a_tolerance_is_caught():
     failures = [check for check in laws.check(Deaf(), NINE) if check.reason and check.law != "text"]
     assert [check.law for check in failures] == ["within"]
     assert "the mean loss is" in failures[0].reason
-    on_grid = {"on the grid": np.array([1, -1, 0, 1], np.float32)}
-    (failure,) = [check for check in laws.check(Dear(), on_grid) if check.law == "within"]
+    decode_grid = {"on the grid": np.array([1, -1, 0, 1], np.float32)}
+    (failure,) = [check for check in laws.check(Dear(), decode_grid) if check.law == "within"]
     assert failure.reason == "0 of ‖x‖² costs 40 bits, and a larger tolerance 64"
 
 
@@ -239,9 +239,9 @@ def test_a_quantizer_that_wastes_bytes_or_trusts_them_is_caught(free_code):
                 raw = bytes(section.rest[: 8 * k])
                 values = np.frombuffer(raw, "<f8")
             section.take(8 * k)
-            return stored(values)
+            return copy_of(values)
 
-        def promise(self, k):
+        def claims_for(self, k):
             return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)
 
     assert broken(Wasteful()) == {"bits", "forgery"}

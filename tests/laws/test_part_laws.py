@@ -590,7 +590,7 @@ def test_an_exchange_that_answers_badly_is_caught():
 
 def test_an_exchange_that_keeps_errors_to_itself_is_caught():
     class Silent(ParameterServer):
-        def tell(self, wire, error, step):
+        def notify(self, wire, error, step):
             pass
 
     class Unrelayed(TreeBroadcast):

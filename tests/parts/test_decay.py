@@ -12,7 +12,7 @@ from qsparse.errors import SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Local
-from qsparse.local.shared import Decaying
+from qsparse.local.shared import WeightDecay
 from qsparse.memory import Innovation
 from qsparse.registry import build, spell
 from qsparse.rounds.phases import Walk
@@ -96,7 +96,7 @@ def test_some_decay_as_all_do_and_the_others_not_at_all(local: Any) -> None:
 
 def test_what_is_bound_and_what_is_refused() -> None:
     bound = SGD(0.1, weight_decay=0.1, decay_on="weights").bind(LAYOUT)
-    assert isinstance(bound, Decaying)
+    assert isinstance(bound, WeightDecay)
     assert bound.decay_on == ((0, 24), (32, 52))
     assert bound.bind(LAYOUT) is bound
     unbound = build("sgd(lr=0.1, weight_decay=0.1, decay_on='weights')", "local")
@@ -130,7 +130,7 @@ def test_decoupled_decay_of_weights(momentum: float) -> None:
         walk = Walk(algorithm, ParameterServer(), wire, x, Seed(1), LAYOUT)
         for _ in walk.steps(5, still, lambda t: t):
             pass
-        return x, walk.desks[0].model if walk.desks else x
+        return x, walk.coordinators[0].model if walk.coordinators else x
 
     wanted, velocity = START.astype(np.float64), np.zeros(N)
     for _ in range(5):

@@ -73,7 +73,7 @@ def test_an_error_reaches_every_rank(size: int) -> None:
 def test_bytes_are_those_of_the_frames(size: int) -> None:
     for exchange in exchanges(size):
         counted = on_threads(size, lambda wire, exchange=exchange: counts_what_it_sends(wire, exchange))
-        total = {way: sum(one[way] for one in counted) for way in ("up", "down", "beside")}
+        total = {way: sum(one[way] for one in counted) for way in ("up", "down", "control")}
         assert total == bytes_of_all(exchange, size), exchange
 
 
@@ -85,7 +85,7 @@ def test_allgather_goes_on_after_an_error() -> None:
             failing = step % 4 if step % 2 else None
             news = news_of(wire.rank, step)
             if wire.rank == failing:
-                news = Payload.build([b"no"], kind=Kind.ERROR, way=Way.BESIDE, origin=wire.rank, step=step)
+                news = Payload.build([b"no"], kind=Kind.ERROR, way=Way.CONTROL, origin=wire.rank, step=step)
             if failing is None:
                 payloads = AllGather().gather(wire, news)
                 assert payloads is not None

@@ -35,13 +35,13 @@ def test_bits_bytes_and_skips_are_apart() -> None:
     """Paper bits of what was spoken, bytes of what was sent, by way; skips have no bits."""
     ledger = Ledger()
     up = Payload.build([b"abc"], way=Way.UP, nbits=7)
-    ledger.spoke(up)
-    ledger.spoke(Payload.build(kind=Kind.SKIP, nbits=9))
-    for payload in (up, up, Payload.build(way=Way.DOWN), Payload.build([b"hello"], way=Way.BESIDE)):
-        ledger.sent(payload)
+    ledger.count_message(up)
+    ledger.count_message(Payload.build(kind=Kind.SKIP, nbits=9))
+    for payload in (up, up, Payload.build(way=Way.DOWN), Payload.build([b"hello"], way=Way.CONTROL)):
+        ledger.count_bytes(payload)
     both = combine([ledger.snapshot(), ledger.snapshot()])
     assert both["paper_bits"] == {"up": 14, "down": 0}
-    assert both["wire_bytes"] == {"up": 2 * 2 * 51, "down": 2 * 48, "beside": 2 * 53}
+    assert both["wire_bytes"] == {"up": 2 * 2 * 51, "down": 2 * 48, "control": 2 * 53}
     assert both["messages"] == {"up": 2, "down": 0}
     assert both["skips"] == 2
 

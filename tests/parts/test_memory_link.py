@@ -132,7 +132,7 @@ def test_virtual_iterate(compressor: Compressor) -> None:
     """x̃_t = x_t − mean_r m_r moves by the mean of the uncompressed updates, for 100 rounds (Basu et al.)."""
     link, R = Link(compressor, ErrorFeedback()), 4
     senders = [Sender(link, zeros(), LAYOUT) for _ in range(R)]
-    receiver = Receiver(link, zeros(), speakers=R)
+    receiver = Receiver(link, zeros(), senders=R)
     x = vectors(1, seed=8)[0]
     virtual = x.copy()
     for t in range(100):
@@ -152,7 +152,7 @@ def test_virtual_iterate(compressor: Compressor) -> None:
 def test_error_feedback_is_innovation_of_the_running_sum() -> None:
     link = Link(TopK(k=4) >> Sign(), ErrorFeedback()), Link(TopK(k=4) >> Sign(), Innovation())
     feedback, innovation = (Sender(one, zeros()) for one in link)
-    hearer = Receiver(link[1], zeros())
+    receiver = Receiver(link[1], zeros())
     heard, total = zeros(), zeros()
     for t, v in enumerate(vectors(100)):
         total += v
@@ -162,7 +162,7 @@ def test_error_feedback_is_innovation_of_the_running_sum() -> None:
         feedback.commit(one)
         innovation.commit(other)
         heard += decoded(feedback.compressor, one.payload)
-        np.testing.assert_allclose(hearer.merge([other.payload]), heard, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(receiver.merge([other.payload]), heard, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -177,7 +177,7 @@ def test_both_ends_of_an_innovation_agree(compressor: Compressor, dtype: type) -
         draft = sender.draft(v, Seed(0, step=t, use="down"))
         if t % 3 == 1:
             known = receiver.state["known"].copy()
-            assert np.array_equal(receiver.merge([draft.payload.silence()]), known)
+            assert np.array_equal(receiver.merge([draft.payload.skip()]), known)
         else:
             sender.commit(draft)
             model = receiver.merge([draft.payload])
@@ -206,13 +206,13 @@ def test_two_way_compression_is_the_servers_error_memory() -> None:
     """
     start = vectors(1, seed=1)[0]
     link = Link(Blockwise(Sign(), size=8), Innovation())
-    replier, listener = Sender(link, start), Receiver(link, start)
+    sender, receiver = Sender(link, start), Receiver(link, start)
     x, workers, error = start.copy(), start.copy(), zeros()
     for t, u in enumerate(0.1 * vectors(100)):
         x = x - u
-        draft = replier.draft(x, Seed(0, step=t, use="down"))
-        replier.commit(draft)
-        model = listener.merge([draft.payload])
+        draft = sender.draft(x, Seed(0, step=t, use="down"))
+        sender.commit(draft)
+        model = receiver.merge([draft.payload])
 
         p = u + error
         blocks = [p[i : i + 8] for i in range(0, N, 8)]
@@ -258,7 +258,7 @@ def _spoken(compressor: Compressor, news: np.ndarray) -> list[Payload]:
 def test_merge_is_the_mean_over_all_speakers() -> None:
     """Added in rank order; who is silent counts as zero."""
     news = vectors(5, dtype=np.float32)
-    receiver = Receiver(Link(), zeros(np.float32), speakers=5)
+    receiver = Receiver(Link(), zeros(np.float32), senders=5)
     payloads = _spoken(Float32(), news)
     in_order = np.zeros(N, np.float32)
     for v in news:
@@ -267,13 +267,13 @@ def test_merge_is_the_mean_over_all_speakers() -> None:
 
     silent = [
         *payloads[:2],
-        payloads[2].silence(),
+        payloads[2].skip(),
         payloads[3],
-        payloads[4].silence(),
+        payloads[4].skip(),
     ]
     expected = ((news[0] + news[1]) + news[3]) / np.float32(5)
     assert np.array_equal(receiver.merge(silent), expected)
-    skips = [payload.silence() for payload in payloads]
+    skips = [payload.skip() for payload in payloads]
     assert not receiver.merge(skips).any()
     assert not receiver.merge([]).any()
     assert np.array_equal(receiver.merge(payloads), in_order / np.float32(5)), "nothing is left over"
@@ -283,7 +283,7 @@ def test_lazy_aggregation_is_the_receiving_end() -> None:
     """Who skips stands with what it said last: mean_r known_r, in one vector."""
     link, R = Link(TopK(k=6), Innovation()), 3
     senders = [Sender(link, zeros()) for _ in range(R)]
-    receiver = Receiver(link, zeros(), speakers=R)
+    receiver = Receiver(link, zeros(), senders=R)
     rng = np.random.default_rng(2)
     for t in range(60):
         payloads = []
@@ -293,21 +293,21 @@ def test_lazy_aggregation_is_the_receiving_end() -> None:
                 sender.commit(draft)
                 payloads.append(draft.payload)
             else:
-                payloads.append(draft.payload.silence())
+                payloads.append(draft.payload.skip())
         known = np.mean([sender.state["known"] for sender in senders], axis=0)
         np.testing.assert_allclose(receiver.merge(payloads), known, rtol=0, atol=1e-12)
 
 
 def test_skip_says_who_and_when_and_nothing_else() -> None:
     (payload,) = _spoken(TopK(k=2), vectors(1))
-    silent = payload.silence()
+    silent = payload.skip()
     assert (silent.kind, silent.origin, silent.step, silent.n) == (Kind.SKIP, payload.origin, 3, N)
     assert silent.nbits == 0
     assert len(silent.body) == 0
 
 
 def test_another_length_is_a_disagreement() -> None:
-    receiver = Receiver(Link(), zeros(np.float32), speakers=2)
+    receiver = Receiver(Link(), zeros(np.float32), senders=2)
     payloads = [
         Float32().compress(np.ones(n, np.float32), Seed(0, rank=r, step=9, use="up"))
         for r, n in enumerate((N, N - 1))

@@ -330,7 +330,7 @@ class Evens(Selector):
         where = np.arange(0, x.size, 2)
         return Kept(where, x[::2].copy())
 
-    def promise(self, n):
+    def claims_for(self, n):
         return SelectorClaims(unbiased=False, gamma=None, omega=None, kept=(n + 1) // 2, index_bits=None)
 '''
 

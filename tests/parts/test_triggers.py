@@ -24,7 +24,7 @@ from qsparse.payload import Kind, Payload
 from qsparse.registry import build, spell
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Stepped, Walk
-from qsparse.rounds.worker import Seat
+from qsparse.rounds.worker import WorkerEnd
 from qsparse.rules import check
 from qsparse.schedules import Cosine, Steps, over
 from qsparse.seeds import Seed
@@ -50,7 +50,7 @@ def walked(
     algorithm: Algorithm,
     exchange: Exchange,
     size: int,
-    aside: Callable[[int], np.ndarray] | None = None,
+    buffers: Callable[[int], np.ndarray] | None = None,
     steps: int = T,
 ) -> list[tuple[Walk, list[Stepped | Answered], Wire]]:
     """A run of all ranks; what happened on each."""
@@ -58,13 +58,13 @@ def walked(
 
     def body(wire: Wire) -> tuple[Walk, list[Stepped | Answered], Wire]:
         workers = exchange.workers(wire.size)
-        beside = np.zeros(0) if aside is None else np.zeros(2)
-        walk = Walk(algorithm.over(steps), exchange, wire, START.copy(), Seed(5), aside=beside)
+        averaged = np.zeros(0) if buffers is None else np.zeros(2)
+        walk = Walk(algorithm.over(steps), exchange, wire, START.copy(), Seed(5), buffers=averaged)
 
         def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
             out[...] = slope(workers.index(wire.rank), x, t)
-            if aside is not None:
-                beside[:] += aside(wire.rank)
+            if buffers is not None:
+                averaged[:] += buffers(wire.rank)
             return 0.0
 
         return walk, list(walk.steps(steps, oracle, lambda t: t)), wire
@@ -170,7 +170,7 @@ def test_with_an_error_memory_nothing_is_lost() -> None:
 
         for _ in walk.steps(T, oracle, lambda t: t):
             pass
-        sender = walk.station.seat.sender
+        sender = walk.node.worker.sender
         assert sender is not None
         assert 3 < wire.ledger.skips < T // 2 - 3
         return np.stack([walk.x, moved, sender.state["residual"]])
@@ -199,7 +199,7 @@ def test_statistics_meet_whether_the_model_is_said_or_not() -> None:
         (Algorithm(shrinking, up=EF, down=Link(TopK(k=4), Innovation())), ParameterServer(), R),
         (Algorithm(Gradient(), Ask(), LAG, Descend(0.1)), ParameterServer(works=False), R + 1),
     ):
-        ranks = walked(algorithm, exchange, size, aside=lambda rank: np.array([1.0, rank]))
+        ranks = walked(algorithm, exchange, size, buffers=lambda rank: np.array([1.0, rank]))
         asked = [
             sum(isinstance(one, Stepped) and one.loss is not None for one in happened)
             for _, happened, _ in ranks
@@ -207,7 +207,7 @@ def test_statistics_meet_whether_the_model_is_said_or_not() -> None:
         workers = exchange.workers(size)
         wanted = sum(asked[rank] * np.array([1.0, rank]) for rank in workers) / R
         for walk, _, _ in ranks:
-            np.testing.assert_allclose(walk.aside, wanted, rtol=1e-5)
+            np.testing.assert_allclose(walk.buffers, wanted, rtol=1e-5)
 
 
 def test_decoupled_decay_is_that_of_a_model_alone() -> None:
@@ -248,7 +248,7 @@ def test_only_a_star_answers_some() -> None:
     payload = Payload.build(kind=Kind.SKIP)
     for exchange in (TreeBroadcast(), AllGather()):
         with pytest.raises(CompositionError, match="answers all ranks alike: use exchange server"):
-            exchange.tell_some(None, payload, [True])  # type: ignore[arg-type]
+            exchange.broadcast_to(None, payload, [True])  # type: ignore[arg-type]
 
 
 def test_a_phase_that_asks_knows_where_it_begins() -> None:
@@ -271,7 +271,7 @@ def test_a_phase_that_asks_knows_where_it_begins() -> None:
         for happened in walk.steps(14, oracle, lambda t: t):
             assert isinstance(happened, Stepped)
             models[happened.t] = walk.x.copy()
-        return models, walk.station.desk and walk.station.desk.asking["at"]
+        return models, walk.node.coordinator and walk.node.coordinator.asking["at"]
 
     (models, at), *others = run_threads(R + 1, body, timeout=60)
     assert at is not None
@@ -300,8 +300,8 @@ class Scripted(Trigger):
     def worth(self, state: dict[str, Any], draft: Draft) -> bool:
         return draft.payload.step in self.worthy
 
-    def settled(self, state: dict[str, Any], spoke: bool) -> None:
-        state["told"] += spoke
+    def settled(self, state: dict[str, Any], sent: bool) -> None:
+        state["told"] += sent
 
     def heard(self, state: dict[str, Any], model: np.ndarray) -> None:
         state["heard"] += 1
@@ -362,15 +362,15 @@ def test_what_cannot_be_joined() -> None:
 
 
 def test_a_skip_moves_no_memory_and_the_rule_remembers_it() -> None:
-    """A seat whose lazy trigger skips: the residual stays, patience runs out after two skips."""
+    """A worker end whose lazy trigger skips: the residual stays, patience runs out after two skips."""
     algorithm = Algorithm(SGD(0.1), Lazy(patience=2, floor=1e9), EF)
-    seat = Seat(algorithm, np.zeros(N), Seed(0), (), Ledger(), True)
+    worker = WorkerEnd(algorithm, np.zeros(N), Seed(0), (), Ledger(), True)
     kinds = []
     for t in range(1, 7):
-        assert seat.sender is not None
-        before = seat.sender.state["residual"].copy()
-        kinds.append(seat.news(START, t, t).kind)
-        assert np.array_equal(seat.sender.state["residual"], before) == (kinds[-1] is Kind.SKIP)
+        assert worker.sender is not None
+        before = worker.sender.state["residual"].copy()
+        kinds.append(worker.message(START, t, t).kind)
+        assert np.array_equal(worker.sender.state["residual"], before) == (kinds[-1] is Kind.SKIP)
     assert kinds == [Kind.SKIP, Kind.SKIP, Kind.DATA] * 2
-    assert seat.news(START, 7, 7).kind is Kind.SKIP
-    assert seat.news(START, 8, 8, last=True).kind is Kind.DATA
+    assert worker.message(START, 7, 7).kind is Kind.SKIP
+    assert worker.message(START, 8, 8, last=True).kind is Kind.DATA

@@ -25,7 +25,7 @@ import qsparse.run.statefile
 from qsparse.errors import CheckpointError, DataError, DisagreementError, SettingError
 from qsparse.run import Settings, run
 from qsparse.run.checkpoint import Checkpoints, Found, find, save
-from qsparse.run.records import Watcher
+from qsparse.run.records import Progress
 from qsparse.run.statefile import read, write
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -386,7 +386,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         train(preset("topk-sgd(lr=cosine(0.1))"), tmp_path / "cosine", steps=30)
 
 
-class Teller(Watcher):
+class Teller(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -414,7 +414,7 @@ def test_the_history_goes_on_in_another_folder(tmp_path: Path) -> None:
     assert len(history(tmp_path / "old")) == 4
 
 
-class Full(Watcher):
+class Full(Progress):
     """After a step, no file may grow over some bytes, which to the program is a full disk."""
 
     def __init__(self, step: int) -> None:

@@ -26,7 +26,7 @@ from qsparse.errors import CheckpointError, RankError, SettingError
 from qsparse.rules import natural_exchange
 from qsparse.run import Settings, run
 from qsparse.run.folder import LOCK, Hold
-from qsparse.run.records import Watcher
+from qsparse.run.records import Progress
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -125,7 +125,7 @@ def test_without_locks_the_file_speaks(
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-class During(Watcher):
+class During(Progress):
     """Does something after a step of a run."""
 
     def __init__(self, act: Any) -> None:

@@ -60,7 +60,7 @@ def test_full_before_the_start(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
-class Filling(records.Watcher):
+class Filling(records.Progress):
     """Fills a disk after a step."""
 
     def __init__(self, folder: Path, step: int, spare: int) -> None:

@@ -224,7 +224,7 @@ class Watched(Classification):
 
     def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         score = super().evaluate(rank, ranks)
-        model = hashlib.sha256(self.vector.tobytes() + self.aside.tobytes()).hexdigest()
+        model = hashlib.sha256(self.vector.tobytes() + self.buffers.tobytes()).hexdigest()
         self.__dict__.setdefault("seen", []).append((rank, ranks, model, score))
         return score
 

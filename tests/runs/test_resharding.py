@@ -116,8 +116,8 @@ def gone_on(found: Found, algorithm: Algorithm, size: int, exchange: Exchange) -
 
 
 def memories(walks: list[State], name: str) -> list[Vector]:
-    seats = [walk["phases"]["main"][0]["seat"] for walk in walks]
-    return [seat["sender"][name] for seat in seats if "sender" in seat]
+    ends = [walk["phases"]["main"][0]["seat"] for walk in walks]
+    return [worker["sender"][name] for worker in ends if "sender" in worker]
 
 
 @LEFTOVERS
@@ -144,8 +144,8 @@ def test_the_error_memories_add_up(tmp_path: Path, size: int, exchange: Exchange
         wanted = old[number] if number < len(old) else np.mean(old, axis=0, dtype=np.float64)
         assert np.array_equal(momentum, np.asarray(wanted, np.float32))
     assert len({walk["x"].tobytes() for walk in after}) == 1
-    desks = [rank for rank, walk in enumerate(after) if "desk" in walk["phases"]["main"][0]]
-    assert desks == (list(range(size)) if isinstance(exchange, AllGather) else [0])
+    coordinators = [rank for rank, walk in enumerate(after) if "desk" in walk["phases"]["main"][0]]
+    assert coordinators == (list(range(size)) if isinstance(exchange, AllGather) else [0])
 
 
 @LEFTOVERS

@@ -27,9 +27,9 @@ from qsparse.local import SGD
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.run import Settings, run, watching
-from qsparse.run.records import Several, Watcher
+from qsparse.run.records import Progress, Several
 from qsparse.seeds import Seed
 from qsparse.torch.problem import Classification
 from qsparse.types import Layer, Layout, Vector
@@ -129,21 +129,21 @@ def test_stretches_in_which_nobody_speaks(text: str) -> None:
 # --- what is left unsaid -------------------------------------------------------------------------
 
 
-def meet_twice(algorithm: Algorithm, closely: bool = True) -> tuple[dict[str, Any], Station]:
-    """What one rank sees of the second of two meetings, and its station."""
+def meet_twice(algorithm: Algorithm, closely: bool = True) -> tuple[dict[str, Any], Node]:
+    """What one rank sees of the second of two meetings, and its node."""
 
-    def body(wire: Wire) -> tuple[dict[str, Any], Station]:
+    def body(wire: Wire) -> tuple[dict[str, Any], Node]:
         start = np.zeros(N, np.float32)
-        station = Station(algorithm, ParameterServer(), wire, start, Seed(7), layout(), wire.ledger)
-        watch = watching.Watch(wire.ledger, layout(), closely)
-        station.meet(vector(1), 1)
-        watch.look(station)
-        station.meet(vector(2), 2)
-        assert station.seat.sender is not None
-        assert station.seat.sender.watch is None, "it looks once"
-        return watch.report(), station
+        node = Node(algorithm, ParameterServer(), wire, start, Seed(7), layout(), wire.ledger)
+        watch = watching.Probe(wire.ledger, layout(), closely)
+        node.meet(vector(1), 1)
+        watch.look(node)
+        node.meet(vector(2), 2)
+        assert node.worker.sender is not None
+        assert node.worker.sender.watch is None, "it looks once"
+        return watch.report(), node
 
-    seen: tuple[dict[str, Any], Station] = run_threads(1, body)[0]
+    seen: tuple[dict[str, Any], Node] = run_threads(1, body)[0]
     return seen
 
 
@@ -162,7 +162,7 @@ def gammas(u: np.ndarray, said: np.ndarray) -> dict[str, float | None]:
 @pytest.mark.parametrize("memory", ["errorfeedback", "errorfeedback(decay=0.5)", "innovation", "stateless"])
 def test_contraction_and_error_memory(compressor: str, memory: str) -> None:
     link = Link(build(compressor, "compressor"), build(memory, "memory"))
-    seen, station = meet_twice(Algorithm(local=SGD(0.1), up=link))
+    seen, node = meet_twice(Algorithm(local=SGD(0.1), up=link))
     # By hand: two messages, the memory between them.
     bound = link.compressor.bind(layout())
     seed = Seed(7, rank=0, use="up")
@@ -187,9 +187,9 @@ def test_contraction_and_error_memory(compressor: str, memory: str) -> None:
     )
     unsaid = 0 if memory == "stateless" else math.sqrt(whole)
     assert seen["unsaid"]["up"] == pytest.approx(unsaid, rel=1e-5)
-    assert station.seat.sender is not None
+    assert node.worker.sender is not None
     if isinstance(link.memory, ErrorFeedback):
-        residual = station.seat.sender.state["residual"]
+        residual = node.worker.sender.state["residual"]
         assert seen["unsaid"]["up"] == pytest.approx(np.linalg.norm(residual), rel=1e-5)
     # Who does not look closely sees the same error, and no layers.
     brief = meet_twice(Algorithm(local=SGD(0.1), up=link), closely=False)[0]
@@ -209,18 +209,18 @@ class Fading(ErrorFeedback):
 
 def test_a_draft_is_seen_before_the_memory_moves() -> None:
     link = Link(build("topk(k=20)", "compressor"), Fading())
-    seen, station = meet_twice(Algorithm(local=SGD(0.1), up=link))
-    assert station.seat.sender is not None
-    kept = np.linalg.norm(station.seat.sender.state["residual"])
+    seen, node = meet_twice(Algorithm(local=SGD(0.1), up=link))
+    assert node.worker.sender is not None
+    kept = np.linalg.norm(node.worker.sender.state["residual"])
     assert seen["unsaid"]["up"] == pytest.approx(2 * kept, rel=1e-5)
 
 
 def test_the_error_memory_of_the_down_link_is_how_far_the_ranks_are_from_the_model() -> None:
     down = Link(build("blockwise(sign, size=100)", "compressor"), Innovation())
-    seen, station = meet_twice(Algorithm(local=SGD(0.1), down=down))
-    assert station.desk is not None
-    known = station.seat.listener.state["known"]
-    assert seen["unsaid"]["down"] == pytest.approx(np.linalg.norm(station.desk.model - known), rel=1e-5)
+    seen, node = meet_twice(Algorithm(local=SGD(0.1), down=down))
+    assert node.coordinator is not None
+    known = node.worker.receiver.state["known"]
+    assert seen["unsaid"]["down"] == pytest.approx(np.linalg.norm(node.coordinator.model - known), rel=1e-5)
     assert seen["unsaid"]["down"] > 1
     assert seen["unsaid"]["up"] == 0
 
@@ -403,7 +403,7 @@ def test_a_run_that_goes_on_has_one_bar_and_all_scalars(tmp_path: Path) -> None:
 
 
 def test_whoever_watches_together_is_told_everything() -> None:
-    told = [name for name in vars(Watcher) if not name.startswith("_")]
+    told = [name for name in vars(Progress) if not name.startswith("_")]
     assert set(told) <= set(vars(Several))
     assert len(told) > 3
 

@@ -60,7 +60,9 @@ ALGORITHMS = {
 def dense(algorithm: Algorithm) -> Algorithm:
     """The same, answered with whole models."""
     down = Link(memory=Stateless())
-    if algorithm.local.shrinks:  # which whole models do not go with: what all know must be kept somewhere
+    if (
+        algorithm.local.has_decoupled_decay
+    ):  # which whole models do not go with: what all know must be kept somewhere
         down = Link(memory=build("innovation", "memory"))
     return replace(algorithm, down=down)
 

@@ -16,7 +16,7 @@ from qsparse.registry import build, names
 from qsparse.rules import natural_exchange
 from qsparse.run import Score, Settings, run
 from qsparse.run.checkpoint import Checkpoints
-from qsparse.run.records import Watcher
+from qsparse.run.records import Progress
 from qsparse.types import Layer, Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -35,7 +35,7 @@ class Bowl:
         self.rank = rank
         self.vector: Vector = np.linspace(-1, 1, N, dtype=np.float32)
         self.gradient_vector = np.zeros_like(self.vector)
-        self.aside = np.zeros(3, np.float32)
+        self.buffers = np.zeros(3, np.float32)
         self.layout = (Layer("weight", 0, 30), Layer("bias", 30, 40), Layer("head", 40, N))
         self.description = "a bowl"
         self.steps_per_epoch = steps_per_epoch
@@ -49,12 +49,12 @@ class Bowl:
         if batch is not None:
             noise = np.random.default_rng((self.rank, batch)).standard_normal(N, np.float32)
             out += np.float32(0.1) * noise
-            self.aside += noise[:3] - self.aside / 10
+            self.buffers += noise[:3] - self.buffers / 10
         return float(out @ out)
 
     def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         mine = np.array_split(self.vector, ranks)[rank]
-        return Score(int((mine > 0).sum()), float(mine.sum() + self.aside.sum()), mine.size)
+        return Score(int((mine > 0).sum()), float(mine.sum() + self.buffers.sum()), mine.size)
 
 
 def preset(text: str, **axes: str) -> Algorithm:
@@ -81,7 +81,7 @@ def train(
     every: int | None = 7,
     resume: str = "auto",
     keep: int = 3,
-    watcher: Watcher | None = None,
+    watcher: Progress | None = None,
     per_epoch: int = 10,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def history(out: Path) -> list[dict[str, Any]]:
         line.pop("seconds", None)
         if "wire_bytes" in line:
             # Greetings are said again, and checkpoints agreed upon.
-            line["wire_bytes"].pop("beside", None)
+            line["wire_bytes"].pop("control", None)
     return lines
 
 
 def counted(summary: dict[str, Any]) -> dict[str, Any]:
     """What must be as if the run had not been ended."""
-    return {key: summary[key] for key in summary.keys() - {"seconds", "resumed", "wire_bytes_beside"}}
+    return {key: summary[key] for key in summary.keys() - {"seconds", "resumed", "wire_bytes_control"}}
 
 
 #: Compositions of everything that remembers something.
@@ -161,7 +161,7 @@ RUNS: dict[str, tuple[Algorithm, Exchange | None]] = {
 }
 
 
-class Fault(Watcher):
+class Fault(Progress):
     """Ends a run after one of its steps."""
 
     def __init__(self, step: int) -> None:

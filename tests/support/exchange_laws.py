@@ -16,7 +16,7 @@ from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES, Payload, Way
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
 from qsparse.types import Layer
@@ -74,9 +74,9 @@ def bytes_of_all(exchange: Exchange, size: int) -> dict[str, int]:
     """The sum over the frames of one such round, from the definition of the pattern."""
     up = {rank: HEADER_BYTES + 100 + rank for rank in exchange.workers(size)}
     if isinstance(exchange, AllGather):
-        return {"up": sum(up.values()) * (size - 1), "down": 0, "beside": 0}
+        return {"up": sum(up.values()) * (size - 1), "down": 0, "control": 0}
     up.pop(exchange.root, None)  # type: ignore[attr-defined]
-    return {"up": sum(up.values()), "down": (HEADER_BYTES + 1000) * (size - 1), "beside": 0}
+    return {"up": sum(up.values()), "down": (HEADER_BYTES + 1000) * (size - 1), "control": 0}
 
 
 def brings_an_error_to_every_rank(wire: Wire, exchange: Exchange, failing: int, at: str) -> None:
@@ -96,7 +96,7 @@ def brings_an_error_to_every_rank(wire: Wire, exchange: Exchange, failing: int, 
                 reply = Payload.build(way=Way.DOWN, step=step)
             exchange.broadcast(wire, reply)
     except (RankError, ValueError) as error:
-        exchange.tell(wire, error, step)
+        exchange.notify(wire, error, step)
         raised = error
     if wire.rank == failing:
         assert type(raised) is ValueError
@@ -118,7 +118,7 @@ def finds_ranks_at_different_steps(wire: Wire, exchange: Exchange) -> None:
         payloads = exchange.gather(wire, news_of(wire.rank, 4 + (wire.rank == ahead)) if works else None)
         exchange.broadcast(wire, payloads and payloads[0])
     except (DisagreementError, RankError) as error:
-        exchange.tell(wire, error, 4)
+        exchange.notify(wire, error, 4)
         raised = error
     assert isinstance(raised, DisagreementError if wire.rank == root else RankError)
     assert "different steps (rank: step) {" in str(raised)
@@ -131,7 +131,7 @@ def leaves_other_messages_alone(wire: Wire, exchange: Exchange) -> None:
     for step in range(5):
         payloads = exchange.gather(wire, news_of(wire.rank, step) if works else None)
         exchange.broadcast(wire, None if payloads is None else Payload.build(way=Way.DOWN, step=step))
-        note = Payload.build([b"beside"], way=Way.BESIDE, origin=wire.rank, step=step)
+        note = Payload.build([b"beside"], way=Way.CONTROL, origin=wire.rank, step=step)
         others = [rank for rank in range(wire.size) if rank != wire.rank]
         for rank in others:
             wire.send([note], rank)
@@ -165,12 +165,12 @@ def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
     """The model after twelve steps on data of one's own."""
     share = exchange.workers(wire.size).index(wire.rank) if wire.rank in exchange.workers(wire.size) else 0
     x = np.linspace(-1, 1, N).astype(np.float32)
-    station = Station(algorithm, exchange, wire, x, Seed(3), LAYOUT, Ledger())
+    node = Node(algorithm, exchange, wire, x, Seed(3), LAYOUT, Ledger())
 
     def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
         out[...] = x - np.random.default_rng((share, t)).normal(size=N)
         return 0.0
 
-    for _ in rounds(algorithm, station, x, 12, oracle, lambda t: t):
+    for _ in rounds(algorithm, node, x, 12, oracle, lambda t: t):
         pass
     return x

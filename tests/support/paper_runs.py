@@ -14,7 +14,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.exchange import Exchange
 from qsparse.kernels import random
 from qsparse.registry import build
-from qsparse.rounds.node import Station
+from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
 from qsparse.rules import check, natural_exchange
 from qsparse.schedules import rate_at
@@ -208,14 +208,14 @@ def trained(
     check(algorithm, exchange, wire.size)
     workers = exchange.workers(wire.size)
     x = START.copy()
-    station = Station(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, wire.ledger)
+    node = Node(algorithm, exchange, wire, x, Seed(RUN), LAYOUT, wire.ledger)
 
     def oracle(x: np.ndarray, t: int | None, out: np.ndarray) -> float:
         out[...] = gradient(workers.index(wire.rank), x, 1 if still or t is None else t)
         return 0.0
 
     models = {}
-    for t, _, met in rounds(algorithm, station, x, STEPS, oracle, lambda t: t):
+    for t, _, met in rounds(algorithm, node, x, STEPS, oracle, lambda t: t):
         if met:
             models[t] = x.copy()
     return models

@@ -144,7 +144,7 @@ def trained(wire: Wire, algorithm: Algorithm, order: list[int] | None = None, sl
 
     def arrived(rank: int, step: int, about: int, staleness: int) -> None:
         done.order.append((rank, step))
-        done.models.append(walk.desks[0].model.copy())
+        done.models.append(walk.coordinators[0].model.copy())
 
     def oracle(x: np.ndarray, t: int | None, out: np.ndarray) -> float:
         out[...] = gradient(wire.rank - 1, x, t)
@@ -157,7 +157,7 @@ def trained(wire: Wire, algorithm: Algorithm, order: list[int] | None = None, sl
     wire.ledger.on_arrival = arrived
     for event in walk.steps(STEPS, oracle, lambda t: t, begin=begin):
         if isinstance(event, Answered):
-            done.answers.append((event, walk.desks[0].model.copy()))
+            done.answers.append((event, walk.coordinators[0].model.copy()))
     done.models.append(x)
     return done
 
