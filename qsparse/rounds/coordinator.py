@@ -19,7 +19,7 @@ from qsparse.types import Layout, Vector
 
 
 class Tally:
-    """What a coordinator has taken and answered: bits and bytes as the papers count them, without forwarding."""
+    """What a coordinator has taken and answered, in bits and bytes as the papers count them."""
 
     def __init__(self) -> None:
         self.paper_bits, self.wire_bytes, self.messages = ({"up": 0, "down": 0} for _ in range(3))
