@@ -71,6 +71,10 @@ def copy_of(values: npt.NDArray[Any]) -> Fill:
     return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
 
 
+#: The name of earlier releases.
+stored = copy_of
+
+
 def finite_floats(values: npt.NDArray[Any]) -> Fill:
     """Copies of values, as `stored`; Corrupted where one is not finite, which no sender writes."""
 

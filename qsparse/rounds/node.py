@@ -13,7 +13,7 @@ from qsparse.process import notice
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
-from qsparse.types import Layout, State, Vector
+from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
 
 
@@ -72,14 +72,22 @@ class Node:
             self.coordinator = Coordinator(
                 algorithm, start, len(workers), seed, layout, ledger, exchange.answers
             )
-        #: The local step's state, made by `rounds`.
-        self.local: State | None = None
         #: Has the coordinator stopped this worker?
         self.stopped = False
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t."""
         return self.worker.due(t)
+
+    def synchronize(self, t: int, last: bool = False) -> None:
+        """What follows local step t where a synchronization is due: report, and go on from the answer.
+
+        Args:
+            t: the step.
+            last: there is no later one, so what a skip would leave for later is said now.
+        """
+        report, change = self.worker.report()
+        self.worker.adopt(self.meet(report, t, change, last))
 
     def meet(self, v: Vector, t: int, change: float | None = None, last: bool = False) -> Vector | None:
         """One round: say v (ignored where this rank does not work), hear the new model.
@@ -129,8 +137,6 @@ class Node:
         """A phase begins (again) at a model that all ranks have, after the phase of another node."""
         self.stopped = False
         self.worker.enter(x)
-        if self.local is not None:
-            self.algorithm.local.enter(self.local, x)
         if self.coordinator is not None and before.coordinator is not None:
             self.coordinator.enter(x, before.coordinator)
 

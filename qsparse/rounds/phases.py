@@ -13,10 +13,10 @@ from qsparse.local import Oracle
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.node import Node, Pace, averaging
-from qsparse.rounds.state import restore, state_of
+from qsparse.rounds.state import WalkState, restore, state_of
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
-from qsparse.types import Layout, State, Vector
+from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
 
 
@@ -70,7 +70,6 @@ class Walk:
         self.pace = Pace()
         self.order = order or Order()
         self._seed, self._layout = seed, layout
-        self._anchor = self.buffers.copy()
         self._places: dict[Algorithm, list[Node]] = {}
         self._behind = 0  # steps that were taken before a checkpoint
         self._here = self._place(next(algorithm.phases(1))[0])
@@ -147,43 +146,55 @@ class Walk:
             if isinstance(meeting, Async):
                 self._adopt(leave(self.wire, 0, self._here))
 
-    def state(self) -> State:
+    def state(self) -> WalkState:
         """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""
-        return {
-            "x": self.x,
-            "aside": self.buffers,
-            "anchor": self._anchor,
-            "t": self.pace.t,
-            "clock": self.pace.clock,
-            "taken": self.order.taken,
-            "phase": next(name for name, phase in self._rows() if self._here is self._places.get(phase)),
-            "phases": {
-                name: [state_of(node) for node in self._places[phase]]
+        return WalkState(
+            x=self.x,
+            buffers=self.buffers,
+            anchor=self._anchor,
+            t=self.pace.t,
+            clock=self.pace.clock,
+            taken=self.order.taken,
+            phase=next(name for name, phase in self._rows() if self._here is self._places.get(phase)),
+            phases={
+                name: [state_of(node, local=number == 0) for number, node in enumerate(self._places[phase])]
                 for name, phase in self._rows()
                 if phase in self._places
             },
-        }
+        )
 
-    def restore(self, saved: State, gradient: Vector | None = None) -> None:
+    def restore(self, saved: WalkState, gradient: Vector | None = None) -> None:
         """Stand where a walk of this algorithm stood whose `state` this was.
 
         Args:
             saved: the state.
             gradient: as `steps` will be given it.
         """
-        for mine, theirs in ((self.x, "x"), (self.buffers, "aside"), (self._anchor, "anchor")):
-            np.copyto(mine, saved[theirs])
-        self.pace.t, self.pace.clock, self.order.taken = saved["t"], saved["clock"], saved["taken"]
+        np.copyto(self.x, saved.x)
+        np.copyto(self.buffers, saved.buffers)
+        self.pace.t, self.pace.clock = saved.t, saved.t if saved.clock is None else saved.clock
+        self.order.taken = saved.taken or 0
         self._behind = self.pace.clock
         for name, phase in self._rows():
-            rows = saved["phases"].get(name, [])
-            for number, row in enumerate(rows):
-                restore(self._place(phase)[number], row, self._vectors[number], gradient)
-        self._here = self._place(dict(self._rows())[saved["phase"]])
+            rows = saved.phases.get(name, [])
+            for node, vector, kept in zip(
+                self._place(phase) if rows else [], self._vectors, rows, strict=False
+            ):
+                node.worker.begin(vector, gradient if vector is self.x else None)
+                restore(node, kept)
+        self._here = self._place(dict(self._rows())[saved.phase])
+        np.copyto(self._anchor, saved.anchor)
 
     def _rows(self) -> list[tuple[str, Algorithm]]:
         rows = [("main", self.algorithm), ("prelude", self.algorithm.prelude)]
         return [(name, phase) for name, phase in rows if phase is not None]
+
+    @property
+    def _anchor(self) -> Vector:
+        """The buffers after the last synchronization."""
+        state = self._here[-1].worker.state if len(self._here) > 1 else None
+        anchor: Vector = self.buffers if state is None else state["anchor"]
+        return anchor
 
     @property
     def _vectors(self) -> tuple[Vector, Vector]:
@@ -198,6 +209,8 @@ class Walk:
                 Node(row, self.exchange, self.wire, start, self._seed, layout, self.wire.ledger, self.pace)
                 for row, start, layout in rows
             ]
+            for node in self._places[phase][1:]:
+                node.worker.begin(self.buffers)
         return self._places[phase]
 
     def _serve(self, meeting: Async, steps: int, last: bool) -> Iterator[Answered]:
@@ -212,12 +225,9 @@ class Walk:
         np.copyto(self._anchor, self.buffers)
 
     def _average_buffers(self, t: int) -> bool:
-        """Meet about what is not trained: report anchor − aside, adopt the mean."""
+        """Synchronize what is not trained; returns whether the coordinator has stopped this rank there."""
         if len(self._here) == 1:
             return False
         node = self._here[1]
-        model = node.meet(self._anchor - self.buffers, t)
-        if model is not None:
-            np.copyto(self.buffers, model)
-            np.copyto(self._anchor, model)
+        node.synchronize(t)
         return node.stopped

@@ -1,8 +1,14 @@
-"""What a node remembers, as plain data: live vectors going out, and copied back into their places."""
+"""What a checkpoint holds, as a tree of dataclasses: the only place that knows the keys of its files.
+
+Live vectors go out as they are, and are copied back into their places. The states of parts are dictionaries
+of their own, which nobody but the part reads.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
@@ -10,72 +16,211 @@ from qsparse.errors import CheckpointError
 from qsparse.rounds.node import Node
 from qsparse.types import State, Vector
 
+T = TypeVar("T")
 
-def state_of(node: Node) -> State:
-    """All that a node goes on from, by its places.
+
+@dataclass
+class WorkerState:
+    """What a worker end remembers.
+
+    Attributes:
+        receiver: of its end of the down link.
+        trigger: of its trigger.
+        decoupled_decay: of the decay that every rank applies by itself.
+        asked: does it work in the next round?
+        sender: of its end of the up link; None on a rank that does not work.
+    """
+
+    receiver: State
+    trigger: State
+    decoupled_decay: State
+    asked: bool
+    sender: State | None = None
+
+
+@dataclass
+class CoordinatorState:
+    """What a coordinator remembers.
+
+    Attributes:
+        receiver: of its end of the up link.
+        sender: of its end of the down link.
+        server: of the server rule.
+        decoupled_decay: as of `WorkerState`.
+        tally: what it has counted.
+        asking: of a trigger that asks; None: it begins to ask anew.
+    """
+
+    receiver: State
+    sender: State
+    server: State
+    decoupled_decay: State
+    tally: State
+    asking: State | None = None
+
+
+@dataclass
+class NodeState:
+    """What a node remembers.
+
+    Attributes:
+        worker: of its worker end.
+        coordinator: None on a rank that does not coordinate.
+        local: of the local step, without the model; None on a rank that does not work.
+    """
+
+    worker: WorkerState
+    coordinator: CoordinatorState | None = None
+    local: State | None = None
+
+
+@dataclass
+class WalkState:
+    """Where a rank stands in a run.
+
+    Attributes:
+        x: its model, (n,).
+        buffers: what is averaged and not trained.
+        anchor: the buffers after the last synchronization.
+        t: its own steps.
+        phase: the name of the phase that it is in.
+        phases: by name, the nodes of a phase: about the model, and about the buffers.
+        clock: the steps of the run; None: as many as its own.
+        taken: how many recorded arrivals were taken.
+        met: the step of the last synchronization of an attached loop.
+        rates: the learning rates of an attached loop.
+    """
+
+    x: Vector
+    buffers: Vector
+    anchor: Vector
+    t: int
+    phase: str
+    phases: dict[str, list[NodeState]]
+    clock: int | None = None
+    taken: int | None = None
+    met: int | None = None
+    rates: list[float] | None = None
+
+
+#: What files call a field, where that is not its name.
+_KEYS: Final = {
+    WorkerState: {"receiver": "listener", "decoupled_decay": "shrinkage"},
+    CoordinatorState: {"receiver": "hearer", "sender": "replier", "decoupled_decay": "shrinkage"},
+    NodeState: {"worker": "seat", "coordinator": "desk"},
+    WalkState: {"buffers": "aside"},
+}
+
+
+def _key(kind: type[Any], name: str) -> str:
+    return _KEYS.get(kind, {}).get(name, name)
+
+
+def plain(value: Any) -> Any:
+    """A tree of dataclasses as dictionaries; what is None by default and is None is left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            _key(type(value), each.name): plain(found)
+            for each in fields(value)
+            if not ((found := getattr(value, each.name)) is None and each.default is None)
+        }
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value
+
+
+def typed(kind: type[T], saved: Mapping[str, Any]) -> T:
+    """The dataclass that `plain` was given.
+
+    Raises:
+        KeyError: something that has no default is missing.
+    """
+    hints = get_type_hints(kind)
+    found = {}
+    for each in fields(kind):  # type: ignore[arg-type]
+        key = _key(kind, each.name)
+        if key in saved:
+            found[each.name] = _as(hints[each.name], saved[key])
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise KeyError(key)
+    return kind(**found)
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """A saved value as a field of this type has it."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return typed(hint, value)
+    inner = [kind for kind in get_args(hint) if kind is not type(None)]
+    if isinstance(value, dict) and len(inner) == 1 and is_dataclass(inner[0]):
+        return _as(inner[0], value)  # an optional one
+    if isinstance(value, dict) and len(inner) == 2 and inner[1] is not Any:
+        return {name: _as(inner[1], each) for name, each in value.items()}
+    if isinstance(value, list) and len(inner) == 1:
+        return [_as(inner[0], each) for each in value]
+    return value
+
+
+def state_of(node: Node, local: bool = True) -> NodeState:
+    """All that a node goes on from.
 
     Not among it are the worker's model, which lies elsewhere, and what is overwritten before it is read.
     Vectors are those of the node itself: write them away before the next step, or copy them.
-    """
-    worker, coordinator = node.worker, node.coordinator
-    state: State = {
-        "seat": {
-            "listener": worker.receiver.state,
-            "trigger": worker.trigger_state,
-            "shrinkage": worker.decoupled_decay.state,
-            "asked": worker.asked,
-        }
-    }
-    if worker.sender is not None:
-        state["seat"]["sender"] = worker.sender.state
-    if coordinator is not None:
-        state["desk"] = {
-            "hearer": coordinator.receiver.state,
-            "replier": coordinator.sender.state,
-            "server": coordinator.server,
-            "shrinkage": coordinator.decoupled_decay.state,
-            "asking": coordinator.asking,
-            "tally": vars(coordinator.tally),
-        }
-    if node.local is not None:
-        state["local"] = {name: value for name, value in node.local.items() if name != "x"}
-    return state
-
-
-def restore(node: Node, saved: State, x: Vector, gradient: Vector | None) -> None:
-    """Bring a new node to what was saved.
 
     Args:
-        node: new.
-        saved: what `state_of` returned.
-        x, gradient: the worker's model and where its gradients are left, (n,), as the local step has them.
+        node: the node.
+        local: with the state of its local step.
     """
     worker, coordinator = node.worker, node.coordinator
-    for name, state in (
-        ("listener", worker.receiver.state),
-        ("trigger", worker.trigger_state),
-        ("shrinkage", worker.decoupled_decay.state),
-    ):
-        fill(state, saved["seat"][name])
-    worker.asked = saved["seat"]["asked"]
+    return NodeState(
+        WorkerState(
+            receiver=worker.receiver.state,
+            trigger=worker.trigger_state,
+            decoupled_decay=worker.decoupled_decay.state,
+            asked=worker.asked,
+            sender=None if worker.sender is None else worker.sender.state,
+        ),
+        None
+        if coordinator is None
+        else CoordinatorState(
+            receiver=coordinator.receiver.state,
+            sender=coordinator.sender.state,
+            server=coordinator.server,
+            decoupled_decay=coordinator.decoupled_decay.state,
+            tally=vars(coordinator.tally),
+            asking=coordinator.asking,
+        ),
+        {name: value for name, value in worker.state.items() if name != "x"}
+        if local and worker.state is not None
+        else None,
+    )
+
+
+def restore(node: Node, saved: NodeState) -> None:
+    """Bring a new node, of which the worker stands at its model, to what was saved."""
+    worker, coordinator = node.worker, node.coordinator
+    fill(worker.receiver.state, saved.worker.receiver)
+    fill(worker.trigger_state, saved.worker.trigger)
+    fill(worker.decoupled_decay.state, saved.worker.decoupled_decay)
+    worker.asked = saved.worker.asked
     if worker.sender is not None:
-        fill(worker.sender.state, saved["seat"]["sender"])
+        fill(worker.sender.state, saved.worker.sender or {})
     if coordinator is not None:
-        for name, state in (
-            ("hearer", coordinator.receiver.state),
-            ("replier", coordinator.sender.state),
-            ("server", coordinator.server),
-            ("shrinkage", coordinator.decoupled_decay.state),
-            ("tally", vars(coordinator.tally)),
-        ):
-            fill(state, saved["desk"][name])
-        if "asking" in saved["desk"]:
-            fill(coordinator.asking, saved["desk"]["asking"])
+        kept = saved.coordinator
+        if kept is None:
+            raise CheckpointError("the checkpoint has no coordinator at this rank: keep the exchange")
+        fill(coordinator.receiver.state, kept.receiver)
+        fill(coordinator.sender.state, kept.sender)
+        fill(coordinator.server, kept.server)
+        fill(coordinator.decoupled_decay.state, kept.decoupled_decay)
+        fill(vars(coordinator.tally), kept.tally)
+        if kept.asking is not None:
+            fill(coordinator.asking, kept.asking)
         else:
             coordinator.ask_anew()
-    if "local" in saved:
-        node.local = node.algorithm.local.init(x, gradient)
-        fill(node.local, {**saved["local"], "x": x})
+    if saved.local is not None and worker.state is not None:
+        fill(worker.state, {**saved.local, "x": worker.state["x"]})
 
 
 def fill(state: State, saved: State) -> None:
@@ -91,6 +236,8 @@ def fill(state: State, saved: State) -> None:
         )
     for name, value in saved.items():
         mine = state.get(name)
+        if mine is value:
+            continue
         if isinstance(mine, dict) and isinstance(value, dict):
             fill(mine, value)
         elif isinstance(mine, np.ndarray) and isinstance(value, np.ndarray) and _form(mine) == _form(value):

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from qsparse.algorithm import Algorithm, Async
 from qsparse.local import Oracle
 from qsparse.rounds.node import Node
@@ -44,12 +42,9 @@ def rounds(
             it is the last; returns whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
     """
-    local, pace = node.worker.local, node.pace
-    # A rank that only serves has no step of its own.
-    if node.local is None and node.works:
-        node.local = local.init(x, gradient)
-    state = node.local or {}
-    report = np.empty_like(x)
+    worker, pace = node.worker, node.pace
+    if worker.state is None:
+        worker.begin(x, gradient)
     alone = isinstance(algorithm.meeting, Async)
     end = pace.clock + steps
     over = False
@@ -63,18 +58,14 @@ def rounds(
         if begin is not None:
             begin(t)
         loss = None
-        if node.works and node.worker.asked:
+        # A rank that only serves has no step of its own.
+        if node.works and worker.asked:
             with node.ledger.timed("compute"):
-                loss = local.advance(state, oracle, batch(t), pace.clock)
+                loss = worker.advance(oracle, batch(t), pace.clock)
         # Asked at every step, so that the trigger's own count stays in step.
         met = node.due(t) or last
         if met:
-            if node.works:
-                change = local.change(state)
-                model = node.meet(local.report(state, report), t, change, over)
-                local.heard(state, model, node.worker.sent)
-            elif (model := node.meet(report, t, None, over)) is not None:
-                np.copyto(x, model)
+            node.synchronize(t, over)
             if on_sync is not None and on_sync(t, last):
                 node.stopped = True
         yield t, loss, met

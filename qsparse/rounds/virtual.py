@@ -10,6 +10,7 @@ whose sets hold the step meet (Basu et al., 2019, Algorithm 2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -72,25 +73,25 @@ class Virtual:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
-        self.local = algorithm.local.bind(layout)
         self._asks = algorithm.trigger.asks
         self._exact = algorithm.answer.memory.exact
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
         self.gradients = np.zeros_like(self.models)
         self.t = 0
-        self._states = [self.local.init(x, g) for x, g in zip(self.models, self.gradients, strict=True)]
-        self._seats = [
+        self._workers = [
             WorkerEnd(algorithm, start, seed.at(rank=rank), layout, self.ledger, True)
             for rank in exchange.workers(size)
         ]
-        self._desk = Coordinator(algorithm, start, workers, seed, layout, self.ledger)
-        self._report = np.empty_like(start)
+        report = np.empty_like(start)
+        for worker, x, gradient in zip(self._workers, self.models, self.gradients, strict=True):
+            worker.begin(x, gradient, report)
+        self._coordinator = Coordinator(algorithm, start, workers, seed, layout, self.ledger)
 
     @property
     def model(self) -> Vector:
         """The coordinator's model."""
-        return self._desk.model
+        return self._coordinator.model
 
     def step(self, last: bool = False) -> bool:
         """Every worker takes a step with its gradient; those meet for whom it is due, or all at the last.
@@ -99,28 +100,27 @@ class Virtual:
             Whether anybody met.
         """
         self.t += 1
-        for worker, state in zip(self._seats, self._states, strict=True):
+        for worker in self._workers:
             if worker.asked:
-                self.local.advance(state, _filled, None, self.t)
-        due = [worker.due(self.t) for worker in self._seats]  # each keeps a count of its own
-        pairs = zip(self._seats, self._states, due, strict=True)
-        meeting = [(worker, state) for worker, state, now in pairs if now or last]
-        if not meeting:
-            return False
-        payloads = [
-            worker.message(
-                self.local.report(state, self._report), self.t, self.t, self.local.change(state), last
-            )
-            for worker, state in meeting
-        ]
+                worker.advance(_filled, None, self.t)
+        meeting = [worker for worker in self._workers if worker.due(self.t) or last]
+        if meeting:
+            self._synchronize(meeting, last)
+        return bool(meeting)
+
+    def _synchronize(self, meeting: Sequence[WorkerEnd], last: bool) -> None:
+        payloads = []
+        for worker in meeting:
+            report, change = worker.report()
+            payloads.append(worker.message(report, self.t, self.t, change, last))
         # Divided by the number of all workers, however few speak.
-        self._desk.take(payloads, self.t)
-        reply = self._desk.reply(self.t, self._desk.sender)
+        self._coordinator.take(payloads, self.t)
+        reply = self._coordinator.reply(self.t, self._coordinator.sender)
         asked = [True] * len(meeting)
         if self._asks:
-            asked = self._desk.asks(payloads, self.t, last)
+            asked = self._coordinator.asks(payloads, self.t, last)
         model = None
-        for (worker, state), told in zip(meeting, asked, strict=True):
+        for worker, told in zip(meeting, asked, strict=True):
             answer = reply if told else reply.skip()
             self.ledger.count_message(answer)
             # What one of them makes of an exact answer is the model of all.
@@ -128,8 +128,7 @@ class Virtual:
                 model = worker.hear(answer, self.t)
             else:
                 worker.note(model)
-            self.local.heard(state, model, worker.sent)
-        return True
+            worker.adopt(model)
 
 
 def _filled(x: Vector, batch: None, out: Vector) -> float:

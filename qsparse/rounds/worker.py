@@ -1,6 +1,8 @@
-"""A worker's ends of the two links."""
+"""A worker: its local step, its trigger, and its ends of the two links."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from qsparse.algorithm import Algorithm, Sync
 from qsparse.compressors.reports import REPORTS, merged
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
-from qsparse.local import Local
+from qsparse.local import Local, Oracle
 from qsparse.memory import Memory
 from qsparse.payload import Kind, Payload
 from qsparse.seeds import Seed
@@ -35,7 +37,10 @@ class DecoupledDecay:
 
 
 class WorkerEnd:
-    """A rank's ends of the two links, and the trigger that says when it speaks.
+    """A rank's local step, the trigger that says when it reports, and its ends of the two links.
+
+    `begin` gives it the model that it moves; then `advance` takes a local step, `report` says what has come
+    of the steps, and `adopt` goes on from what was answered.
 
     Args:
         algorithm: the parts.
@@ -65,6 +70,43 @@ class WorkerEnd:
         self.decoupled_decay = DecoupledDecay(self.local)
         #: Does this rank work in the next round?
         self.asked = True
+        #: What the local step remembers; None before `begin`, and on a rank that does not work.
+        self.state: State | None = None
+        self._works = works
+        self._x = self._out = np.empty(0, start.dtype)
+
+    def begin(self, x: Any, gradient: Vector | None = None, out: Any = None) -> None:
+        """Stand at the common starting point.
+
+        Args:
+            x: this rank's model, (n,); moved in place. A tensor, where the local step works on tensors.
+            gradient: where the oracle leaves gradients, (n,), if it has a place of its own.
+            out: where reports are formed, (n,); made here unless given.
+        """
+        self._x, self._out = x, np.empty_like(x) if out is None else out
+        if self._works:
+            self.state = self.local.init(x, gradient)
+
+    def advance(self, oracle: Oracle, batch: Any, clock: int) -> float:
+        """Take a local step; returns the loss. Schedules go by the clock."""
+        assert self.state is not None, "a rank that does not work takes no steps"
+        return self.local.advance(self.state, oracle, batch, clock)
+
+    def report(self) -> tuple[Vector, float | None]:
+        """What is to be said, (n,), and ‖·‖² of what is new in it where the local step says so itself.
+
+        Of a rank that does not work, nothing that anybody looks at.
+        """
+        if self.state is None:
+            return self._out, None
+        return self.local.report(self.state, self._out), self.local.change(self.state)
+
+    def adopt(self, model: Vector | None) -> None:
+        """Go on from the model that was answered, (n,); None: from this rank's own."""
+        if self.state is not None:
+            self.local.heard(self.state, model, self.sent)
+        elif model is not None:
+            np.copyto(self._x, model)
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t. Asked once a step."""
@@ -127,6 +169,8 @@ class WorkerEnd:
         """A phase begins at a model that all ranks have."""
         self.receiver.memory.enter(self.receiver.state, x)
         self.note(x)
+        if self.state is not None:
+            self.local.enter(self.state, x)
 
     def note(self, model: Vector) -> None:
         """The model is this one now: triggers go by how it moves."""

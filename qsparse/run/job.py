@@ -27,11 +27,13 @@ from qsparse.promises import doubts
 from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
+from qsparse.rounds.state import plain, typed
 from qsparse.run import watching
 from qsparse.run.checkpoint import GIVEN, Checkpoints, Found, save
 from qsparse.run.outcome import Starving, judged
 from qsparse.run.records import Recorder
 from qsparse.run.resharding import merged, reshard
+from qsparse.run.state import JobState
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 from qsparse.wire.base import Wire
@@ -278,25 +280,27 @@ class Job:
 
     def _state(self) -> dict[str, Any]:
         """What this rank goes on from; random streams and the data's order are functions of seed and step."""
-        return {
-            "walk": self.walk.state(),
-            "ledger": self.wire.ledger.snapshot(),
-            "losses": self._losses,
-            "whole": self._whole,
-            "evaluated": self._evaluated,
-            "watched": self._watched,
-            "reported": self._reported,
-            "record": self._record,
-            "epoch": self._epoch(self.clock),
-            "stretches": self._stretches,
-            "first": self._first,
-            "taken": self._taken,
-            "end": self._end,
-            "resumed": self._resumed,
-            "seconds": time.perf_counter() - self._begun,
-            "lines": self.recorder.lines(),
-            "seen": None if self._sight is None else self._sight.state(),
-        }
+        state = JobState(
+            walk=self.walk.state(),
+            ledger=self.wire.ledger.snapshot(),
+            losses=self._losses,
+            whole=self._whole,
+            evaluated=self._evaluated,
+            watched=self._watched,
+            reported=self._reported,
+            record=self._record,
+            epoch=self._epoch(self.clock),
+            stretches=self._stretches,
+            first=self._first,
+            taken=self._taken,
+            end=self._end,
+            resumed=self._resumed,
+            seconds=time.perf_counter() - self._begun,
+            lines=self.recorder.lines(),
+            seen=None if self._sight is None else self._sight.state(),
+        )
+        saved: dict[str, Any] = plain(state)
+        return saved
 
     def resume(self, found: Found) -> None:
         """Stand where the checkpoint was made.
@@ -325,35 +329,39 @@ class Job:
                 f"{self.steps}: give it more, or start afresh with resume none"
             )
         note: dict[str, Any] = {"checkpoint": found.folder.name, "step": found.step, "ranks": self.wire.size}
-        states = [found.state(rank) for rank in range(found.ranks)] if found.ranks != self.wire.size else []
-        if states:
-            exchange, size = self.settings.exchange, self.wire.size
+        resharded = found.ranks != self.wire.size
+        if resharded:
+            states = [typed(JobState, found.state(rank)) for rank in range(found.ranks)]
             state = merged(states, self.wire.rank)
-            state["walk"], kept = reshard(
-                [each["walk"] for each in states], self.algorithm, exchange, self.wire.rank, size
+            state.walk, kept = reshard(
+                [each.walk for each in states],
+                self.algorithm,
+                self.settings.exchange,
+                self.wire.rank,
+                self.wire.size,
             )
             note |= {"from_ranks": found.ranks, **kept}
         else:
-            state = found.state(self.wire.rank)
-        self.walk.restore(state["walk"], self.problem.gradient_vector)
-        self.wire.ledger.resume(state["ledger"])
-        self._losses += state["losses"]
-        self._whole = state["whole"]
-        self._record, self._reported = state["record"], state["reported"]
-        self._watched = state["watched"]
-        self._first, self._taken = state.get("first"), state.get("taken", 0)
-        self._end = state.get("end", {})  # of a checkpoint of the last step
-        self._stretches = [tuple(each) for each in state["stretches"]]
-        if states:
+            state = typed(JobState, found.state(self.wire.rank))
+        self.walk.restore(state.walk, self.problem.gradient_vector)
+        self.wire.ledger.resume(state.ledger)
+        self._losses += state.losses
+        self._whole = state.whole
+        self._record, self._reported = state.record, state.reported
+        self._watched = state.watched
+        self._first, self._taken = state.first, state.taken
+        self._end = state.end  # of a checkpoint of the last step
+        self._stretches = [tuple(each) for each in state.stretches]
+        if resharded:
             workers = len(self.settings.exchange.workers(self.wire.size))
-            self._stretches.append((found.step, state["epoch"], workers))
+            self._stretches.append((found.step, state.epoch, workers))
         else:
-            self._evaluated = state["evaluated"]
-            if self._sight is not None and state["seen"] is not None:
-                self._sight.restore(state["seen"], self.walk.node)
-        self._resumed = [*state["resumed"], note]
-        self.lines = state["lines"]
-        self._spent = state["seconds"]
+            self._evaluated = state.evaluated
+            if self._sight is not None and state.seen is not None:
+                self._sight.restore(state.seen, self.walk.node)
+        self._resumed = [*state.resumed, note]
+        self.lines = state.lines
+        self._spent = state.seconds
         if self.checkpoints is not None and self.checkpoints.every:
             self._saved = self.clock // self.checkpoints.every
 
@@ -414,7 +422,7 @@ class Job:
     def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """How good the model is that was told last, without what this rank has not said yet."""
         vector, node = self.problem.vector, self.walk.node
-        state = node.local
+        state = node.worker.state
         if state is None or not node.algorithm.trigger.may_skip:
             return self.problem.evaluate(rank, ranks)
         own = vector.copy()
@@ -428,7 +436,7 @@ class Job:
         """The loss of this rank's first batch at the model that was told last; it leaves no trace."""
         if self._first is None:
             return None
-        problem, state = self.problem, self.walk.node.local
+        problem, state = self.problem, self.walk.node.worker.state
         begin, _ = next(self.algorithm.phases(1))
         vectors = (problem.vector, problem.gradient_vector, problem.buffers)
         own = [vector.copy() for vector in vectors]

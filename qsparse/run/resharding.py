@@ -8,7 +8,8 @@ vectors of the new ranks add up to what those of the old ones did, as real numbe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,11 @@ from qsparse.ledger import combine
 from qsparse.memory import Memory
 from qsparse.registry import spell
 from qsparse.rounds.node import averaging
+from qsparse.rounds.state import CoordinatorState, NodeState, WalkState
+from qsparse.run.state import RankState
 from qsparse.types import State, Vector
+
+R = TypeVar("R", bound=RankState)
 
 #: Vectors of all ranks, (ranks, n).
 Rows = npt.NDArray[Any]
@@ -91,17 +96,17 @@ def difference(before: Rows, after: Rows) -> float:
 
 
 def reshard(
-    walks: Sequence[State], algorithm: Algorithm, exchange: Exchange, rank: int, size: int
-) -> tuple[State, dict[str, float]]:
+    walks: Sequence[WalkState], algorithm: Algorithm, exchange: Exchange, rank: int, size: int
+) -> tuple[WalkState, dict[str, float]]:
     """What rank ``rank`` of ``size`` goes on from, and how well the sums were kept.
 
     Workers keep their numbers. New ones have no error, the model that all were told last, and the mean of
-    the others' momentum, or of whatever vectors the local step has. What is aside (batch statistics) is
-    averaged. Where memories hold what both ends know, every worker takes what the coordinator knows, the
-    mean. A coordinator that asks begins to ask anew.
+    the others' momentum, or of whatever vectors the local step has. The buffers are averaged.
+    Where memories hold what both ends know, every worker takes what the coordinator knows, the mean. A
+    coordinator that asks begins to ask anew.
 
     Args:
-        walks: of all ranks before: what `qsparse.rounds.phases.Walk.state` returned.
+        walks: of all ranks before.
         algorithm, exchange: of the run.
         rank, size: of this rank now.
 
@@ -126,78 +131,83 @@ def reshard(
         base = walks[next(other for other in range(len(walks)) if other not in old)]
     else:
         base = walks[old[mine] if mine < len(old) else old[0]]
-    walk = {**base, "phases": {}}
+    walk = replace(base, phases={})
     largest = 0.0
-    for name, nodes in base["phases"].items():
+    for name, nodes in base.phases.items():
         parts = [phases[name], averaging(phases[name])]
-        walk["phases"][name] = []
+        walk.phases[name] = []
         for k, (part, node) in enumerate(zip(parts, nodes, strict=False)):
-            before = [each["phases"][name][k] for each in walks]
-            coordinator = next(each["desk"] for each in before if "desk" in each)
+            before = [each.phases[name][k] for each in walks]
+            coordinator = next(each.coordinator for each in before if each.coordinator is not None)
             workers = [before[other] for other in old]
             sender, lost = _sender(part.up.memory, workers, coordinator, mine, len(new))
             largest = max(largest, lost)
-            state = {"seat": node["seat"]}
+            state = NodeState(node.worker)
             if mine is not None:
                 state = _worker(part, workers, coordinator, mine)
-                state["seat"] |= {"sender": sender, "asked": True}
+                state.worker = replace(state.worker, sender=sender, asked=True)
             if exchange.coordinates(rank):
-                state["desk"] = {
-                    key: coordinator[key] for key in coordinator if key != "asking" or not part.trigger.asks
-                }
-            walk["phases"][name].append(state)
+                anew = part.trigger.asks
+                state.coordinator = replace(coordinator, asking=None if anew else coordinator.asking)
+            walk.phases[name].append(state)
     differences = {"memory_difference": largest, "update_difference": 0.0}
-    now = base["phase"]
-    if not phases[now].local.reports_gradient:
-        models = [walks[other]["x"] for other in old]
-        anchor = walks[old[0]]["phases"][now][0]["local"]["anchor"]
-        x, differences["update_difference"] = _models(models, anchor, mine, len(new))
-        walk["x"] = base["x"] if mine is None else x
+    here = [each.phases[base.phase][0] for each in walks]
+    if not phases[base.phase].local.reports_gradient:
+        models, local = [walks[other].x for other in old], here[old[0]].local
+        assert local is not None
+        x, differences["update_difference"] = _models(models, local["anchor"], mine, len(new))
+        walk.x = base.x if mine is None else x
     elif mine is not None:
-        walk["x"] = walk["phases"][now][0]["local"]["anchor"]
+        local = walk.phases[base.phase][0].local
+        assert local is not None
+        walk.x = local["anchor"]
     if mine is not None:
-        asides = [walks[other]["aside"] for other in old]
-        walk["aside"] = np.mean(asides, axis=0, dtype=np.float64).astype(asides[0].dtype)
+        buffers = [walks[other].buffers for other in old]
+        mean: Vector = np.mean(buffers, axis=0, dtype=np.float64)
+        walk.buffers = mean.astype(buffers[0].dtype)
     return walk, differences
 
 
-def _worker(part: Algorithm, workers: Sequence[State], coordinator: State, mine: int) -> State:
+def _worker(
+    part: Algorithm, workers: Sequence[NodeState], coordinator: CoordinatorState, mine: int
+) -> NodeState:
     """The worker end and the local step of the ``mine``-th worker."""
     base = workers[mine if mine < len(workers) else 0]
-    state = {"seat": dict(base["seat"])}
-    if "local" in base:
-        local = base["local"] if mine < len(workers) else _mean([each["local"] for each in workers])
-        # Who was not asked is told the model now, as it will be asked.
-        told = {"anchor": part.server.model(coordinator["server"])} if part.trigger.asks else {}
-        if part.up.memory.skip_repeats:  # whose contents are other ones now
-            local = part.local.afresh(local)
-        state["local"] = {**local, **told}
-    return state
+    if base.local is None:
+        return NodeState(base.worker)
+    local = base.local if mine < len(workers) else _mean([each.local or {} for each in workers])
+    # Who was not asked is told the model now, as it will be asked.
+    told = {"anchor": part.server.model(coordinator.server)} if part.trigger.asks else {}
+    if part.up.memory.skip_repeats:  # whose contents are other ones now
+        local = part.local.afresh(local)
+    return NodeState(base.worker, local={**local, **told})
 
 
-def merged(states: Sequence[State], rank: int) -> State:
+def merged(states: Sequence[R], rank: int) -> R:
     """The rest of what a rank goes on from: rank 0 counts on for all, seconds are the mean of the ranks'."""
-    state = dict(states[0])
-    snapshots = [each["ledger"] for each in states]
+    snapshots = [each.ledger for each in states]
     counted = combine(snapshots) | {"staleness": snapshots[0]["staleness"]}
     if rank:
         for name in ("paper_bits", "wire_bytes", "link_bytes", "messages"):
             counted[name] = dict.fromkeys(counted[name], 0)
         counted["skips"] = counted["starved"] = 0
-    state["ledger"] = counted
-    known = [each["first"] for each in states if each.get("first") is not None]
-    state["first"] = sum(known) / len(known) if known else None
-    state["losses"] = sum(each["losses"] for each in states) if rank == 0 else 0 * states[0]["losses"]
-    return state
+    first = [each.first for each in states if each.first is not None]
+    losses = [each.losses for each in states]
+    return replace(
+        states[0],
+        ledger=counted,
+        first=sum(first) / len(first) if first else None,
+        losses=np.sum(losses, axis=0) if rank == 0 else np.zeros_like(losses[0]),
+    )
 
 
 def _sender(
-    memory: Memory, workers: Sequence[State], coordinator: State, mine: int | None, count: int
+    memory: Memory, workers: Sequence[NodeState], coordinator: CoordinatorState, mine: int | None, count: int
 ) -> tuple[State | None, float]:
     """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from what it was."""
-    states = [each["seat"]["sender"] for each in workers]
+    states = [each.worker.sender or {} for each in workers]
     if memory.skip_repeats:
-        return coordinator["hearer"], 0.0
+        return coordinator.receiver, 0.0
     if not memory.keeps_rest:
         if memory.per_receiver:
             raise CheckpointError(

@@ -10,6 +10,7 @@ from typing import Any
 from qsparse.algorithm import Async
 from qsparse.errors import SettingError
 from qsparse.exchange.collectives import agree
+from qsparse.rounds.state import typed
 from qsparse.rounds.warming import warm_algorithm
 from qsparse.rules import check
 from qsparse.run.checkpoint import Checkpoints, Found, find, try_out
@@ -17,6 +18,7 @@ from qsparse.run.job import Job
 from qsparse.run.problem import Problem
 from qsparse.run.records import Progress, Recorder
 from qsparse.run.settings import Settings
+from qsparse.run.state import JobState
 from qsparse.wire.base import Wire
 
 
@@ -118,8 +120,8 @@ def _total_steps(settings: Settings, problem: Problem, size: int, found: Found |
     """T; after a change of ranks an epoch has another number of steps."""
     if found is None or settings.epochs is None:
         return settings.total_steps(problem.steps_per_epoch)
-    state = found.state(0)
-    begin, epoch, _ = state["stretches"][-1] if found.ranks == size else (found.step, state["epoch"], size)
+    state = typed(JobState, found.state(0))
+    begin, epoch, _ = state.stretches[-1] if found.ranks == size else (found.step, state.epoch, size)
     # Fewer than were taken are refused when the run goes on, and none by the schedules before that.
     left = (settings.epochs - epoch) * problem.steps_per_epoch
     # A part of a step, where an epoch has fewer now, is one.

@@ -20,17 +20,20 @@ from qsparse.exchange.collectives import agree
 from qsparse.files import named_path
 from qsparse.memory import ErrorFeedback
 from qsparse.rounds.node import Node, Pace, averaging
+from qsparse.rounds.state import WalkState
+from qsparse.rounds.state import plain as plain_state
 from qsparse.rules import refuse_if_inhomogeneous
 from qsparse.run.checkpoint import Checkpoints, find, save
 from qsparse.run.folder import Hold
 from qsparse.seeds import Seed
 from qsparse.torch import compared
-from qsparse.torch.device import Common, on_host
+from qsparse.torch.device import on_host
 from qsparse.torch.given import model_of
 from qsparse.torch.ownership import Before
-from qsparse.torch.saving import found_state, plain, tensors
+from qsparse.torch.saving import LoopState, found_state, plain, tensors
 from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
 from qsparse.torch.steps import Steps, as_optimizers
+from qsparse.torch.tensors import anchor_of, host_state, node_about, restore_tensor
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
 
@@ -148,9 +151,9 @@ class Attached:
         flat.leave_constants()
         self._settings |= shapes(flat)
         self._pace = Pace()
-        self._common = [self._meets(self.algorithm, flat.values, flat.layout)]
+        self._nodes = [self._node(self.algorithm, flat.values, flat.layout)]
         if flat.buffer_values.numel():
-            self._common.append(self._meets(averaging(self.algorithm), flat.buffer_values, flat.statistics))
+            self._nodes.append(self._node(averaging(self.algorithm), flat.buffer_values, flat.statistics))
         self._steps = Steps(self._optimizers, flat, self._stepped, self._refuse)
         self._rates = self._learning_rates()
 
@@ -259,71 +262,69 @@ class Attached:
             )
 
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
-        """What this rank goes on from, with the places of `qsparse.rounds.phases.Walk.state`."""
+        """What this rank goes on from."""
         self.flat.check()
         self.flat.collect()
-        main, beside = self._common[0], self._common[-1]
-        aside = beside is not main
-        nodes = [common.state() for common in self._common]
-        nodes[0]["local"] = {"anchor": on_host(main.anchor)}
+        saved: State = plain_state(
+            LoopState(self._walk(), self.ledger.snapshot(), np.zeros(2), self._torch(others), notes)
+        )
+        return saved
+
+    def _walk(self) -> WalkState:
+        """Where this rank stands."""
+        buffers = on_host(self.flat.buffer_values)
+        return WalkState(
+            x=on_host(self.flat.values),
+            buffers=buffers,
+            anchor=on_host(anchor_of(self._nodes[-1])) if len(self._nodes) > 1 else buffers,
+            t=self.steps,
+            phase="main",
+            phases={"main": [host_state(node, number == 0) for number, node in enumerate(self._nodes)]},
+            met=self._met,
+            rates=self._rates,
+        )
+
+    def _torch(self, others: tuple[Any, ...]) -> State:
+        """What torch remembers."""
         return {
-            "walk": {
-                "x": on_host(main.tensor),
-                "aside": on_host(self.flat.buffer_values),
-                "anchor": on_host(beside.anchor if aside else self.flat.buffer_values),
-                "t": self.steps,
-                "met": self._met,
-                "rates": self._rates,
-                "phase": "main",
-                "phases": {"main": nodes},
-            },
-            "torch": {
-                "rest": plain(list(self.flat.left().values())),
-                "optimizer": plain(self._moments()),
-                "others": [plain(each.state_dict()) for each in others],
-                "generator": plain(torch.get_rng_state()),
-            },
-            "ledger": self.ledger.snapshot(),
-            "losses": np.zeros(2),
-            "notes": notes,
+            "rest": plain(list(self.flat.left().values())),
+            "optimizer": plain(self._moments()),
+            "others": [plain(each.state_dict()) for each in others],
+            "generator": plain(torch.get_rng_state()),
         }
 
-    def _go_on(self, state: State, others: tuple[Any, ...]) -> dict[str, Any]:
-        walk = state["walk"]
-        main, *aside = walk["phases"]["main"]
-        # The optimizer takes the local steps.
-        main = dict(main)
-        self._common[0].restore(main, walk["x"], main.pop("local")["anchor"])
-        for common, saved in zip(self._common[1:], aside, strict=True):
-            common.restore(saved, walk["aside"], walk["anchor"])
+    def _go_on(self, state: LoopState, others: tuple[Any, ...]) -> dict[str, Any]:
+        walk = state.walk
+        main, *rest = walk.phases["main"]
+        assert main.local is not None
+        restore_tensor(self._nodes[0], main, walk.x, main.local["anchor"])
+        for node, saved in zip(self._nodes[1:], rest, strict=True):
+            restore_tensor(node, saved, walk.buffers, walk.anchor)
         self.flat.spread()
         with torch.no_grad():
-            for tensor, kept in zip(self.flat.left().values(), tensors(state["torch"]["rest"]), strict=True):
+            for tensor, kept in zip(self.flat.left().values(), tensors(state.torch["rest"]), strict=True):
                 if tensor.shape != kept.shape:
                     tensor.data = torch.empty(kept.shape, dtype=tensor.dtype, device=tensor.device)
                 tensor.copy_(kept)
-        moments = tensors(state["torch"]["optimizer"])
+        moments = tensors(state.torch["optimizer"])
         for number, optimizer in enumerate(self._optimizers):
             optimizer.load_state_dict(moments if len(self._optimizers) == 1 else moments[str(number)])
-        for each, saved in zip(others, state["torch"]["others"], strict=True):
+        for each, saved in zip(others, state.torch["others"], strict=True):
             each.load_state_dict(tensors(saved))
-        if state["torch"]["generator"] is not None:
-            torch.set_rng_state(tensors(state["torch"]["generator"]))
-        self.ledger.resume(state["ledger"])
-        self.steps, self._met, self._rates = walk["t"], walk["met"], walk["rates"]
+        if state.torch["generator"] is not None:
+            torch.set_rng_state(tensors(state.torch["generator"]))
+        self.ledger.resume(state.ledger)
+        self.steps, self._met, self._rates = walk.t, walk.met or 0, walk.rates or []
         self._pace.t = self._pace.clock = self.steps
-        notes: dict[str, Any] = state["notes"]
-        return notes
+        return state.notes
 
     def _moments(self) -> dict[str, Any]:
         """What the optimizers remember; of several, by number."""
         states = [each.state_dict() for each in self._optimizers]
         return states[0] if len(states) == 1 else {str(n): state for n, state in enumerate(states)}
 
-    def _meets(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Common:
-        start = tensor.cpu().numpy()
-        node = Node(algorithm, self.exchange, self.wire, start, self._seed, layout, self.ledger, self._pace)
-        return Common(node, tensor)
+    def _node(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Node:
+        return node_about(tensor, algorithm, self.exchange, self.wire, self._seed, layout, self._pace)
 
     def finish(self) -> None:
         """Meet once more if there were steps since the last meeting, and detach; collective.
@@ -372,7 +373,7 @@ class Attached:
     def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
-        if self._common[0].node.due(self.steps):
+        if self._nodes[0].due(self.steps):
             self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
 
@@ -414,7 +415,7 @@ class Attached:
         if self._steps is not None:
             self._steps.close()
             self._steps = None
-            self._common.clear()
+            self._nodes.clear()
             self.flat.release()
 
     def _let_go(self, together: bool = False) -> None:
@@ -460,7 +461,7 @@ class Attached:
         """
         assert self._steps is not None
         mine = compared.settings_of(self._steps.current)
-        strays = self.flat.strays(self._common[0].anchor)
+        strays = self.flat.strays(anchor_of(self._nodes[0]))
         digests = {name: compared.digest(tensor) for name, tensor in strays.items()}
         heard = self._tell(FINISH, [compared.digest(mine), digests, self._steps.pending])
         difference = compared.stray([each[1] for each in heard], [each[2] for each in heard], self._met)
@@ -475,13 +476,13 @@ class Attached:
     def _meet(self, last: bool = False) -> None:
         self._check_rates()
         self._pace.t = self._pace.clock = self.steps
-        self._common[0].meet(self.steps, last)
+        self._nodes[0].synchronize(self.steps, last)
         self._met = self.steps
 
     def _average_buffers(self) -> None:
         self.flat.collect()
-        for common in self._common[1:]:
-            common.meet(self.steps)
+        for node in self._nodes[1:]:
+            node.synchronize(self.steps)
         self.flat.spread()
 
     def _learning_rates(self) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final, TypeGuard
 
 import numpy as np
@@ -24,10 +24,8 @@ from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
 from qsparse.memory import Draft, ErrorFeedback, Stateless
-from qsparse.rounds.node import Node
-from qsparse.rounds.state import restore, state_of
 from qsparse.seeds import Seed
-from qsparse.types import State, Vector
+from qsparse.types import Vector
 
 #: The type that magnitudes are compared in, and the bits of the largest one that can be sent.
 _BITS: Final = {
@@ -181,7 +179,7 @@ class DeviceSender(Sender):
 
     def __init__(self, host: Sender, like: torch.Tensor) -> None:
         self.memory, self.compressor, self.layout = host.memory, host.compressor, host.layout
-        self.state = {name: _moved(value, like.device) for name, value in host.state.items()}
+        self.state = {name: moved(value, like.device) for name, value in host.state.items()}
         self._host = host
         # Memory that nobody touches takes no room.
         self._there = np.empty(like.numel(), _numpy_type(like))
@@ -235,71 +233,15 @@ def on_host(value: Any) -> Any:
         return value.cpu().numpy()
     if isinstance(value, dict):
         return {name: on_host(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: on_host(getattr(value, each.name)) for each in fields(value)})
     return value
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """A state's value with a tensor of the device in place of an array."""
     return torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
 
 
 def _numpy_type(tensor: torch.Tensor) -> np.dtype[Any]:
     return np.dtype(str(tensor.dtype).removeprefix("torch."))
-
-
-class Common:
-    """A tensor that the ranks have in common after each meeting, and go their own ways with until the next.
-
-    Args:
-        node: this rank's place in the meetings about it.
-        tensor: the model, or what is averaged beside it, (n,); moved in place.
-
-    Attributes:
-        anchor: what it was after the last meeting, (n,).
-    """
-
-    def __init__(self, node: Node, tensor: torch.Tensor) -> None:
-        self.node, self.tensor = node, tensor
-        self.anchor, self._report = tensor.clone(), torch.empty_like(tensor)
-        self._away = elsewhere(tensor)
-        #: The report where the sender looks for it.
-        self._said: Any = None
-        sender = node.worker.sender
-        assert sender is not None
-        if not self._away:
-            self._said = self._report.numpy()
-        elif DeviceSender.serves(sender, node.algorithm, tensor.numel()):
-            node.worker.sender = DeviceSender(sender, tensor)
-            self._said = self._report
-        else:
-            # Locked pages are copied at the full speed of the bus.
-            locked = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
-            self._said = locked.numpy()
-
-    def meet(self, t: int, last: bool = False) -> None:
-        """Say how far the tensor has gone since the last meeting, and go on from the new common one."""
-        torch.sub(self.anchor, self.tensor, out=self._report)
-        if self._away and isinstance(self._said, np.ndarray):
-            torch.from_numpy(self._said).copy_(self._report)
-        model = self.node.meet(self._said, t, last=last)
-        if model is None:
-            return
-        before = None if self.node.worker.sent else self.anchor.clone()
-        self.anchor.copy_(torch.from_numpy(model))
-        if before is None:
-            self.tensor.copy_(self.anchor)
-        else:
-            self.tensor += self.anchor - before  # what was not said stays
-
-    def state(self) -> State:
-        """What its node remembers, on the host."""
-        state: State = on_host(state_of(self.node))
-        return state
-
-    def restore(self, saved: State, x: Vector, anchor: Vector) -> None:
-        """Bring it, when it is new, to what was saved."""
-        restore(self.node, saved, x, None)
-        sender = self.node.worker.sender
-        if isinstance(sender, DeviceSender):
-            sender.state = {name: _moved(value, self.tensor.device) for name, value in sender.state.items()}
-        for mine, kept in ((self.tensor, x), (self.anchor, anchor)):
-            mine.copy_(torch.from_numpy(np.array(kept)))

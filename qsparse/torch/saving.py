@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 
 from qsparse.algorithm import Algorithm
 from qsparse.exchange import Exchange
+from qsparse.rounds.state import typed
 from qsparse.run.checkpoint import Found
 from qsparse.run.resharding import merged, reshard
+from qsparse.run.state import RankState
 from qsparse.types import State
 
 #: The name under which the items of a Counter are kept, by which torch counts milestones.
@@ -66,17 +69,30 @@ def mean(states: Sequence[Any]) -> Any:
     return first
 
 
-def found_state(found: Found, algorithm: Algorithm, exchange: Exchange, rank: int, size: int) -> State:
+@dataclass
+class LoopState(RankState):
+    """What an attached loop leaves in a checkpoint.
+
+    Attributes:
+        torch: what torch remembers, `plain`: tensors that are not exchanged, optimizers, ``others``, and the
+            generator of random numbers; None for the last on a rank that is new.
+        notes: of the user's.
+    """
+
+    torch: State
+    notes: dict[str, Any]
+
+
+def found_state(found: Found, algorithm: Algorithm, exchange: Exchange, rank: int, size: int) -> LoopState:
     """What rank ``rank`` of ``size`` goes on from; made of all ranks' states where they were others.
 
     Rank 0 warns where that rounds the sum of the error memories.
     """
     if found.ranks == size:
-        return found.state(rank)
-    states = [found.state(other) for other in range(found.ranks)]
+        return typed(LoopState, found.state(rank))
+    states = [typed(LoopState, found.state(other)) for other in range(found.ranks)]
     state = merged(states, rank)
-    walks = [each["walk"] for each in states]
-    state["walk"], differences = reshard(walks, algorithm, exchange, rank, size)
+    state.walk, differences = reshard([each.walk for each in states], algorithm, exchange, rank, size)
     off = differences["memory_difference"]
     if off and rank == 0:
         warnings.warn(
@@ -86,9 +102,9 @@ def found_state(found: Found, algorithm: Algorithm, exchange: Exchange, rank: in
             stacklevel=2,
         )
     if rank < found.ranks:
-        state["torch"] = states[rank]["torch"]
+        state.torch = states[rank].torch
     else:
-        state["torch"] = mean([each["torch"] for each in states]) | {"generator": None}
+        state.torch = mean([each.torch for each in states]) | {"generator": None}
     return state
 
 

@@ -31,8 +31,9 @@ from qsparse.registry import build  # noqa: E402
 from qsparse.rounds.node import Node, Pace  # noqa: E402
 from qsparse.seeds import Seed  # noqa: E402
 from qsparse.torch import attach, device  # noqa: E402
-from qsparse.torch.device import Common, DeviceSender, largest  # noqa: E402
+from qsparse.torch.device import DeviceSender, largest  # noqa: E402
 from qsparse.torch.flat import FlatModel  # noqa: E402
+from qsparse.torch.tensors import node_about  # noqa: E402
 from qsparse.triggers import Drift, Every  # noqa: E402
 from qsparse.types import Layer  # noqa: E402
 from qsparse.wire.base import Wire  # noqa: E402
@@ -204,14 +205,14 @@ def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int
     (wire,) = ThreadWire.group(1)
     with Pretended() as pretended:
         algorithm = Algorithm(SGD(0.1), down=down)
-        node = Node(algorithm, ParameterServer(), wire, start, Seed(0), (), wire.ledger)
-        common = Common(node, torch.from_numpy(start.copy()).to(AWAY))
-        common.tensor -= 1
-        pretended.sent = 0
-        common.meet(1)
+        tensor = torch.from_numpy(start.copy()).to(AWAY)
+        node = node_about(tensor, algorithm, ParameterServer(), wire, Seed(0), ())
+        tensor -= 1
+        pretended.fetched = pretended.sent = 0
+        node.synchronize(1)
         assert pretended.fetched == 4 * 5000
         assert pretended.sent == 4 * 5000
-        assert np.count_nonzero(common.tensor.cpu().numpy() != start) == kept
+        assert np.count_nonzero(tensor.cpu().numpy() != start) == kept
 
 
 def test_who_is_served() -> None:
@@ -323,22 +324,25 @@ MEETINGS: dict[str, Algorithm | str] = {
 
 def recorded(wire: Wire, frames: list[bytes]) -> None:
     """Keep each frame that is handed to the wire."""
-    sent = wire.ledger.sent
+    sent = wire.ledger.count_bytes
 
     def keep(payload: Any) -> None:
         frames.append(bytes(payload.frame))
         sent(payload)
 
-    wire.ledger.sent = keep  # type: ignore[method-assign]
+    wire.ledger.count_bytes = keep  # type: ignore[method-assign]
 
 
 class Plain:
-    """What `Common` does, in NumPy."""
+    """What a node about a tensor does, in NumPy."""
 
     def __init__(self, node: Node, x: np.ndarray) -> None:
         self.node, self.x, self.anchor = node, x, x.copy()
 
-    def meet(self, t: int) -> None:
+    def step(self, by: np.ndarray) -> None:
+        self.x += by
+
+    def synchronize(self, t: int) -> bytes:
         model = self.node.meet(self.anchor - self.x, t)
         assert model is not None
         if self.node.worker.sent:
@@ -346,6 +350,21 @@ class Plain:
         else:
             self.x += model - self.anchor
         self.anchor[:] = model
+        return self.x.tobytes()
+
+
+class There:
+    """A tensor of a device."""
+
+    def __init__(self, node: Node, x: torch.Tensor) -> None:
+        self.node, self.x = node, x
+
+    def step(self, by: np.ndarray) -> None:
+        self.x += torch.from_numpy(by).to(self.x.device)
+
+    def synchronize(self, t: int) -> bytes:
+        self.node.synchronize(t)
+        return self.x.cpu().numpy().tobytes()
 
 
 @pytest.mark.parametrize("exchange", [ParameterServer(), AllGather()])
@@ -356,27 +375,27 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
     algorithm: Algorithm = build(chosen, "algorithm") if isinstance(chosen, str) else chosen
     n = 5003
 
-    def body(wire: Wire, make: Callable[[Node, np.ndarray], Any]) -> tuple[list[bytes], int]:
+    def plain(wire: Wire, start: np.ndarray) -> Plain:
+        node = Node(algorithm, exchange, wire, start, Seed(3), layout(n), wire.ledger, Pace())
+        return Plain(node, start.copy())
+
+    def on_device(wire: Wire, start: np.ndarray) -> There:
+        x = torch.from_numpy(start.copy()).to(there)
+        return There(node_about(x, algorithm, exchange, wire, Seed(3), layout(n), Pace()), x)
+
+    def body(wire: Wire, make: Callable[[Wire, np.ndarray], Plain | There]) -> tuple[list[bytes], int]:
         said: list[bytes] = []
         recorded(wire, said)
         start = vector(n, "normal")
         start[:20] = -0.0
-        node = Node(algorithm, exchange, wire, start, Seed(3), layout(n), wire.ledger, Pace())
-        one = make(node, start.copy())
+        one = make(wire, start)
         for t in range(1, 9):
             step = vector(n, "ties" if t % 3 else "denormals", 10 * t + wire.rank)
             step[:10] = -0.0
-            if isinstance(one, Plain):
-                one.x += step
-            else:
-                one.tensor += torch.from_numpy(step).to(there)
-            if node.due(t):
-                one.meet(t)
-                said.append((one.x if isinstance(one, Plain) else one.tensor.cpu().numpy()).tobytes())
+            one.step(step)
+            if one.node.due(t):
+                said.append(one.synchronize(t))
         return said, wire.ledger.skips
-
-    def on_device(node: Node, x: np.ndarray) -> Common:
-        return Common(node, torch.from_numpy(x).to(there))
 
     def ours(wire: Wire) -> Any:
         if there is not AWAY:
@@ -385,7 +404,7 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
             return body(wire, on_device)
 
     found = run_threads(2, ours, timeout=60)
-    assert found == run_threads(2, lambda wire: body(wire, Plain), timeout=60)
+    assert found == run_threads(2, lambda wire: body(wire, plain), timeout=60)
     assert (found[0][1] != found[1][1]) == (name == "skips"), "one skips where the other speaks"
     if there.type == "cpu":
         with pytest.MonkeyPatch.context() as patch:

@@ -26,6 +26,7 @@ def test_an_old_path_gives_the_module_of_today() -> None:
         "from qsparse.torch.data import load",
         "from qsparse.warming import warm_algorithm",
         "from qsparse.triggers.joined import Both",
+        "from qsparse.compressors.composed import copy_of, stored; assert stored is copy_of",
         "print('all there')",
     ]
     done = run("-c", "\n".join(lines))

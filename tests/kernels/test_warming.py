@@ -68,7 +68,7 @@ LEFT = """
 import os, sys
 import numpy as np
 from qsparse.rounds import warming
-from qsparse.algorithm import natural_exchange
+from qsparse.rules import natural_exchange
 from qsparse.kernels import jit
 from qsparse.registry import build
 from qsparse.rounds.phases import Walk

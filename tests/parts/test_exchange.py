@@ -210,7 +210,7 @@ def test_processes_obey() -> None:
             # Each rank's counters to all others, by hand.
             counted = []
             for rank in range(wire.size):
-                note = Payload.build([repr(mine).encode()], way=Way.BESIDE, origin=rank)
+                note = Payload.build([repr(mine).encode()], way=Way.CONTROL, origin=rank)
                 for dest in range(wire.size):
                     if rank == wire.rank:
                         wire.send([note], dest)

@@ -20,9 +20,11 @@ from qsparse.errors import CheckpointError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback
+from qsparse.rounds.state import CoordinatorState, NodeState, WalkState, WorkerState, typed
 from qsparse.rules import natural_exchange
 from qsparse.run.checkpoint import Found, file_of
 from qsparse.run.resharding import difference, distilled, reshard, shared
+from qsparse.run.state import JobState
 from qsparse.run.statefile import read
 from qsparse.types import State, Vector
 
@@ -107,17 +109,29 @@ def ended(out: Path, algorithm: Algorithm, ranks: int, exchange: Exchange | None
     return Found(newest, json.loads((newest / "manifest.json").read_text()))
 
 
-def gone_on(found: Found, algorithm: Algorithm, size: int, exchange: Exchange) -> list[State]:
-    walks = [found.state(rank)["walk"] for rank in range(found.ranks)]
+def walks_of(found: Found, ranks: int) -> list[WalkState]:
+    return [typed(JobState, found.state(rank)).walk for rank in range(ranks)]
+
+
+def main_of(walk: WalkState) -> NodeState:
+    return walk.phases["main"][0]
+
+
+def local_of(walk: WalkState) -> State:
+    return main_of(walk).local or {}
+
+
+def gone_on(found: Found, algorithm: Algorithm, size: int, exchange: Exchange) -> list[WalkState]:
+    walks = walks_of(found, found.ranks)
     made = [reshard(walks, algorithm, exchange, rank, size) for rank in range(size)]
     assert all(note == made[0][1] for _, note in made)
     assert made[0][1] == {"memory_difference": 0.0, "update_difference": 0.0}
     return [walk for walk, _ in made]
 
 
-def memories(walks: list[State], name: str) -> list[Vector]:
-    ends = [walk["phases"]["main"][0]["seat"] for walk in walks]
-    return [worker["sender"][name] for worker in ends if "sender" in worker]
+def memories(walks: list[WalkState], name: str) -> list[Vector]:
+    senders = [main_of(walk).worker.sender for walk in walks]
+    return [sender[name] for sender in senders if sender is not None]
 
 
 @LEFTOVERS
@@ -126,25 +140,19 @@ def memories(walks: list[State], name: str) -> list[Vector]:
 def test_the_error_memories_add_up(tmp_path: Path, size: int, exchange: Exchange) -> None:
     algorithm = preset("qsparse-local-sgd(H=4, lr=0.1, momentum=0.9)")
     found = ended(tmp_path, algorithm, 4, exchange)
-    before = [found.state(rank)["walk"] for rank in range(4)]
+    before = walks_of(found, 4)
     if size == 2 and not exchange.workers(1):
         return  # one worker's floats cannot hold three's
     after = gone_on(found, algorithm, size, exchange)
     assert any(exact(memories(before, "residual")))
     assert exact(memories(after, "residual")) == exact(memories(before, "residual"))
     # Momentum stays with who has it; who is new takes the mean.
-    local = [walk["phases"]["main"][0].get("local") for walk in before]
-    old = [each["momentum"] for each in local if each]
-    new = [
-        each["phases"]["main"][0]["local"]["momentum"]
-        for each in after
-        if "local" in each["phases"]["main"][0]
-    ]
+    old, new = ([local_of(walk)["momentum"] for walk in walks if local_of(walk)] for walks in (before, after))
     for number, momentum in enumerate(new):
         wanted = old[number] if number < len(old) else np.mean(old, axis=0, dtype=np.float64)
         assert np.array_equal(momentum, np.asarray(wanted, np.float32))
-    assert len({walk["x"].tobytes() for walk in after}) == 1
-    coordinators = [rank for rank, walk in enumerate(after) if "desk" in walk["phases"]["main"][0]]
+    assert len({walk.x.tobytes() for walk in after}) == 1
+    coordinators = [rank for rank, walk in enumerate(after) if main_of(walk).coordinator is not None]
     assert coordinators == (list(range(size)) if isinstance(exchange, AllGather) else [0])
 
 
@@ -155,7 +163,9 @@ def test_workers_and_coordinator_know_the_same(tmp_path: Path, size: int) -> Non
     algorithm = preset("laq(lr=0.1)")
     found = ended(tmp_path, algorithm, 3, ParameterServer())
     walks = gone_on(found, algorithm, size, ParameterServer())
-    heard = walks[0]["phases"]["main"][0]["desk"]["hearer"]["known"]
+    coordinator = main_of(walks[0]).coordinator
+    assert coordinator is not None
+    heard = coordinator.receiver["known"]
     assert heard.any()
     for known in memories(walks, "known"):
         assert np.array_equal(known, heard)
@@ -167,10 +177,10 @@ def test_statistics_of_old_ranks_are_averaged(tmp_path: Path, size: int) -> None
     algorithm = preset("local-sgd(lr=0.1, H=2)")
     newest = ended(tmp_path, algorithm, 3, None)
     found = Found(newest.folder.with_name("000004-step-28"), newest.manifest)
-    own = [found.state(rank)["walk"]["aside"] for rank in range(3)]
+    own = [walk.buffers for walk in walks_of(found, 3)]
     assert not np.allclose(own[0], own[1]), "nothing was evaluated since each went its way"
     for walk in gone_on(found, algorithm, size, ParameterServer()):
-        np.testing.assert_allclose(walk["aside"], np.mean(own, axis=0), atol=1e-6)
+        np.testing.assert_allclose(walk.buffers, np.mean(own, axis=0), atol=1e-6)
 
 
 @LEFTOVERS
@@ -178,17 +188,17 @@ def test_what_a_skip_has_kept_back_is_not_lost(tmp_path: Path) -> None:
     """Net updates that were not worth a message go to those who stay."""
     algorithm = preset("local-sgd(lr=0.1)", trigger="drift(0.15)")
     found = ended(tmp_path, algorithm, 4, None)
-    before = [found.state(rank)["walk"] for rank in range(4)]
-    anchor = before[0]["phases"]["main"][0]["local"]["anchor"]
-    unsaid = [exact([anchor, -walk["x"]]) for walk in before]
+    before = walks_of(found, 4)
+    anchor = local_of(before[0])["anchor"]
+    unsaid = [exact([anchor, -walk.x]) for walk in before]
     assert any(unsaid[3]), "the one that goes has something to say"
     after = [reshard(before, algorithm, ParameterServer(), rank, 3) for rank in range(3)]
     total = [sum(column, Fraction(0)) for column in zip(*unsaid, strict=True)]
-    kept = [sum(c, Fraction(0)) for c in zip(*(exact([anchor, -w["x"]]) for w, _ in after), strict=True)]
+    kept = [sum(c, Fraction(0)) for c in zip(*(exact([anchor, -w.x]) for w, _ in after), strict=True)]
     off = max(abs(a - b) for a, b in zip(total, kept, strict=True))
     assert after[0][1]["update_difference"] == pytest.approx(float(off), rel=1e-6)
     assert off <= 1e-6 < max(map(abs, unsaid[3]))
-    assert np.array_equal(after[1][0]["x"], before[1]["x"])
+    assert np.array_equal(after[1][0].x, before[1].x)
 
 
 @LEFTOVERS
@@ -251,8 +261,7 @@ def test_a_schedule_goes_by_the_epochs_that_are_left(tmp_path: Path) -> None:
 def final(out: Path) -> Vector:
     newest = max((out / "checkpoints").iterdir())
     assert newest.name.endswith("-step-120")
-    walk = Found(newest, {}).state(0)["walk"]
-    x: Vector = walk["x"]
+    x: Vector = walks_of(Found(newest, {}), 1)[0].x
     return x
 
 
@@ -291,11 +300,11 @@ def test_everything_is_news_where_the_coordinator_knows_something_else(tmp_path:
     algorithm = preset("lasg-wk2(lr=0.05)")
     train(algorithm, tmp_path, 3, steps=20)
     (checkpoint,) = (tmp_path / "checkpoints").glob("*-step-20")
-    walks = [read(checkpoint / file_of(rank))["walk"] for rank in range(3)]
-    assert all(np.isfinite(walk["phases"]["main"][0]["local"]["news"]) for walk in walks)
+    walks = [typed(JobState, read(checkpoint / file_of(rank))).walk for rank in range(3)]
+    assert all(np.isfinite(local_of(walk)["news"]) for walk in walks)
     for rank in range(2):
         walk, _ = reshard(walks, algorithm, natural_exchange(algorithm), rank, 2)
-        assert walk["phases"]["main"][0]["local"]["news"] == np.inf
+        assert local_of(walk)["news"] == np.inf
     assert train(algorithm, tmp_path, 2, steps=30)["steps"] == 30
 
 
@@ -314,7 +323,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is one of 3 ranks, and workers that do not wait"):
         train(asynchronous, tmp_path / "a", 4)
     algorithm = preset("topk-sgd(lr=0.1)")
-    walk: State = {"phases": {"main": [{"seat": {"sender": {}}, "desk": {}}]}}
+    node = NodeState(WorkerState({}, {}, {}, True, {}), CoordinatorState({}, {}, {}, {}, {}))
+    nothing = np.zeros(0, np.float32)
+    walk = WalkState(nothing, nothing, nothing, 0, "main", {"main": [node]})
     strange = replace(algorithm, up=Link(algorithm.up.compressor, Keeper()))
     with pytest.raises(CheckpointError, match="does not say whether what it keeps adds up"):
         reshard([walk, walk], strange, ParameterServer(), 0, 1)
