@@ -36,6 +36,17 @@ _HOMES = {
     "meeting": "qsparse.algorithm",
     "algorithm": "qsparse.presets",
 }
+#: The axes of an algorithm, with the kind of the part on each.
+AXES = {
+    "local": "local",
+    "trigger": "trigger",
+    "compressor": "compressor",
+    "memory": "memory",
+    "server": "server",
+    "down": "compressor",
+    "down_memory": "memory",
+    "meeting": "meeting",
+}
 _parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
 _plugins_loaded = False
 #: Why entries of the group could not be loaded, by "name = module".
@@ -90,6 +101,153 @@ def build(text: str, kind: str) -> Any:
     text = text.strip()
     if kind == "compressor" and ":" in text:
         return _build_policy(text)
+    return _make(_parsed(text, kind), kind, text)
+
+
+def settings_in(text: str, kind: str) -> list[str]:
+    """The settings that a text which `build` takes gives to its outermost part, by name or by place.
+
+    >>> settings_in("local-sgd(0.1, H=4)", "algorithm")
+    ['lr', 'H']
+    """
+    tree = _parsed(text.strip(), kind)
+    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
+        return []
+    first = parameters(_name(tree.func.id, kind), kind)[: len(tree.args)]
+    return first + [word.arg for word in tree.keywords if word.arg is not None]
+
+
+def preset_and_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of a preset and the settings in its brackets, from which `call` makes the algorithm.
+
+    >>> preset_and_settings("local-sgd(0.1, H=4)")
+    ('local-sgd', {'lr': 0.1, 'H': 4})
+    """
+    text = text.strip()
+    tree = _parsed(text, "algorithm")
+    call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
+    if not isinstance(call.func, ast.Name):
+        raise SettingError(f"cannot read {_brief(text)} as an algorithm: write name(setting=value, …)")
+    positional, settings = _given(call, "algorithm", text)
+    name = _name(call.func.id, "algorithm")
+    return name, _named(name, positional, settings)
+
+
+def spell(part: Any) -> str:
+    """The text of a part, from which `build` makes an equal one."""
+    own = getattr(part, "spelling", None)
+    if own is not None:
+        return str(own())
+    settings = []
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if value != field.default:
+            settings.append(f"{field.name}={as_text(value)}")
+    name: str = part.registered_name
+    return f"{name}({', '.join(settings)})" if settings else name
+
+
+def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[Any] = ()) -> Any:
+    """Call a registered part with settings; unknown settings are refused with the known ones.
+
+    What the function of an algorithm does not take itself is a setting of the algorithm's parts, which get it
+    by `Algorithm.with_`. By place it takes its learning rate alone.
+    """
+    part = find(name, kind)
+    if kind == "algorithm":
+        settings, positional = _named(name, positional, settings), ()
+    own = _own_parameters(part)
+    mine = {key: value for key, value in settings.items() if key in own}
+    rest = {key: value for key, value in settings.items() if key not in own}
+    if rest and kind != "algorithm":
+        raise unknown_setting(f"{kind} {name}", next(iter(rest)), own)
+    try:
+        made = part(*positional, **mine)
+    except TypeError:
+        given = ", ".join([*map(as_text, positional), *(f"{k}={as_text(v)}" for k, v in mine.items())])
+        raise SettingError(
+            f"{kind} {name} cannot be made of ({given}): one has the wrong type, is missing or too many; "
+            f"it has {', '.join(own)}"
+        ) from None
+    if not rest:
+        return made
+    known = _with_parts(own, made)
+    for key in rest:
+        if key not in known:
+            raise unknown_setting(f"{kind} {name}", key, known)
+    return made.with_(**rest)
+
+
+def unknown_setting(owner: str, name: str, known: Sequence[str]) -> SettingError:
+    """The refusal of a setting that something does not have, with those that it has."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return SettingError(f"{owner} has no setting {name!r}: {hint}it has {', '.join(known) or 'none'}")
+
+
+def parameters(name: str, kind: str) -> list[str]:
+    """The settings that a part takes; of an algorithm, its own and those of its parts."""
+    part = find(name, kind)
+    own = _own_parameters(part)
+    return _with_parts(own, part()) if kind == "algorithm" else own
+
+
+def _own_parameters(part: Any) -> list[str]:
+    if dataclasses.is_dataclass(part):
+        return [field.name for field in dataclasses.fields(part) if field.init]
+    code = part.__code__
+    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _with_parts(own: Sequence[str], algorithm: Any) -> list[str]:
+    """The settings of a preset, the learning rate first."""
+    known = dict.fromkeys([*own, *algorithm.settings()])
+    return sorted(known, key=lambda name: name != "lr")
+
+
+def _named(name: str, positional: Sequence[Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a preset by their names; as text, parts are those of their axis."""
+    if len(positional) > 1:
+        raise SettingError(
+            f"algorithm {name} takes its learning rate by place, and all else by name: write "
+            f"{name}({as_text(positional[0])}, SETTING={as_text(positional[1])})"
+        )
+    if positional and "lr" in settings:
+        raise SettingError(f"algorithm {name} is given its learning rate twice: keep one")
+    first = {"lr": positional[0]} if positional else {}
+    return first | {
+        key: build(value, AXES[key]) if key in AXES and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
+def as_text(value: Any) -> str:
+    """The text of a value as a setting has it: a number, a word, a list or a part."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | str):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(as_text(item) for item in value) + "]"
+    return spell(value)
+
+
+def _build_policy(text: str) -> Any:
+    rules = []
+    for rule in filter(None, (part.strip() for part in text.split(";"))):
+        pattern, colon, inner = rule.partition(":")
+        if not colon or not pattern.strip():
+            raise SettingError(f"cannot read {_brief(rule)} in a policy: write PATTERN: COMPRESSOR; …")
+        if ":" in inner:
+            raise CompositionError(
+                f"cannot read {_brief(rule)} in a policy: a policy stands alone; write PATTERN: COMPRESSOR; …"
+            )
+        rules.append((pattern.strip(), build(inner, "compressor")))
+    return find("policy", "compressor")(tuple(rules))
+
+
+def _parsed(text: str, kind: str) -> ast.expr:
+    """The tree of a text."""
     # Presets have dashes in their names, which Python's grammar reads as minus.
     name, bracket, rest = text.partition("(")
     try:
@@ -106,95 +264,7 @@ def build(text: str, kind: str) -> Any:
         raise _too_deep(text, kind) from None
     if _depth(tree) > _DEEPEST:
         raise _too_deep(text, kind)
-    return _make(tree, kind, text)
-
-
-def settings_in(text: str, kind: str) -> list[str]:
-    """The settings that a text which `build` takes gives to its outermost part, by name or by place.
-
-    >>> settings_in("local-sgd(0.1, H=4)", "algorithm")
-    ['lr', 'H']
-    """
-    name, bracket, rest = text.strip().partition("(")
-    with _parsing:
-        tree = ast.parse(name.replace("-", "_") + bracket + rest, mode="eval").body
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
-        return []
-    first = parameters(_name(tree.func.id, kind), kind)[: len(tree.args)]
-    return first + [word.arg for word in tree.keywords if word.arg is not None]
-
-
-def spell(part: Any) -> str:
-    """The text of a part, from which `build` makes an equal one."""
-    own = getattr(part, "spelling", None)
-    if own is not None:
-        return str(own())
-    settings = []
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if value != field.default:
-            settings.append(f"{field.name}={_spell_value(value)}")
-    name: str = part.registered_name
-    return f"{name}({', '.join(settings)})" if settings else name
-
-
-def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[Any] = ()) -> Any:
-    """Call a registered part with settings; unknown settings are refused with the known ones."""
-    part = find(name, kind)
-    parameters = _parameters(part)
-    unknown = [key for key in settings if key not in parameters]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], parameters, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise SettingError(
-            f"{kind} {name} has no setting {unknown[0]!r}: {hint}it has {', '.join(parameters) or 'none'}"
-        )
-    try:
-        return part(*positional, **settings)
-    except TypeError:
-        given = ", ".join(
-            [*map(_spell_value, positional), *(f"{k}={_spell_value(v)}" for k, v in settings.items())]
-        )
-        raise SettingError(
-            f"{kind} {name} cannot be made of ({given}): one has the wrong type, is missing or too many; "
-            f"it has {', '.join(parameters)}"
-        ) from None
-
-
-def parameters(name: str, kind: str) -> list[str]:
-    """The settings that a part takes."""
-    return _parameters(find(name, kind))
-
-
-def _parameters(part: Any) -> list[str]:
-    if dataclasses.is_dataclass(part):
-        return [field.name for field in dataclasses.fields(part) if field.init]
-    code = part.__code__
-    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-
-
-def _spell_value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float | str):
-        return repr(value)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_spell_value(item) for item in value) + "]"
-    return spell(value)
-
-
-def _build_policy(text: str) -> Any:
-    rules = []
-    for rule in filter(None, (part.strip() for part in text.split(";"))):
-        pattern, colon, inner = rule.partition(":")
-        if not colon or not pattern.strip():
-            raise SettingError(f"cannot read {_brief(rule)} in a policy: write PATTERN: COMPRESSOR; …")
-        if ":" in inner:
-            raise CompositionError(
-                f"cannot read {_brief(rule)} in a policy: a policy stands alone; write PATTERN: COMPRESSOR; …"
-            )
-        rules.append((pattern.strip(), build(inner, "compressor")))
-    return find("policy", "compressor")(tuple(rules))
+    return tree
 
 
 def _depth(tree: ast.expr) -> int:
@@ -236,18 +306,24 @@ def _make(tree: ast.expr, kind: str, text: str) -> Any:
             ) from None
         raise SettingError(f"cannot read {text!r}: parts are joined by >>, & or |")
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
-        positional = [_value(argument, kind, text) for argument in tree.args]
-        settings: dict[str, Any] = {}
-        for word in tree.keywords:
-            if word.arg is None:
-                raise SettingError(f"cannot read ** in {text!r}: name each setting")
-            if word.arg in settings:
-                raise SettingError(f"{text!r} gives setting {word.arg} twice: keep one")
-            settings[word.arg] = _value(word.value, kind, text)
+        positional, settings = _given(tree, kind, text)
         return call(_name(tree.func.id, kind), kind, settings, positional)
     if isinstance(tree, ast.Name):
         return call(_name(tree.id, kind), kind, {})
     raise SettingError(f"cannot read {text!r} as {_a(kind)}: write name(setting=value, …)")
+
+
+def _given(tree: ast.Call, kind: str, text: str) -> tuple[list[Any], dict[str, Any]]:
+    """What stands in a part's brackets: values by place, and by name."""
+    positional = [_value(argument, kind, text) for argument in tree.args]
+    settings: dict[str, Any] = {}
+    for word in tree.keywords:
+        if word.arg is None:
+            raise SettingError(f"cannot read ** in {text!r}: name each setting")
+        if word.arg in settings:
+            raise SettingError(f"{text!r} gives setting {word.arg} twice: keep one")
+        settings[word.arg] = _value(word.value, kind, text)
+    return positional, settings
 
 
 def _name(identifier: str, kind: str) -> str:
@@ -268,8 +344,6 @@ def _value(tree: ast.expr, kind: str, text: str) -> Any:
         raise SettingError(
             f"cannot read a setting in {text!r}: expected a number, a word or a part"
         ) from None
-    if isinstance(value, str) and kind == "algorithm":
-        return build(value, "compressor")
     return value
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from qsparse.algorithm import Algorithm
 from qsparse.errors import QsparseError, SettingError
 from qsparse.files import read_text
-from qsparse.link import Link
 from qsparse.local import SVRG, Gradient, Local
 from qsparse.local.shared import WeightDecay
-from qsparse.memory import Innovation, Stateless
-from qsparse.registry import build, parameters, spell
+from qsparse.memory import ErrorFeedback
+from qsparse.registry import AXES, as_text, build, call, parameters, preset_and_settings, spell
 from qsparse.rules import natural_exchange
 from qsparse.run import Settings
+from qsparse.schedules import Rate
 
 #: Options that go into a preset under another name.
 _PRESET = {
@@ -84,104 +83,73 @@ def _order(path: str) -> tuple[int, ...]:
 
 
 def _algorithm(options: Mapping[str, Any]) -> Algorithm:
-    name, taken = preset_name(options), parameters(preset_name(options), "algorithm")
+    name, inner = preset_and_settings(options["algorithm"])
+    given = _given(options, name)
+    for option in given:
+        if _PRESET[option] in inner:
+            raise SettingError(
+                f"{_flag(option)} with --algorithm {options['algorithm']!r} gives setting {_PRESET[option]} "
+                "twice: keep one"
+            )
+    # Options are settings of the preset, beside those in its own brackets.
+    settings = inner | {_PRESET[option]: value for option, value in given.items()}
+    preset = _built(name, settings)
+    replaced = _replaced(options, preset)
+    if replaced.closed() != replaced and "lr" in given:
+        replaced = replaced.with_(lr=given.pop("lr"))
+    _check_effects(options, given, preset)
+    for setting in inner:
+        # One that an option names may go.
+        if options.get(setting) is None:
+            without = {key: value for key, value in settings.items() if key != setting}
+            _check_setting(options, setting, inner[setting], functools.partial(_built, name, without), preset)
+    return replaced
+
+
+def _given(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options that are settings of a preset, with their values."""
     given = {}
     for option, setting in _PRESET.items():
         value = options[option]
         if value is None:
             continue
+        taken = parameters(name, "algorithm")
         if setting not in taken:
             raise SettingError(f"{_flag(option)} does not go with {name}, which has {', '.join(taken)}")
-        if option == "lr":
-            _check_rate(value)
-        elif isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{_flag(option)} must be a finite number, not {value}")
-        given[option] = str(value).lower() if isinstance(value, bool) else str(value)
-    # Options are settings of the preset, beside those in its own brackets.
-    inner = _inner(options["algorithm"])
-    settings = [*inner, *((_PRESET[option], value) for option, value in given.items())]
-    preset = _built(name, settings)
-    replaced = _replaced(options, preset)
-    _check_effects(options, given, preset)
-    for place, (setting, value) in enumerate(inner):
-        # Those behind one that is given by its place would move; one that an option names may go.
-        if setting and options.get(setting) is None:
-            without = [*settings[:place], *settings[place + 1 :]]
-            _check_setting(options, f"{setting}={value}", functools.partial(_built, name, without), preset)
-    return replaced
+        given[option] = _rate(value) if option == "lr" else value
+    return given
 
 
-def _inner(text: str) -> list[tuple[str, str]]:
-    """The settings in a preset's brackets, names (none where it is given by its place) and values."""
-    _, bracket, inner = text.partition("(")
-    try:
-        call = ast.parse(f"f{bracket}{inner}".strip(), mode="eval").body
-    except SyntaxError:
-        call = None
-    if not isinstance(call, ast.Call) or any(word.arg is None for word in call.keywords):
-        # It is refused where it is built, by its own words.
-        return [("", inner.strip().removesuffix(")"))] if inner.strip().removesuffix(")") else []
-    named = [(str(word.arg), ast.unparse(word.value)) for word in call.keywords]
-    return [*(("", ast.unparse(value)) for value in call.args), *named]
-
-
-def _built(name: str, settings: Sequence[tuple[str, str]]) -> Algorithm:
-    words = (f"{setting}={value}" if setting else value for setting, value in settings)
-    algorithm: Algorithm = build(f"{name}({', '.join(words)})", "algorithm")
-    return algorithm
+def _built(name: str, settings: dict[str, Any]) -> Algorithm:
+    algorithm: Algorithm = call(name, "algorithm", settings)
+    return algorithm.closed()
 
 
 def _replaced(options: Mapping[str, Any], algorithm: Algorithm) -> Algorithm:
     """A preset with the parts that options put in the place of its own."""
-    for axis in ("local", "trigger", "server", "meeting"):
-        if options[axis] is not None:
-            algorithm = replace(algorithm, **{axis: build(options[axis], axis)})
+    parts = {axis: build(options[axis], kind) for axis, kind in AXES.items() if options[axis] is not None}
+    if "memory" in parts and isinstance(algorithm.up.memory, ErrorFeedback) and algorithm.up.memory.reset:
+        raise SettingError(
+            "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
+            "reset, as in 'errorfeedback(reset=[100])', or leave it out"
+        )
+    algorithm = algorithm.with_(**parts)
     if options["weight_decay_on"] != "all":
         algorithm = replace(algorithm, local=_decaying(algorithm.local, options["weight_decay_on"]))
-    up = algorithm.up
-    if options["compressor"] is not None:
-        up = replace(up, compressor=build(options["compressor"], "compressor"))
-    if options["memory"] is not None:
-        if getattr(up.memory, "reset", ()):
-            raise SettingError(
-                "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
-                "reset, as in 'errorfeedback(reset=[100])', or leave it out"
-            )
-        up = replace(up, memory=build(options["memory"], "memory"))
-    algorithm = replace(algorithm, up=up)
-    if options["down"] is not None:
-        # A memory of the preset's own is a rule of it, such as the precision that AsyLPG asks for.
-        own = Stateless() if algorithm.down is None else algorithm.down.memory
-        memory = Innovation() if isinstance(own, Stateless) else own
-        down = Link(build(options["down"], "compressor"), memory)
-        algorithm = replace(algorithm, down=down)
-    if options["down_memory"] is not None:
-        down = replace(algorithm.answer, memory=build(options["down_memory"], "memory"))
-        algorithm = replace(algorithm, down=down)
     return algorithm
 
 
-#: Options that replace a part of a preset, and where that lies.
-_PLACES: Final[dict[str, Callable[[Algorithm], object]]] = {
-    "local": lambda row: row.local,
-    "trigger": lambda row: row.trigger,
-    "server": lambda row: row.server,
-    "meeting": lambda row: row.meeting,
-    "compressor": lambda row: row.up.compressor,
-    "memory": lambda row: row.up.memory,
-    "down": lambda row: row.answer.compressor,
-    "down_memory": lambda row: row.answer.memory,
-}
-
-
 def _check_setting(
-    options: Mapping[str, Any], said: str, make: Callable[[], Algorithm], preset: Algorithm
+    options: Mapping[str, Any], setting: str, value: Any, make: Callable[[], Algorithm], preset: Algorithm
 ) -> None:
     """Refuse a setting in a preset's brackets that is of a part which options replace.
 
     Args:
         options: of the run.
-        said: the setting.
+        setting: its name.
+        value: what it is given.
         make: makes the preset without it.
         preset: with it.
     """
@@ -191,14 +159,11 @@ def _check_setting(
             return
     except QsparseError:
         return  # it is needed
-    flags = [
-        _flag(option)
-        for option, part in _PLACES.items()
-        if options[option] is not None and part(without) != part(preset)
-    ]
+    before, after = without.axes(), preset.axes()
+    flags = [_flag(axis) for axis in AXES if options[axis] is not None and before[axis] != after[axis]]
     raise SettingError(
-        f"{said} of --algorithm has no effect: {' and '.join(flags)} replaces the part that it is a setting "
-        "of; write it there, or leave it out"
+        f"{setting}={as_text(value)} of --algorithm has no effect: {' and '.join(flags)} replaces the part "
+        "that it is a setting of; write it there, or leave it out"
     )
 
 
@@ -216,12 +181,10 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def _check_effects(options: Mapping[str, Any], given: Mapping[str, str], preset: Algorithm) -> None:
+def _check_effects(options: Mapping[str, Any], given: Iterable[str], preset: Algorithm) -> None:
     """Refuse an option that is a setting of a part which another option replaces."""
-    # A preset whose workers report gradients has its step size in the server rule.
-    stepper = "server" if preset.local.reports_gradient else "local"
     for option in given:
-        axis = {"sync_every": "trigger", "lr": stepper}.get(option, "local")
+        axis = preset.axis_of(_PRESET[option])
         if options[axis] is not None:
             flag = "--no-nesterov" if options[option] is False else _flag(option)
             raise SettingError(
@@ -253,20 +216,20 @@ def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
         )
 
 
-def _check_rate(text: str) -> None:
-    """Refuse a misspelled schedule as a schedule: among a preset's settings it could be any part."""
+def _rate(text: str) -> Rate:
+    """A learning rate; a misspelled schedule is refused as a schedule."""
     try:
         rate = float(text)
     except ValueError:
-        build(text, "schedule")
-        return
+        schedule: Rate = build(text, "schedule")
+        return schedule
     if not 0 < rate < math.inf:
         raise SettingError(
             f"--lr must be a positive number or a schedule, such as 0.1 or cosine(0.1), not {text}"
         )
+    return rate
 
 
 def preset_name(options: Mapping[str, Any]) -> str:
     """The name in ``--algorithm``."""
-    name: str = options["algorithm"].partition("(")[0].strip()
-    return name
+    return preset_and_settings(options["algorithm"])[0]

@@ -197,6 +197,8 @@ class Blockwise(Piecewise):
             authors' ImageNet code of Zheng et al., 2019.
     """
 
+    #: Settings of which one is given.
+    one_of: ClassVar[frozenset[str]] = frozenset({"size", "layers", "bucket"})
     inner: Compressor
     size: int | None = None
     layers: bool | tuple[int, ...] = False

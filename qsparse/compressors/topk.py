@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class KeepsK(Selector):
         ratio: which share, in (0, 1]; k = max(1, round(ratio·n)).
     """
 
+    #: Settings of which one is given.
+    one_of: ClassVar[frozenset[str]] = frozenset({"k", "ratio"})
     k: int | None = None
     ratio: float | None = None
 

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.local.base import Oracle
-from qsparse.local.shared import Stretches, WeightDecay
+from qsparse.local.shared import LearningRate, Stretches, WeightDecay
 from qsparse.registry import register, spell
-from qsparse.schedules import Rate, check_rate, rate_at
+from qsparse.schedules import Rate
 from qsparse.types import State, Vector
 
 
 @register("adamw")
 @dataclass(frozen=True)
-class AdamW(WeightDecay):
+class AdamW(LearningRate, WeightDecay):
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019). As torch.optim.AdamW.
 
     Args:
-        lr, beta1, beta2, eps, weight_decay: the paper's α, β₁, β₂, ε, λ.
+        lr, beta1, beta2, eps, weight_decay: the paper's α, β₁, β₂, ε, λ; lr is open unless given, and
+            0.001 where it stays so.
         decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
     """
 
-    lr: Rate
+    usual: ClassVar[float] = 0.001
+    lr: Rate | None = None
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -34,7 +36,7 @@ class AdamW(WeightDecay):
     decay_on: str | Stretches = "all"
 
     def __post_init__(self) -> None:
-        check_rate(self, "lr", self.lr)
+        self._check_lr()
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise SettingError(f"{spell(self)}: beta1, beta2 must lie in [0, 1), eps be positive")
         self._check_decay()
@@ -56,7 +58,7 @@ class AdamW(WeightDecay):
                 if start < stop:
                     x, g, m, v = (each[start:stop] for each in vectors)
                     vector.adamw_step(
-                        x, g, m, v, state["steps"], rate_at(self.lr, t), self.beta1, self.beta2, self.eps,
+                        x, g, m, v, state["steps"], self._lr(t), self.beta1, self.beta2, self.eps,
                         decay,
                     )  # fmt: skip
             at = behind

@@ -43,6 +43,10 @@ class Local(ABC):
         """The local step for a model of this layout; those that go by layers look theirs up."""
         return self
 
+    def closed(self) -> Local:
+        """The local step with a learning rate, where it has one that is open; itself elsewhere."""
+        return self
+
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """The state at the common starting point.
 
@@ -122,4 +126,4 @@ class Local(ABC):
     @property
     def scheduled(self) -> bool:
         """Whether the scale of the reports follows a schedule."""
-        return not isinstance(getattr(self, "lr", 0.0), float | int)
+        return not isinstance(getattr(self, "lr", None), float | int | None)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from qsparse.kernels import vector
 from qsparse.local.base import Oracle
-from qsparse.local.shared import Momentum, Stretches, WeightDecay
+from qsparse.local.shared import LearningRate, Momentum, Stretches, WeightDecay
 from qsparse.registry import register
-from qsparse.schedules import Rate, check_rate, rate_at
+from qsparse.schedules import Rate
 from qsparse.types import State, Vector
 
 
 @register("sgd")
 @dataclass(frozen=True)
-class SGD(Momentum, WeightDecay):
+class SGD(LearningRate, Momentum, WeightDecay):
     """d = g + λx;  m = μm + d;  x −= lr·m, or lr·(d + μm) with Nesterov. As torch.optim.SGD.
 
     The momentum stays with the worker and is not exchanged.
 
     Args:
-        lr: the step size.
+        lr: the step size; open unless given, and 0.1 where it stays so.
         momentum, nesterov: μ.
         weight_decay: λ.
         decoupled: leave λx out of d; instead every rank applies it by itself at each meeting, with a
@@ -32,7 +32,8 @@ class SGD(Momentum, WeightDecay):
         decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
     """
 
-    lr: Rate
+    usual: ClassVar[float] = 0.1
+    lr: Rate | None = None
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -40,7 +41,7 @@ class SGD(Momentum, WeightDecay):
     decay_on: str | Stretches = "all"
 
     def __post_init__(self) -> None:
-        check_rate(self, "lr", self.lr)
+        self._check_lr()
         self._check_momentum()
         self._check_decay()
 
@@ -53,7 +54,7 @@ class SGD(Momentum, WeightDecay):
                 part = g[first:behind]
                 vector.add_scaled(part, self.weight_decay, x[first:behind], part)
         self._turn(state)
-        vector.add_scaled(x, -rate_at(self.lr, t), g, x)
+        vector.add_scaled(x, -self._lr(t), g, x)
         return loss
 
     @property
@@ -69,5 +70,5 @@ class SGD(Momentum, WeightDecay):
         if self.momentum:
             momentum = state.setdefault("decay", np.zeros_like(model))
             vector.momentum(decay, momentum, self.momentum, self.nesterov, decay)
-        decay *= rate_at(self.lr, t)
+        decay *= self._lr(t)
         return decay

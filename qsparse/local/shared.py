@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,34 @@ from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.local.base import Local, Oracle
 from qsparse.registry import spell
+from qsparse.schedules import Rate, check_rate, rate_at
 from qsparse.types import Layout, State, Vector
+
+
+class LearningRate(Local):
+    """What local steps with a learning rate share: it is open until somebody gives it.
+
+    Attributes:
+        lr: the step size; None: whoever runs the algorithm gives it, as the user's optimizer does.
+        usual: what a run takes where nobody has given one.
+    """
+
+    usual: ClassVar[float]
+    lr: Rate | None
+
+    def closed(self) -> Local:
+        """With the usual learning rate where it is open."""
+        return self if self.lr is not None else replace(self, lr=self.usual)  # type: ignore[type-var]
+
+    def _check_lr(self) -> None:
+        if self.lr is not None:
+            check_rate(self, "lr", self.lr)
+
+    def _lr(self, t: int) -> float:
+        """The step size of step t."""
+        if self.lr is None:
+            raise SettingError(f"{spell(self)} has no learning rate: give it lr, or close the algorithm")
+        return rate_at(self.lr, t)
 
 
 class Momentum(Local):

@@ -21,104 +21,69 @@ from qsparse.triggers import Ask, Lazy
 
 
 @register("gd", "algorithm")
-def gd(lr: Rate | None = None, alpha: Rate | None = None, whole: bool = True) -> Algorithm:
+def gd(lr: Rate | None = None, alpha: Rate | None = None) -> Algorithm:
     """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), ∇f_m over a worker's whole share: the baseline of LAG and LAQ.
 
     ᾱ is lr, 0.2 unless given, or M·alpha: the papers sum over M workers, so their α is lr/M.
-    With whole=false gradients are those of batches.
+    With whole=false, a setting of local step gradient, gradients are those of batches.
     """
-    return Algorithm(local=Gradient(whole=whole), server=_descend(lr, alpha))
+    return Algorithm(local=Gradient(whole=True), server=_descend(lr, alpha))
 
 
 @register("qgd", "algorithm")
-def qgd(
-    lr: Rate | None = None,
-    bits: int = 4,
-    published: bool = False,
-    alpha: Rate | None = None,
-    whole: bool = True,
-) -> Algorithm:
+def qgd(lr: Rate | None = None, alpha: Rate | None = None, published: bool = False) -> Algorithm:
     """θ ← θ − ᾱ·(1/M)Σ_m Q_m, Q_m ← Q_m + Uniform_b(∇f_m(θ) − Q_m): gd with quantized innovations.
 
     LAQ without skipping (Sun et al., 2019). A radius for each layer; with published=true one for the
-    whole vector, as in the paper. The other settings are those of gd.
+    whole vector, as in the paper. lr and alpha are those of gd.
     """
-    return replace(gd(lr, alpha, whole), up=_quantized(bits, published))
+    return replace(gd(lr, alpha), up=_quantized(published))
 
 
 @register("lag-wk", "algorithm")
-def lag_wk(
-    lr: Rate | None = None,
-    D: int = 10,
-    xi: float | None = None,
-    patience: int = 100,
-    alpha: Rate | None = None,
-    whole: bool = True,
-) -> Algorithm:
+def lag_wk(lr: Rate | None = None, alpha: Rate | None = None) -> Algorithm:
     """As gd, but a worker sends ∇f_m(θ) − (what it sent last) only where that is worth it; see lazy.
 
-    LAG, rule of the worker (Chen et al., 2018). lr is M·α; lr, alpha and whole are those of gd.
+    LAG, rule of the worker (Chen et al., 2018). lr is M·α; lr and alpha are those of gd.
     """
-    return replace(gd(lr, alpha, whole), trigger=Lazy(D, xi, patience), up=Link(memory=Innovation()))
+    return replace(gd(lr, alpha), trigger=Lazy(), up=Link(memory=Innovation()))
 
 
 @register("laq", "algorithm")
-def laq(
-    lr: Rate | None = None,
-    bits: int = 4,
-    D: int = 10,
-    xi: float | None = None,
-    patience: int = 100,
-    published: bool = False,
-    alpha: Rate | None = None,
-    whole: bool = True,
-) -> Algorithm:
+def laq(lr: Rate | None = None, alpha: Rate | None = None, published: bool = False) -> Algorithm:
     """As qgd, but a worker sends its quantized innovation only where that is worth it; see lazy. lr is M·α.
 
     Lazily aggregated quantized gradients (Sun et al., 2019, Algorithm 2). With one radius for the whole
     vector the errors of a network's gradients outweigh whatever there is to say, and nobody speaks. So
     there is a radius for each layer, and the errors count for at most half of the news;
-    ``published`` is the paper's rule as it stands. lr, alpha and whole are those of gd.
+    ``published`` is the paper's rule as it stands. lr and alpha are those of gd.
     """
-    return replace(
-        qgd(lr, bits, published, alpha, whole), trigger=Lazy(D, xi, patience, most=_most(published))
-    )
+    return replace(qgd(lr, alpha, published), trigger=Lazy(most=_most(published)))
 
 
 @register("lag-ps", "algorithm")
 def lag_ps(
     lr: Rate | None = None,
+    alpha: Rate | None = None,
     D: int = 10,
     xi: float | None = None,
-    patience: int = 5,
     smoothness: float | tuple[float, ...] | None = None,
-    alpha: Rate | None = None,
-    whole: bool = True,
 ) -> Algorithm:
     """As gd, but the coordinator asks only those workers whose gradient may have changed; see ask.
 
     LAG, rule of the parameter server (Chen et al., 2018), whose ξ of 10/D goes with a smoothness that is
     known. Without one it is guessed from what was seen, which is too low for a network: ξ is 2/D then, and
     a worker is asked after ``patience`` rounds at the latest (the experiments of Sun et al., 2019, have 100).
-    lr is M·α; lr, alpha and whole are those of gd.
+    lr is M·α; lr and alpha are those of gd.
     """
     if xi is None and smoothness is None:
         xi = 2 / D
-    trigger = Ask(D, xi, patience, smoothness=smoothness)
-    return replace(gd(lr, alpha, whole), trigger=trigger, up=Link(memory=Innovation()))
+    trigger = Ask(D, xi, patience=5, smoothness=smoothness)
+    return replace(gd(lr, alpha), trigger=trigger, up=Link(memory=Innovation()))
 
 
 @register("slaq", "algorithm")
-def slaq(
-    lr: Rate | None = None,
-    bits: int | None = None,
-    D: int = 10,
-    xi: float | None = None,
-    patience: int = 100,
-    floor: float | None = None,
-    published: bool = False,
-    alpha: Rate | None = None,
-) -> Algorithm:
+def slaq(lr: Rate | None = None, alpha: Rate | None = None, published: bool = False) -> Algorithm:
     """As laq with gradients of batches and the rule of the authors' stochastic runs; see lazy. lr is M·α.
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)Σ_{d=2…D} ξ_d‖Δθ‖² + 1.5(‖ε‖² + ‖ε̂‖²) + floor (Sun et al., 2019; code).
@@ -126,46 +91,32 @@ def slaq(
     errors in full and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so
     that the floor is 0 otherwise. A convolutional network learns too slowly with 3 bits, so there are 4.
     """
-    if bits is None:
-        bits = 3 if published else 4
-    if floor is None:
-        floor = 0.2 if published else 0.0
-    rule = Lazy(D, xi, patience, errors=1.5, floor=floor, newest=2, most=_most(published))
-    return replace(qgd(_default(lr, alpha, 0.08), bits, published, alpha, whole=False), trigger=rule)
+    rule = Lazy(errors=1.5, floor=0.2 if published else 0.0, newest=2, most=_most(published))
+    row = replace(qgd(_default(lr, alpha, 0.08), alpha, published), trigger=rule)
+    return row.with_(whole=False, bits=3 if published else 4)
 
 
 @register("lasg-wk1", "algorithm")
-def lasg_wk1(
-    lr: Rate | None = None,
-    D: int = 10,
-    xi: float | None = None,
-    patience: int = 10,
-    alpha: Rate | None = None,
-) -> Algorithm:
+def lasg_wk1(lr: Rate | None = None, alpha: Rate | None = None, D: int = 10) -> Algorithm:
     """As lag-wk with gradients of batches: news is ‖δ^k − δ̂‖², δ^k = ∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̃; ξ^k); see lasg.
 
     LASG-WK1 (Chen et al., 2020); the snapshot θ̃ is renewed every D steps. lr is M·α, and 0.1 unless it or
     alpha is given.
     """
-    return replace(lag_wk(_default(lr, alpha, 0.1), D, xi, patience, alpha), local=LASG(1, D))
+    return replace(lag_wk(_default(lr, alpha, 0.1), alpha), local=LASG(1, D), trigger=Lazy(D, patience=10))
 
 
 @register("lasg-wk2", "algorithm")
 def lasg_wk2(
-    lr: Rate | None = None,
-    D: int = 10,
-    xi: float | None = None,
-    patience: int = 10,
-    alpha: Rate | None = None,
+    lr: Rate | None = None, alpha: Rate | None = None, D: int = 10, xi: float | None = None
 ) -> Algorithm:
     """As lag-wk with gradients of batches: news is ‖∇ℓ(θ^k; ξ^k) − ∇ℓ(θ̂; ξ^k)‖²; see lasg.
 
     LASG-WK2 (Chen et al., 2020): the same batch at the model and at that of the last upload. lr is as for
     lasg-wk1, and ξ is 0.4/D unless given: with the 0.8/D of lag-wk a convolutional network hears too little.
     """
-    if xi is None:
-        xi = 0.4 / D
-    return replace(lag_wk(_default(lr, alpha, 0.1), D, xi, patience, alpha), local=LASG(2))
+    trigger = Lazy(D, 0.4 / D if xi is None else xi, patience=10)
+    return replace(lag_wk(_default(lr, alpha, 0.1), alpha), local=LASG(2), trigger=trigger)
 
 
 def _default(lr: Rate | None, alpha: Rate | None, rate: float) -> Rate | None:
@@ -188,9 +139,9 @@ def _text(rate: Rate) -> str:
     return str(rate) if isinstance(rate, float | int) else spell(rate)
 
 
-def _quantized(bits: int, published: bool) -> Link:
-    """Quantized innovations: of each layer, or of the whole vector as published."""
-    grid = Uniform(bits)
+def _quantized(published: bool) -> Link:
+    """Quantized innovations, of 4 bits: of each layer, or of the whole vector as published."""
+    grid = Uniform(4)
     return Link(grid if published else Blockwise(grid, layers=True), Innovation())
 
 

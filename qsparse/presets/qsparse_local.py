@@ -8,8 +8,8 @@ from qsparse.algorithm import Algorithm, Async
 from qsparse.compressors import Compressor, Sign, TopK
 from qsparse.errors import SettingError
 from qsparse.link import Link
+from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Memory
-from qsparse.presets.base import local_steps
 from qsparse.registry import register
 from qsparse.schedules import Rate, Steps
 from qsparse.triggers import Every, RandomGap
@@ -18,12 +18,9 @@ from qsparse.triggers.periodic import Gap
 
 @register("qsparse-local-sgd", "algorithm")
 def qsparse_local_sgd(
-    lr: Rate = 0.1,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
+    lr: Rate | None = None,
     H: Gap = 8,
-    compressor: Compressor | None = None,
+    compressor: Compressor = TopK(ratio=0.01) >> Sign(),
     memory: Memory | None = None,
     random_gaps: bool = False,
     reset_memory: bool = False,
@@ -40,27 +37,22 @@ def qsparse_local_sgd(
             "without a memory of your own: give that one its reset"
         )
     kept = ErrorFeedback(reset=lr.after) if reset_memory and isinstance(lr, Steps) else ErrorFeedback()
-    up = Link(compressor or TopK(ratio=0.01) >> Sign(), memory or kept)
     trigger = RandomGap(H) if random_gaps else Every(H)
-    return local_steps(lr, momentum, nesterov, weight_decay, up, trigger)
+    return Algorithm(SGD(lr), trigger, Link(compressor, memory or kept))
 
 
 @register("qsparse-local-sgd-async", "algorithm")
 def qsparse_local_sgd_async(
-    lr: Rate = 0.1,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
+    lr: Rate | None = None,
     H: Gap = 8,
-    compressor: Compressor | None = None,
+    compressor: Compressor = TopK(ratio=0.01) >> Sign(),
     memory: Memory | None = None,
     reset_memory: bool = False,
-    ahead: int | None = None,
 ) -> Algorithm:
     """As qsparse-local-sgd, but worker r meets at steps of its own: x ← x − (1/R)·g_r, told to r alone.
 
     Qsparse-local-SGD, asynchronous (Basu et al., 2019, Algorithm 2). The gaps of each worker are drawn
     from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest.
     """
-    row = qsparse_local_sgd(lr, momentum, nesterov, weight_decay, H, compressor, memory, True, reset_memory)
-    return replace(row, meeting=Async(ahead))
+    row = qsparse_local_sgd(lr, H, compressor, memory, True, reset_memory)
+    return replace(row, meeting=Async())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, Async
@@ -13,7 +12,7 @@ from qsparse.compressors.composed import Composed
 from qsparse.errors import QsparseError
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback, Stateless
-from qsparse.registry import build, spell
+from qsparse.registry import AXES, build, call, preset_and_settings, spell
 from qsparse.triggers import Every
 
 #: Presets that are one method each.
@@ -43,17 +42,10 @@ _FAMILY: Final = (
     "sgd", "local-sgd", "topk-sgd", "signtopk-sgd", "ef-signsgd", "qsgd", "terngrad",
     "qsparse-local-sgd", "qsparse-local-sgd-async",
 )  # fmt: skip
-#: Options that replace a part, with the kind of the part and where an algorithm has it.
-_REPLACED: Final = {
-    "compressor": ("compressor", "up.compressor"),
-    "memory": ("memory", "up.memory"),
-    "local": ("local", "local"),
-    "trigger": ("trigger", "trigger"),
-    "server": ("server", "server"),
-    "meeting": ("meeting", "meeting"),
-    "down": ("compressor", "answer.compressor"),
-    "down_memory": ("memory", "answer.memory"),
-}
+#: The axes as names tell of them: those of the up link first, those of the down link last.
+_ORDER: Final = sorted(
+    AXES, key=lambda axis: (axis not in ("compressor", "memory")) + axis.startswith("down")
+)
 #: Options by which runs of one method may differ.
 _OF_A_RUN: Final = frozenset(("seed", "data_dir", "threads", "wire", "imports", "name", "repeat"))
 
@@ -75,15 +67,15 @@ def method(options: Mapping[str, Any]) -> str:
         return str(given)
     text = str(options.get("algorithm", "qsparse-local-sgd"))
     preset = text.partition("(")[0].strip()
-    replaced = {axis: str(options[axis]) for axis in _REPLACED if options.get(axis)}
+    replaced = {axis: str(options[axis]) for axis in _ORDER if options.get(axis)}
     try:
-        algorithm = _preset(options, preset, text)
-        parts = {axis: build(spelled, _REPLACED[axis][0]) for axis, spelled in replaced.items()}
+        algorithm = _preset(options, text)
+        parts = {axis: build(spelled, AXES[axis]) for axis, spelled in replaced.items()}
     except QsparseError:  # a part of somebody's own, which is not imported here
         return _with(_PAPERS.get(preset, text), replaced)
     # A compressor makes a method, also where it is of the same kind; so does how models are said.
     for axis in parts.keys() - {"compressor", "down"}:
-        if type(parts[axis]) is type(attrgetter(_REPLACED[axis][1])(algorithm)):
+        if type(parts[axis]) is type(algorithm.part(axis)):
             del replaced[axis]
     if preset not in _FAMILY:
         return _with(_PAPERS.get(preset, preset), replaced)
@@ -103,7 +95,7 @@ def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[st
         told.add("memory")
     elif not isinstance(link.memory, Stateless | ErrorFeedback):
         replaced.setdefault("memory", spell(link.memory))
-    rest = {axis: replaced[axis] for axis in _REPLACED if axis in replaced and axis not in told}
+    rest = {axis: replaced[axis] for axis in _ORDER if axis in replaced and axis not in told}
     H = 1 if "trigger" in rest else getattr(trigger, "H", 1)
     steps = f"_{spell(H) if not isinstance(H, int) else H}L" if H != 1 else ""
     meets = " async" if isinstance(parts.get("meeting", algorithm.meeting), Async) else ""
@@ -116,12 +108,12 @@ def _with(name: str, replaced: Mapping[str, str]) -> str:
     return " with ".join(filter(None, [name, " and ".join(parts)]))
 
 
-def _preset(options: Mapping[str, Any], preset: str, text: str) -> Algorithm:
+def _preset(options: Mapping[str, Any], text: str) -> Algorithm:
     """The algorithm as it is published, before parts are replaced."""
-    settings = text.partition("(")[2].strip().removesuffix(")")
+    name, settings = preset_and_settings(text)
     every = options.get("sync_every")
-    gap = None if every is None else f"H={every}"
-    algorithm: Algorithm = build(f"{preset}({', '.join(filter(None, [settings, gap]))})", "algorithm")
+    gap = {} if every is None else {"H": int(every)}
+    algorithm: Algorithm = call(name, "algorithm", settings | gap)
     return algorithm
 
 

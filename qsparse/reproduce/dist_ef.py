@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
@@ -13,9 +13,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Blockwise, Sign
 from qsparse.errors import NotFinite, SettingError
 from qsparse.ledger import Ledger
-from qsparse.link import Link
 from qsparse.local import SGD
-from qsparse.memory import Innovation
 from qsparse.payload import Payload
 from qsparse.presets import (
     dist_ef_blocksgd,
@@ -28,7 +26,7 @@ from qsparse.presets import (
 from qsparse.report.base import Table, mean, number
 from qsparse.reproduce.base import Bar, Experiment, Measured, Say, dataset
 from qsparse.rounds.virtual import Virtual
-from qsparse.schedules import Cosine, Rate
+from qsparse.schedules import Cosine
 from qsparse.seeds import Seed
 
 if TYPE_CHECKING:
@@ -80,16 +78,7 @@ _SIGNUM: Final = (3e-4, 1e-3, 3e-3, 1e-2)
 #: 4 bits a value and a norm for 512 of them; a memory needs a contraction, and so the scaled one.
 _QSGD: Final = Blockwise(QSGD(7), size=512)
 _SCALED: Final = Blockwise(QSGD(7, scaled=True), size=512)
-
-
-def _qsgd(lr: Rate) -> Algorithm:
-    """QSGD without memory up; down it codes the model, which takes one."""
-    return replace(sgd(lr, 0.9, True), up=Link(_QSGD), down=Link(_SCALED, Innovation()))
-
-
-def _signum_coded(lr: Rate) -> Algorithm:
-    """The step of the vote, ±η and 0 where it ties, as one bit a value: what is wrong is said later."""
-    return replace(signum_majority(lr), down=Link(Sign(), Innovation()))
+_FULL: Final = sgd().with_(momentum=0.9, nesterov=True)
 
 
 class Row(NamedTuple):
@@ -101,7 +90,7 @@ class Row(NamedTuple):
     """
 
     name: str
-    make: Callable[[Rate], Algorithm]
+    algorithm: Algorithm
     grid: tuple[float, ...]
     rates: tuple[float, float]
 
@@ -111,15 +100,17 @@ BLOCK, WHOLE = "dist-EF-BlockSGDM", "dist-EF-SGDM"
 BLOCK_PLAIN, WHOLE_PLAIN = "dist-EF-BlockSGD", "dist-EF-SGD"
 SIGNUM, QSGD_BOTH = "Signum, majority", "QSGD, both ways"
 ROWS: Final = (
-    Row(FULL, lambda lr: sgd(lr, 0.9, True), _HEAVY, (0.1, 0.03)),
-    Row(WHOLE_PLAIN, dist_ef_sgd, _PLAIN, (1.0, 0.3)),
-    Row(WHOLE, dist_ef_sgdm, _HEAVY, (0.1, 0.01)),
-    Row(BLOCK_PLAIN, dist_ef_blocksgd, _PLAIN, (1.0, 0.3)),
-    Row(BLOCK, dist_ef_blocksgdm, _HEAVY, (0.1, 0.03)),
-    Row(SIGNUM, signum_majority, _SIGNUM, (1e-3, 1e-3)),
-    Row("Signum, 1 bit down", _signum_coded, _SIGNUM, (1e-3, 1e-3)),
-    Row(QSGD_BOTH, _qsgd, _HEAVY, (0.03, 0.01)),
-    Row("dist-EF-QSGD", lambda lr: dist_ef_sgdm(lr, compressor=_SCALED), _LAGGING, (0.01, 0.01)),
+    Row(FULL, _FULL, _HEAVY, (0.1, 0.03)),
+    Row(WHOLE_PLAIN, dist_ef_sgd(), _PLAIN, (1.0, 0.3)),
+    Row(WHOLE, dist_ef_sgdm(), _HEAVY, (0.1, 0.01)),
+    Row(BLOCK_PLAIN, dist_ef_blocksgd(), _PLAIN, (1.0, 0.3)),
+    Row(BLOCK, dist_ef_blocksgdm(), _HEAVY, (0.1, 0.03)),
+    Row(SIGNUM, signum_majority(), _SIGNUM, (1e-3, 1e-3)),
+    # The step of the vote, ±η and 0 where it ties, as one bit a value: what is wrong is said later.
+    Row("Signum, 1 bit down", signum_majority().with_(down=Sign()), _SIGNUM, (1e-3, 1e-3)),
+    # QSGD without memory up; down it codes the model, which takes one.
+    Row(QSGD_BOTH, _FULL.with_(compressor=_QSGD, down=_SCALED), _HEAVY, (0.03, 0.01)),
+    Row("dist-EF-QSGD", dist_ef_sgdm(compressor=_SCALED), _LAGGING, (0.01, 0.01)),
 )
 #: (better, worse) by test accuracy, and what is published of it.
 ORDER: Final = (
@@ -172,7 +163,7 @@ def train(job: Job, data: Dataset) -> Measured:
     shares = shard(data.train_y[:used], WORKERS, "random", seed)
     batches = [Batches(s, BATCH, seed.at(rank=rank, use="batch")) for rank, s in enumerate(shares)]
     steps = job.steps or job.net.epochs * min(each.steps_per_epoch for each in batches)
-    algorithm = job.row.make(Cosine(job.lr, steps, warmup=int(WARMUP * steps)))
+    algorithm = job.row.algorithm.with_(lr=Cosine(job.lr, steps, warmup=int(WARMUP * steps)))
     if job.decay:
         assert isinstance(algorithm.local, SGD)
         local = replace(algorithm.local, weight_decay=job.decay, decoupled=job.row.name == BLOCK)

@@ -54,11 +54,9 @@ class Row(NamedTuple):
 
     def algorithm(self, lr: Rate) -> Algorithm:
         """The row with these step sizes."""
-        if self.alone:
-            return qsparse_local_sgd_async(lr, weight_decay=DECAY, H=self.H, compressor=self.compressor)
-        if self.compressor is None:
-            return local_sgd(lr, weight_decay=DECAY, H=self.H)
-        return qsparse_local_sgd(lr, weight_decay=DECAY, H=self.H, compressor=self.compressor)
+        row = qsparse_local_sgd_async(H=self.H) if self.alone else qsparse_local_sgd(H=self.H)
+        row = local_sgd(self.H) if self.compressor is None else row.with_(compressor=self.compressor)
+        return row.with_(lr=lr, weight_decay=DECAY)
 
 
 _TOP: Final = TopK(KEPT)

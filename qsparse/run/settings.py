@@ -15,7 +15,7 @@ class Settings:
     """What a run does, beside its problem.
 
     Args:
-        algorithm: the parts.
+        algorithm: the parts; a learning rate that is open becomes the usual one.
         exchange: the pattern of messages.
         epochs: how often a worker sees its share of the data; or
         steps: how many steps it takes.
@@ -37,6 +37,7 @@ class Settings:
     straggler: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "algorithm", self.algorithm.closed())
         if (self.epochs is None) == (self.steps is None):
             raise SettingError("give either epochs or steps")
         for name in ("epochs", "steps", "evaluations"):

@@ -15,7 +15,7 @@ from qsparse.errors import NotFinite, QsparseError, RankError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.link import Link
-from qsparse.registry import build, spell
+from qsparse.registry import spell
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.node import Node, Pace
 from qsparse.rounds.phases import Walk
@@ -148,33 +148,18 @@ def _refusal(row: Row, name: str, x: Vector) -> bool:
     return True
 
 
-def _made(texts: dict[str, str]) -> Algorithm:
-    """The algorithm of these axes."""
-    before = {axis.removeprefix("prelude "): text for axis, text in texts.items() if "prelude " in axis}
-    return Algorithm(
-        local=build(texts["local"], "local"),
-        trigger=build(texts["trigger"], "trigger"),
-        up=Link(build(texts["compressor"], "compressor"), build(texts["memory"], "memory")),
-        server=build(texts["server"], "server"),
-        down=Link(build(texts["down"], "compressor"), build(texts["down_memory"], "memory")),
-        meeting=build(texts["meeting"], "meeting"),
-        prelude=_made(before) if before else None,
-        length=int(texts["length"]) if "length" in texts else None,
-    )
-
-
 def _told(algorithm: Algorithm) -> Algorithm:
-    """With the down link that it has unless one is given."""
-    return replace(algorithm, down=algorithm.answer)
+    """With the down links that it has unless others are given."""
+    prelude = None if algorithm.prelude is None else _told(algorithm.prelude)
+    return replace(algorithm, down=algorithm.answer, prelude=prelude)
 
 
 @law("axes", "algorithm", once=True)
 def _axes(row: Row, name: str, x: Vector) -> bool:
     """The choice on each axis, as text, makes the same algorithm again."""
     algorithm = row.algorithm
-    again = _made(algorithm.axes())
-    told = algorithm if algorithm.prelude is None else replace(algorithm, prelude=_told(algorithm.prelude))
-    hold(again == _told(told), f"its axes make {again}, not {algorithm}")
+    again = Algorithm.of(algorithm.axes())
+    hold(_told(again) == _told(algorithm), f"its axes make {again}, not {algorithm}")
     hold(again.spelling() == algorithm.spelling(), "made again of its axes it is spelled otherwise")
     return True
 

@@ -27,7 +27,7 @@ _EXCHANGING: Final = ("torch.distributed.", "horovod.")
 def algorithm_of(algorithm: Algorithm | str) -> Algorithm:
     """The algorithm, whose text gives no setting that is the optimizer's.
 
-    An `Algorithm` does not tell what was spelled out, so its local step is compared, by the caller.
+    Whether a setting of its local step was given to an `Algorithm` is seen by the caller.
 
     Raises:
         CompositionError: the text has such a setting, whatever its value.

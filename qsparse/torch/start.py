@@ -24,9 +24,6 @@ from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.torch.steps import Optimizers, parameters_of
 from qsparse.wire.base import Wire
 
-#: The local step of presets whose step size nobody set.
-_UNSET = SGD(0.1)
-
 #: What a loop is made of, and the settings by which ranks and checkpoints are compared.
 Parts = tuple[Algorithm, Exchange, FlatModel, dict[str, Any]]
 
@@ -52,7 +49,7 @@ def prepare(
         SettingError: an optimizer of other parameters, or a model that does not fit; it is as it was then.
     """
     chosen, pattern = algorithm_of(algorithm), exchange_of(exchange)
-    if chosen.local != _UNSET:
+    if chosen.local != SGD():
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
         raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
@@ -73,7 +70,7 @@ def prepare(
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
     promises.warn(links, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()
-    warm_algorithm(chosen, start, flat.layout, wire.rank)
+    warm_algorithm(chosen.closed(), start, flat.layout, wire.rank)
     settings = {
         "qsparse": _version.__version__,
         **chosen.axes(),

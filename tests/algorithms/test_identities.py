@@ -176,7 +176,7 @@ def test_the_virtual_iterate_of_workers_that_do_not_wait(ahead: str) -> None:
         ("qsparse-local-sgd(H=1, compressor=topk(k=7))", "topk-sgd(k=7)"),
         ("qsparse-local-sgd(H=1, compressor=topk(k=7) >> sign)", "signtopk-sgd(k=7)"),
         ("qsparse-local-sgd(H=1, compressor=blockwise(sign, layers=true))", "ef-signsgd"),
-        ("dist-ef-sgdm(lr=0.1, momentum=0.0, nesterov=false)", "dist-ef-sgd"),
+        ("dist-ef-sgdm(lr=0.1, momentum=0.0, nesterov=false)", "dist-ef-sgd(lr=0.1)"),
         ("dist-ef-sgdm(compressor=blockwise(sign, size=7))", "dist-ef-blocksgdm(size=7)"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsparse.errors import CheckpointError, CompositionError, RankError, SettingError
-from qsparse.presets import qsparse_local_sgd
+from qsparse.presets import qsparse_local_sgd, sgd
 from qsparse.registry import settings_in
 from qsparse.run.checkpoint import MANIFEST, _digest_of
 from qsparse.wire.base import Wire
@@ -43,7 +43,7 @@ def alone(body: Callable[[Wire], Any]) -> Any:
         ("local_sgd(H=2, lr=0.1)", "lr"),
         ("qsparse-local-sgd(momentum=0.0)", "momentum"),
         ("qsparse-local-sgd(nesterov=false, H=4)", "nesterov"),
-        ("topk-sgd(0.1, 0.0, false)", "lr and momentum and nesterov"),
+        ("topk-sgd(0.1, momentum=0.0, nesterov=false)", "lr and momentum and nesterov"),
         ("dist-ef-sgd( weight_decay = 0.0 )", "weight_decay"),
         ("sgd(lr=cosine(0.1))", "lr"),
     ],
@@ -59,18 +59,18 @@ def test_a_rate_that_is_spelled_out_is_refused_whatever_its_value(text: str, nam
     alone(body)
 
 
-def test_an_algorithm_made_in_python_is_compared_with_what_nobody_has_set() -> None:
-    """It does not tell whether 0.1 was spelled out, so that is taken."""
+def test_an_algorithm_made_in_python_is_taken_while_its_rate_is_open() -> None:
+    """The rate is the optimizer's, so one that was given is refused, whatever its value."""
 
     def body(wire: Wire) -> None:
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for taken in (qsparse_local_sgd(H=2), qsparse_local_sgd(lr=0.1), "qsparse-local-sgd( H=2 )"):
+        for taken in (qsparse_local_sgd(H=2), sgd().with_(H=2), "qsparse-local-sgd( H=2 )"):
             attach(model, optimizer, taken, wire).finish()
-        with pytest.raises(
-            CompositionError, match=r"the local step sgd\(lr=0.2\) cannot be attached: the optimi"
-        ):
-            attach(model, optimizer, qsparse_local_sgd(lr=0.2), wire)
+        for rate in (0.1, 0.2):
+            said = rf"the local step sgd\(lr={rate}\) cannot be attached: the optimizer takes the local steps"
+            with pytest.raises(CompositionError, match=said):
+                attach(model, optimizer, qsparse_local_sgd().with_(lr=rate), wire)
 
     alone(body)
 

@@ -204,7 +204,7 @@ def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int
     monkeypatch.setattr(device, "elsewhere", lambda tensor: isinstance(tensor, Away))
     (wire,) = ThreadWire.group(1)
     with Pretended() as pretended:
-        algorithm = Algorithm(SGD(0.1), down=down)
+        algorithm = Algorithm(SGD(), down=down)
         tensor = torch.from_numpy(start.copy()).to(AWAY)
         node = node_about(tensor, algorithm, ParameterServer(), wire, Seed(0), ())
         tensor -= 1
@@ -219,7 +219,7 @@ def test_who_is_served() -> None:
     def serves(text: str, memory: Any = ErrorFeedback(), trigger: Any = Every(1)) -> bool:
         link = Link(build(text, "compressor"), memory)
         return DeviceSender.serves(
-            Sender(link, np.zeros(5000, np.float32), layout(5000)), Algorithm(SGD(0.1), trigger, link), 5000
+            Sender(link, np.zeros(5000, np.float32), layout(5000)), Algorithm(SGD(), trigger, link), 5000
         )
 
     assert all(serves(text) for text in SPARSE)
@@ -232,7 +232,7 @@ def test_who_is_served() -> None:
     class Mine(TopK):
         """May do something else."""
 
-    assert not DeviceSender.serves(Sender(Link(Mine(k=1)), np.zeros(9)), Algorithm(SGD(0.1)), 9)
+    assert not DeviceSender.serves(Sender(Link(Mine(k=1)), np.zeros(9)), Algorithm(SGD()), 9)
 
 
 #: What is reported at one place, or everywhere, and what was kept there.
@@ -313,12 +313,12 @@ MEETINGS: dict[str, Algorithm | str] = {
     "dense": "local-sgd(H=2)",
     "blocks": "dist-ef-blocksgd",
     "few down": Algorithm(
-        SGD(0.1),
+        SGD(),
         up=Link(build("topk(ratio=0.02) >> qsgd", "compressor"), ErrorFeedback()),
         down=Link(build("blockwise(topk(ratio=0.03), size=1000)", "compressor"), Innovation()),
     ),
-    "many down": Algorithm(SGD(0.1), down=Link(build("topk(ratio=0.5) >> sign", "compressor"), Innovation())),
-    "skips": Algorithm(SGD(0.1), Every(2) & Drift(14000.0), up=Link(TopK(ratio=0.1), ErrorFeedback())),
+    "many down": Algorithm(SGD(), down=Link(build("topk(ratio=0.5) >> sign", "compressor"), Innovation())),
+    "skips": Algorithm(SGD(), Every(2) & Drift(14000.0), up=Link(TopK(ratio=0.1), ErrorFeedback())),
 }
 
 
@@ -371,7 +371,7 @@ class There:
 @pytest.mark.parametrize("name", [*MEETINGS, "few down, forgotten"])
 def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> None:
     """Of a tensor that goes its own way between meetings; its first entries are −0."""
-    chosen = MEETINGS.get(name, Algorithm(SGD(0.1), down=Link(TopK(k=50))))
+    chosen = MEETINGS.get(name, Algorithm(SGD(), down=Link(TopK(k=50))))
     algorithm: Algorithm = build(chosen, "algorithm") if isinstance(chosen, str) else chosen
     n = 5003
 

@@ -355,7 +355,7 @@ def test_ranks_with_statistics_that_end_at_different_steps(steps: tuple[int, int
 def test_what_workers_skip_is_said_at_the_end() -> None:
     """Nobody finds it worth while before `finish`; then the models are averaged, and the statistics."""
     R, T = 3, 6
-    algorithm = Algorithm(SGD(0.1), Every(2) & Drift(1e9))
+    algorithm = Algorithm(SGD(), Every(2) & Drift(1e9))
 
     def body(wire: Wire) -> tuple[np.ndarray, np.ndarray, int]:
         model = normed(1)
