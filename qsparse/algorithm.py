@@ -104,8 +104,10 @@ class Algorithm:
         """
         if self.down is not None:
             return self.down
-        few = self.up.compressor.sparse and not (self.up.memory.skip_repeats or self.server.moves_all)
-        return Link(memory=Changes() if few and not self.trigger.asks else Stateless())
+        few = self.up.compressor.sparse and not (
+            self.up.memory.claims.skip_repeats or self.server.claims.moves_all
+        )
+        return Link(memory=Changes() if few and not self.trigger.claims.asks else Stateless())
 
     @property
     def replays(self) -> bool:
@@ -113,8 +115,8 @@ class Algorithm:
 
         Then it is told these where they are smaller than what they change.
         """
-        plain = self.up.memory.adds_nothing and self.server.replayable
-        return self.answer.memory.exact and plain and isinstance(self.meeting, Sync)
+        plain = self.up.memory.claims.adds_nothing and self.server.claims.replayable
+        return self.answer.memory.claims.exact and plain and isinstance(self.meeting, Sync)
 
     def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
         """The phases of a run of so many steps, each with its number of steps: walked in a circle."""
@@ -235,7 +237,7 @@ class Algorithm:
         if "down" in parts:
             # A memory of the algorithm's own is a rule of it, such as the precision that AsyLPG asks for.
             kept = Stateless() if made.down is None else made.down.memory
-            memory = Innovation() if isinstance(kept, Stateless) else kept
+            memory = kept if kept.claims.remembers else Innovation()
             made = replace(made, down=Link(parts["down"], memory))
         if "down_memory" in parts:
             made = replace(made, down=replace(made.answer, memory=parts["down_memory"]))
@@ -244,14 +246,14 @@ class Algorithm:
     def _homes(self) -> dict[str, tuple[str, ...]]:
         """Each setting of the parts, and where the first part lies that has it."""
         order = [axis for axis in AXES if self.down is not None or not axis.startswith("down")]
-        if self.local.reports_gradient:
+        if self.local.claims.reports_gradient:
             order.sort(key="server".__ne__)
         homes: dict[str, tuple[str, ...]] = {}
         for axis in order:
             for where, names in _settings_within(_at(self, _PLACES[axis]), _PLACES[axis]):
                 for name in names:
                     homes.setdefault(name, where)
-        if self.local.reports_gradient and self.trigger.always_due:
+        if self.local.claims.reports_gradient and self.trigger.claims.always_due:
             homes.pop("H", None)  # a gradient is reported when it is made: a longer gap would lose some
         return homes
 

@@ -60,7 +60,7 @@ class Sender:
         """
         clock = seed.step if clock is None else clock
         added = self.memory.addend(self.state, clock)
-        total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.keeps_rest)
+        total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.claims.keeps_error)
         try:
             payload = self.memory.compress(self.state, self.compressor, total, seed)
             return Draft(payload, total, clock, change)

@@ -30,7 +30,7 @@ def doubt(compressor: Compressor, memory: Memory, n: int) -> str | None:
         memory: of the same link.
         n: length of the vectors.
     """
-    if not (memory.keeps_rest or memory.skip_repeats) or n == 0:
+    if not (memory.claims.keeps_error or memory.claims.skip_repeats) or n == 0:
         return None
     claims = compressor.claims
     if claims.gamma(n) is not None or claims.gamma_max(n) is not None:

@@ -1,170 +1,447 @@
-"""Which parts go together, and why others do not."""
+"""Which parts go together, and why others do not.
+
+The rules go by what parts claim, never by their classes, so a part of one's own is held to them as those of
+the package are. Most are about a phase: they are asked of the prelude, too, where an algorithm has one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
 from qsparse.algorithm import Algorithm, Async, Sync
-from qsparse.compressors import Compressor, Float32
-from qsparse.errors import CompositionError
+from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
 from qsparse.link import Link
-from qsparse.local import SVRG
-from qsparse.memory import ErrorFeedback, Stateless
 from qsparse.registry import spell
 from qsparse.schedules import Schedule
-from qsparse.server import Hold, ServerRule, VarianceReduced
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of composition.
+
+    Args:
+        name: what it is called.
+        breaks: (algorithm, exchange, number of ranks) → why the algorithm breaks it and what to do instead;
+            None where it holds.
+        sentence: what must be so.
+        whole: it is about the algorithm as a whole, and not asked of a prelude by itself.
+        error: what is raised where it breaks.
+    """
+
+    name: str
+    breaks: Callable[[Algorithm, Exchange, int], str | None]
+    sentence: str
+    whole: bool = False
+    error: type[CompositionError] | type[SettingError] = CompositionError
 
 
 def natural_exchange(algorithm: Algorithm) -> ParameterServer:
     """The exchange that an algorithm is run over unless another is asked for."""
-    phases = [phase for phase in (algorithm, algorithm.prelude) if phase is not None]
-    serves = any(isinstance(phase.meeting, Async) or phase.trigger.asks for phase in phases)
+    serves = any(isinstance(each.meeting, Async) or each.trigger.claims.asks for each in _phases(algorithm))
     return ParameterServer(works=not serves)
 
 
-def check(algorithm: Algorithm, exchange: Exchange, size: int, is_prelude: bool = False) -> None:
+def check(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
     """Refuse, before the first message, what may not be composed.
 
     Raises:
         CompositionError: with the reason and the remedy.
-        SettingError: the exchange does not fit the number of ranks.
+        SettingError: the exchange, or a list of settings, does not fit the number of ranks.
     """
-    exchange.check(size)
-    if algorithm.prelude is not None:
-        _check_phases(algorithm, algorithm.prelude)
-        check(algorithm.prelude, exchange, size, is_prelude=True)
-    if algorithm.server.holds and not (is_prelude and algorithm.local.reports_gradient):
-        raise CompositionError(
-            f"server rule {spell(algorithm.server)} never moves the model, so nothing would be learned: it "
-            "belongs into a prelude, with a local step that reports gradients"
-        )
-    up, local, server = algorithm.up, algorithm.local, algorithm.server
-    for link in (up, algorithm.answer):
-        fixed = type(link.compressor).within is Compressor.within
-        if link.memory.needs_precision and fixed:
-            raise CompositionError(
-                f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
-                "one: use lowprecision or float32"
-            )
-    if up.memory.exact:
-        raise CompositionError(
-            f"memory {spell(up.memory)} says one model to each receiver, and reports of several workers are "
-            "added: it belongs on the down link; use memory errorfeedback or stateless for reports"
-        )
-    if algorithm.answer.memory.exact and not isinstance(algorithm.answer.compressor, Float32):
-        raise CompositionError(
-            f"memory {spell(algorithm.answer.memory)} says models exactly, not in the words of "
-            f"{spell(algorithm.answer.compressor)}: use float32, or memory innovation"
-        )
-    held = algorithm.prelude is not None and isinstance(algorithm.prelude.server, Hold)
-    if held != isinstance(server, VarianceReduced) or held != isinstance(local, SVRG):
-        raise CompositionError(
-            "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
-            f"full gradient, go together: not {algorithm.spelling()}"
-        )
-    if server.per_arrival and isinstance(algorithm.meeting, Async) and up.memory.skip_repeats:
-        raise CompositionError(
-            f"server rule {spell(server)} takes each report for itself, and memory {spell(up.memory)} gives "
-            "it the sum of what all workers said last: use memory stateless"
-        )
-    if isinstance(algorithm.meeting, Async) and exchange.workers(size) != list(range(1, size)):
-        raise CompositionError(
-            f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
-            "use exchange server(works=false)"
-        )
-    _check_trigger(algorithm, exchange, size)
-    if local.has_decoupled_decay:
-        plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.always_due
-        memory = algorithm.answer.memory
-        if not (plain and (memory.skip_repeats or memory.exact)):
-            raise CompositionError(
-                f"{spell(local)}: a weight decay that every rank applies by itself needs a model that both "
-                "ends of the down link know at every step: synchronous, trigger every, down memory "
-                "innovation or changes; else leave decoupled out"
-            )
-    remembers = isinstance(up.memory, ErrorFeedback)
-    if remembers and isinstance(getattr(server, "lr", None), Schedule):
-        raise CompositionError(
-            f"error feedback needs a constant server step, not {spell(server)}: what is kept of one report "
-            "would be applied with the step size of a later one; put the schedule into local step sgd, whose "
-            "reports have the step size inside"
-        )
-    if remembers and local.scheduled:
-        refuse_if_inhomogeneous(up)
-    if isinstance(up.compressor, Float32) and remembers:
-        raise CompositionError(
-            "error feedback around float32 remembers nothing but rounding: use memory stateless"
-        )
+    for rule, phase in _asked(algorithm):
+        reason = rule.breaks(phase, exchange, size)
+        if reason is not None:
+            raise rule.error(reason)
 
 
-def _check_trigger(algorithm: Algorithm, exchange: Exchange, size: int) -> None:
-    """What is not said must not be missed, and everybody concerned must come to a meeting."""
-    trigger, local, up = algorithm.trigger, algorithm.local, algorithm.up
-    if local.reports_gradient and not trigger.always_due:
-        raise CompositionError(
-            f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
-            f"{spell(trigger)}: use sgd, which reports the net update of several steps"
-        )
-    # Refuses a server rule that the trigger cannot go by.
-    trigger.bind(getattr(algorithm.server, "lr", None))
-    if trigger.differs and not isinstance(algorithm.meeting, Async):
-        raise CompositionError(
-            f"trigger {spell(trigger)} gives each worker steps of its own, and synchronous workers meet at "
-            "the same ones: use meeting asynchronous"
-        )
-    trigger.check(len(exchange.workers(size)))
-    if trigger.asks:
-        if not (local.reports_gradient and up.memory.skip_repeats):
-            raise CompositionError(
-                f"trigger {spell(trigger)}: who is not asked says nothing, and that must stand for what it "
-                f"said last, not for nothing as with {spell(local)} and memory {spell(up.memory)}: use local "
-                "step gradient with memory innovation"
-            )
-        if not (isinstance(algorithm.meeting, Sync) and isinstance(algorithm.answer.memory, Stateless)):
-            raise CompositionError(
-                f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
-                "synchronously, and the down link have memory stateless"
-            )
-        answers_some = type(exchange).broadcast_to is not Exchange.broadcast_to
-        if not answers_some or exchange.workers(size) != list(range(1, size)):
-            raise CompositionError(
-                f"trigger {spell(trigger)} needs a coordinator that only serves, and answers some and not "
-                f"others, unlike {spell(exchange)}: use exchange server(works=false)"
-            )
-    # What is skipped must come later with the next net update, or be what was said last once more.
-    if trigger.may_skip and local.reports_gradient != up.memory.skip_repeats:
-        raise CompositionError(
-            f"trigger {spell(trigger)} skips messages, and what {spell(local)} with memory "
-            f"{spell(up.memory)} would have said is lost then: use local step gradient with memory "
-            "innovation, where a skip stands for what was said last, or local step sgd with another memory, "
-            "where it is said later"
-        )
+def judged(algorithm: Algorithm, exchange: Exchange, size: int) -> Iterator[tuple[Rule, str | None]]:
+    """Every rule in the order of `RULES`, with why the algorithm breaks it; None where it holds."""
+    for rule in RULES:
+        reasons = (each.breaks(phase, exchange, size) for each, phase in _asked(algorithm) if each is rule)
+        yield rule, next((reason for reason in reasons if reason is not None), None)
 
 
 def refuse_if_inhomogeneous(up: Link) -> None:
     """With C(a·x) ≠ a·C(x) an error kept from a step size of yesterday is wrong for today's."""
-    if not up.compressor.claims.homogeneous:
-        raise CompositionError(
-            f"{spell(up.compressor)} under error feedback needs a constant learning rate, because it does "
-            "not scale with its input (C(a·x) is not a·C(x)): choose a homogeneous compressor, such as "
-            "bfloat16 for float16 or a grid without a fixed delta"
-        )
+    reason = _inhomogeneous(up)
+    if reason is not None:
+        raise CompositionError(reason)
 
 
-def _check_phases(algorithm: Algorithm, prelude: Algorithm) -> None:
-    """All ranks must stand at one model when a phase begins."""
-    if prelude.prelude is not None or prelude.length is None:
-        raise CompositionError("a prelude needs a length, and has no prelude of its own")
-    for phase in (prelude, algorithm):
-        ends = phase is prelude or phase.length is not None
-        exact = isinstance(phase.answer.compressor, Float32) or phase.server.holds
-        if ends and isinstance(phase.meeting, Sync) and not exact:
-            raise CompositionError(
+def _phases(algorithm: Algorithm) -> list[Algorithm]:
+    return [phase for phase in (algorithm.prelude, algorithm) if phase is not None]
+
+
+def _asked(algorithm: Algorithm) -> Iterator[tuple[Rule, Algorithm]]:
+    """Every rule with what it is asked of, in the order in which `check` asks."""
+    yield from ((rule, algorithm) for rule in RULES if rule.whole)
+    for phase in _phases(algorithm):
+        yield from ((rule, phase) for rule in RULES if not rule.whole)
+
+
+def _inhomogeneous(up: Link) -> str | None:
+    if up.compressor.claims.homogeneous:
+        return None
+    return (
+        f"{spell(up.compressor)} under error feedback needs a constant learning rate, because it does "
+        "not scale with its input (C(a·x) is not a·C(x)): choose a homogeneous compressor, such as "
+        "bfloat16 for float16 or a grid without a fixed delta"
+    )
+
+
+# --- the rules -----------------------------------------------------------------------------------------
+
+
+def _ranks(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    return _refused(lambda: exchange.check(size))
+
+
+def _refused(ask: Callable[[], object]) -> str | None:
+    """What a part says where it refuses."""
+    try:
+        ask()
+    except (CompositionError, SettingError) as error:
+        return str(error)
+    return None
+
+
+def _prelude(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    prelude = algorithm.prelude
+    if prelude is not None and (prelude.prelude is not None or prelude.length is None):
+        return "a prelude needs a length, and has no prelude of its own"
+    return None
+
+
+def _one_model(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    for phase in _ending(algorithm):
+        if not (phase.answer.compressor.claims.lossless or phase.server.claims.holds):
+            return (
                 f"a synchronous phase before another must end with the coordinator's own model at all ranks, "
                 f"not with what {spell(phase.answer.compressor)} says of it: use float32 on its down link"
             )
-        if ends and isinstance(phase.meeting, Sync) and type(phase.server).leave is not ServerRule.leave:
-            raise CompositionError(
+        if phase.server.claims.ends_elsewhere:
+            return (
                 f"a phase under {spell(phase.server)} ends with another model than that of its last step, "
                 "which synchronous workers are not told: use meeting asynchronous"
             )
+    return None
+
+
+def _ending(algorithm: Algorithm) -> list[Algorithm]:
+    """The synchronous phases that another one follows."""
+    prelude = algorithm.prelude
+    if prelude is None:
+        return []
+    phases = [prelude] if algorithm.length is None else [prelude, algorithm]
+    return [phase for phase in phases if isinstance(phase.meeting, Sync)]
+
+
+def _moves(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    for phase in _phases(algorithm):
+        may_hold = phase is not algorithm and phase.local.claims.reports_gradient
+        if phase.server.claims.holds and not may_hold:
+            return (
+                f"server rule {spell(phase.server)} never moves the model, so nothing would be learned: it "
+                "belongs into a prelude, with a local step that reports gradients"
+            )
+    return None
+
+
+def _precision(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    for link in (algorithm.up, algorithm.answer):
+        if link.memory.claims.needs_precision and not link.compressor.claims.any_precision:
+            return (
+                f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
+                "one: use lowprecision or float32"
+            )
+    return None
+
+
+def _exact_up(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    memory = algorithm.up.memory
+    if not memory.claims.exact:
+        return None
+    return (
+        f"memory {spell(memory)} says one model to each receiver, and reports of several workers are "
+        "added: it belongs on the down link; use memory errorfeedback or stateless for reports"
+    )
+
+
+def _exact_down(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    link = algorithm.answer
+    if not link.memory.claims.exact or link.compressor.claims.lossless:
+        return None
+    return (
+        f"memory {spell(link.memory)} says models exactly, not in the words of "
+        f"{spell(link.compressor)}: use float32, or memory innovation"
+    )
+
+
+def _full_gradient(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    kept = algorithm.prelude is not None and algorithm.prelude.server.claims.keeps_mean
+    if kept == algorithm.server.claims.needs_mean == algorithm.local.claims.needs_mean:
+        return None
+    return (
+        "local step svrg, a server rule such as proxsvrg, and a prelude with rule hold, which brings the "
+        f"full gradient, go together: not {algorithm.spelling()}"
+    )
+
+
+def _arrivals(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    server, memory = algorithm.server, algorithm.up.memory
+    alone = server.claims.per_arrival and isinstance(algorithm.meeting, Async)
+    if not (alone and memory.claims.skip_repeats):
+        return None
+    return (
+        f"server rule {spell(server)} takes each report for itself, and memory {spell(memory)} gives "
+        "it the sum of what all workers said last: use memory stateless"
+    )
+
+
+def _coordinator(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not isinstance(algorithm.meeting, Async) or exchange.claims.serves:
+        return None
+    return (
+        f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
+        "use exchange server(works=false)"
+    )
+
+
+def _every_gradient(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    local, trigger = algorithm.local, algorithm.trigger
+    if not local.claims.reports_gradient or trigger.claims.always_due:
+        return None
+    return (
+        f"local step {spell(local)} reports one gradient, so it must speak after every step, not "
+        f"{spell(trigger)}: use sgd, which reports the net update of several steps"
+    )
+
+
+def _step_size(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    return _refused(lambda: algorithm.trigger.bind(algorithm.server.claims.rate))
+
+
+def _same_steps(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    trigger = algorithm.trigger
+    if not trigger.claims.differs or isinstance(algorithm.meeting, Async):
+        return None
+    return (
+        f"trigger {spell(trigger)} gives each worker steps of its own, and synchronous workers meet at "
+        "the same ones: use meeting asynchronous"
+    )
+
+
+def _workers(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    return _refused(lambda: algorithm.trigger.check(len(exchange.workers(size))))
+
+
+def _unasked(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    trigger, local, memory = algorithm.trigger, algorithm.local, algorithm.up.memory
+    if not trigger.claims.asks or (local.claims.reports_gradient and memory.claims.skip_repeats):
+        return None
+    return (
+        f"trigger {spell(trigger)}: who is not asked says nothing, and that must stand for what it "
+        f"said last, not for nothing as with {spell(local)} and memory {spell(memory)}: use local "
+        "step gradient with memory innovation"
+    )
+
+
+def _untold(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    trigger = algorithm.trigger
+    together = isinstance(algorithm.meeting, Sync)
+    if not trigger.claims.asks or (together and not algorithm.answer.memory.claims.remembers):
+        return None
+    return (
+        f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
+        "synchronously, and the down link have memory stateless"
+    )
+
+
+def _answering_some(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    claims = exchange.claims
+    if not algorithm.trigger.claims.asks or (claims.broadcasts_to_some and claims.serves):
+        return None
+    return (
+        f"trigger {spell(algorithm.trigger)} needs a coordinator that only serves, and answers some and not "
+        f"others, unlike {spell(exchange)}: use exchange server(works=false)"
+    )
+
+
+def _skips(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    trigger, local, memory = algorithm.trigger, algorithm.local, algorithm.up.memory
+    # What is skipped must come later with the next net update, or be what was said last once more.
+    kept = local.claims.reports_gradient == memory.claims.skip_repeats
+    if not trigger.claims.may_skip or kept:
+        return None
+    return (
+        f"trigger {spell(trigger)} skips messages, and what {spell(local)} with memory "
+        f"{spell(memory)} would have said is lost then: use local step gradient with memory "
+        "innovation, where a skip stands for what was said last, or local step sgd with another memory, "
+        "where it is said later"
+    )
+
+
+def _decay(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not algorithm.local.claims.decoupled_decay:
+        return None
+    plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.claims.always_due
+    memory = algorithm.answer.memory.claims
+    if plain and (memory.skip_repeats or memory.exact):
+        return None
+    return (
+        f"{spell(algorithm.local)}: a weight decay that every rank applies by itself needs a model that both "
+        "ends of the down link know at every step: synchronous, trigger every, down memory "
+        "innovation or changes; else leave decoupled out"
+    )
+
+
+def _constant_step(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    scheduled = isinstance(algorithm.server.claims.rate, Schedule)
+    if not (algorithm.up.memory.claims.keeps_error and scheduled):
+        return None
+    return (
+        f"error feedback needs a constant server step, not {spell(algorithm.server)}: what is kept of one "
+        "report would be applied with the step size of a later one; put the schedule into local step sgd, "
+        "whose reports have the step size inside"
+    )
+
+
+def _scaling(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not (algorithm.up.memory.claims.keeps_error and algorithm.local.claims.scheduled):
+        return None
+    return _inhomogeneous(algorithm.up)
+
+
+def _something_kept(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not (algorithm.up.memory.claims.keeps_error and algorithm.up.compressor.claims.lossless):
+        return None
+    return "error feedback around float32 remembers nothing but rounding: use memory stateless"
+
+
+#: All rules, in the order in which they are asked.
+RULES: Final[tuple[Rule, ...]] = (
+    Rule(
+        "ranks",
+        _ranks,
+        "The exchange fits the number of ranks.",
+        whole=True,
+        error=SettingError,
+    ),
+    Rule(
+        "one prelude",
+        _prelude,
+        "A prelude has a length, and no prelude of its own.",
+        whole=True,
+    ),
+    Rule(
+        "one model",
+        _one_model,
+        "A synchronous phase before another ends with the coordinator's own model at all ranks.",
+        whole=True,
+    ),
+    Rule(
+        "moves",
+        _moves,
+        "The model moves; a server rule that holds it belongs into a prelude whose local step reports "
+        "gradients.",
+        whole=True,
+    ),
+    Rule(
+        "precision",
+        _precision,
+        "A memory that needs a precision has a compressor of any precision.",
+    ),
+    Rule(
+        "exact up",
+        _exact_up,
+        "A memory that tells models exactly is on the down link.",
+    ),
+    Rule(
+        "exact down",
+        _exact_down,
+        "A memory that tells models exactly has a lossless compressor.",
+    ),
+    Rule(
+        "full gradient",
+        _full_gradient,
+        "A local step and a server rule that need the mean full gradient, and a prelude that keeps it, come "
+        "together.",
+    ),
+    Rule(
+        "arrivals",
+        _arrivals,
+        "Where each report that comes alone is a step of its own, the memory gives that report, and not the "
+        "sum of all.",
+    ),
+    Rule(
+        "coordinator",
+        _coordinator,
+        "Asynchronous workers have a coordinator that only serves.",
+    ),
+    Rule(
+        "every gradient",
+        _every_gradient,
+        "A local step that reports gradients speaks after every step.",
+    ),
+    Rule(
+        "step size",
+        _step_size,
+        "A trigger that compares with the model's moves has a server rule with a step size.",
+    ),
+    Rule(
+        "same steps",
+        _same_steps,
+        "Synchronous workers meet at the same steps.",
+    ),
+    Rule(
+        "workers",
+        _workers,
+        "Lists with one setting for each worker have as many as there are workers.",
+        error=SettingError,
+    ),
+    Rule(
+        "unasked",
+        _unasked,
+        "Where the coordinator asks, silence stands for the gradient that was said last.",
+    ),
+    Rule(
+        "untold",
+        _untold,
+        "Where the coordinator asks, workers meet synchronously, and the down link remembers nothing.",
+    ),
+    Rule(
+        "answering some",
+        _answering_some,
+        "Where the coordinator asks, it only serves, and its exchange can answer some and not others.",
+    ),
+    Rule(
+        "skips",
+        _skips,
+        "What is skipped is said later, or stands for what was said last.",
+    ),
+    Rule(
+        "decoupled decay",
+        _decay,
+        "A weight decay that every rank applies by itself has a model that both ends of the down link know "
+        "at every step.",
+    ),
+    Rule(
+        "constant step",
+        _constant_step,
+        "A memory that keeps errors has a constant server step.",
+    ),
+    Rule(
+        "scaling",
+        _scaling,
+        "A memory that keeps errors of scheduled reports has a homogeneous compressor.",
+    ),
+    Rule(
+        "something kept",
+        _something_kept,
+        "A memory that keeps errors has a compressor that makes some.",
+    ),
+)

@@ -8,6 +8,7 @@ import click
 
 import qsparse as package
 from qsparse.cli.bench import bench
+from qsparse.cli.check import check_command
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
 from qsparse.cli.plot import plot
@@ -37,6 +38,19 @@ def qsparse() -> None:
     """Distributed training that sends little."""
 
 
-_COMMANDS = (train, sweep, plot, list_parts, bits, tune_command, laws, doctor, warm, bench, reproduce)
+_COMMANDS = (
+    train,
+    sweep,
+    plot,
+    list_parts,
+    bits,
+    tune_command,
+    check_command,
+    laws,
+    doctor,
+    warm,
+    bench,
+    reproduce,
+)
 for command in _COMMANDS:
     qsparse.add_command(command)

@@ -16,8 +16,14 @@ from qsparse.seeds import Seed
 
 @click.command("list")
 @click.argument("kind", required=False)
-def list_parts(kind: str | None) -> None:
+@click.option("--capabilities", is_flag=True, help="Print, as Markdown, what the parts of all kinds claim.")
+def list_parts(kind: str | None, capabilities: bool) -> None:
     """List the parts of a KIND (compressors, memories, …, algorithms), or of all kinds."""
+    if capabilities:
+        if kind is not None:
+            raise click.UsageError("--capabilities is about all kinds: leave KIND out")
+        click.echo(importlib.import_module("qsparse.cli.capabilities").capabilities())
+        return
     wanted = kinds() if kind is None else (_kind(kind),)
     for each in wanted:
         rows = [(name, _summary(name, each)) for name in names(each)]
@@ -79,7 +85,7 @@ def laws(part: str | None) -> None:
     module = importlib.import_module("qsparse.testing.laws")
     parts = None if part is None else module.load(part)
     report = module.run(parts)
-    rows = [(kind, law, count) for (kind, law), count in report.per_law.items()]
+    rows = [(kind, law, count or "not applicable") for (kind, law), count in report.per_law.items()]
     click.echo(tabulate(rows, headers=("kind", "law", "checks"), tablefmt="simple"))
     for failure in report.failures:
         click.echo(f"FAILED {failure}", err=True)

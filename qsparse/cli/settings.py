@@ -13,9 +13,8 @@ from typing import Any
 from qsparse.algorithm import Algorithm
 from qsparse.errors import QsparseError, SettingError
 from qsparse.files import read_text
-from qsparse.local import SVRG, Gradient, Local
+from qsparse.local import Local
 from qsparse.local.shared import WeightDecay
-from qsparse.memory import ErrorFeedback
 from qsparse.registry import AXES, as_text, build, call, parameters, preset_and_settings, spell
 from qsparse.rules import natural_exchange
 from qsparse.run import Settings
@@ -37,7 +36,7 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
     if epochs is not None and steps is not None:
         raise SettingError("give either --epochs or --steps")
     algorithm = _algorithm(options)
-    passes = 400.0 if algorithm.local.takes_all else 60.0
+    passes = 400.0 if algorithm.local.claims.takes_all else 60.0
     _check_recipe(options, algorithm)
     exchange = options["exchange"]
     return Settings(
@@ -55,7 +54,7 @@ def make_settings(options: Mapping[str, Any]) -> Settings:
 def default_batch(options: Mapping[str, Any]) -> int | None:
     """Examples of a step where nothing is said: all of a worker's (None) where the algorithm takes these."""
     try:
-        return None if _algorithm(options).local.takes_all else 16
+        return None if _algorithm(options).local.claims.takes_all else 16
     except QsparseError:
         return 16  # it is said where all ranks are told
 
@@ -130,7 +129,7 @@ def _built(name: str, settings: dict[str, Any]) -> Algorithm:
 def _replaced(options: Mapping[str, Any], algorithm: Algorithm) -> Algorithm:
     """A preset with the parts that options put in the place of its own."""
     parts = {axis: build(options[axis], kind) for axis, kind in AXES.items() if options[axis] is not None}
-    if "memory" in parts and isinstance(algorithm.up.memory, ErrorFeedback) and algorithm.up.memory.reset:
+    if "memory" in parts and algorithm.up.memory.claims.resets:
         raise SettingError(
             "reset_memory has no effect: --memory replaces the memory that is reset; give that one its "
             "reset, as in 'errorfeedback(reset=[100])', or leave it out"
@@ -197,18 +196,18 @@ def _check_recipe(options: Mapping[str, Any], algorithm: Algorithm) -> None:
     """Refuse batches, and what is done to them, where gradients are those over the whole share."""
     augment = options["augment"] != "none"
     for phase in filter(None, (algorithm, algorithm.prelude)):
-        if isinstance(phase.local, SVRG) and (augment or options["clip"] is not None):
+        if phase.local.claims.needs_mean and (augment or options["clip"] is not None):
             raise SettingError(
                 f"{'--augment' if augment else '--clip'} does not go with {spell(phase.local)}, which "
                 "corrects gradients of batches by one over the whole share: that is of the pictures as they "
                 "are, and its difference to them is clipped in two; leave it out"
             )
-        if augment and isinstance(phase.local, Gradient) and phase.local.whole:
+        if augment and phase.local.claims.takes_all:
             raise SettingError(
                 f"--augment has no effect: {spell(phase.local)} takes the pictures of the whole share as "
                 "they are; leave it out"
             )
-    if options["batch"] is not None and algorithm.local.takes_all:
+    if options["batch"] is not None and algorithm.local.claims.takes_all:
         batches = f"give --algorithm '{preset_name(options)}(whole=false)', or "
         raise SettingError(
             f"--batch has no effect: {spell(algorithm.local)} takes the gradient over a worker's whole "

@@ -36,6 +36,8 @@ class Claims:
         omega: n → ω with E‖C(x) − x‖² ≤ ω‖x‖² for an unbiased C, or None.
         bits: n → paper bits of one message, or None where they depend on x.
         gamma_max: n → γ with ‖x − C(x)‖∞ ≤ (1 − γ)‖x‖∞, or None where no γ > 0 holds for all x.
+        lossless: every float32 arrives as it is, whatever the vector.
+        any_precision: `within` finds a setting for every tolerance.
     """
 
     unbiased: bool
@@ -44,6 +46,8 @@ class Claims:
     omega: Callable[[int], float | None]
     bits: Callable[[int], int | None]
     gamma_max: Callable[[int], float | None] = lambda n: None
+    lossless: bool = False
+    any_precision: bool = False
 
 
 _WAYS: Final = {"up": Way.UP, "down": Way.DOWN}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -128,6 +128,8 @@ class QuantizerClaims:
     omega: float | None
     bits: int | None
     gamma_max: float | None = None
+    lossless: bool = False
+    any_precision: bool = False
 
 
 class Selector(Compressor):
@@ -236,7 +238,9 @@ class Quantizer(Compressor):
     @property
     def claims(self) -> Claims:
         """Those of the quantizer on the whole vector."""
-        return _join(EVERYTHING, self)
+        alone = self.claims_for(1)
+        joined = _join(EVERYTHING, self)
+        return replace(joined, lossless=alone.lossless, any_precision=alone.any_precision)
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body of ``everything >> self``."""
@@ -355,7 +359,15 @@ class Float32(Quantizer):
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """Exact for float32 vectors."""
-        return QuantizerClaims(unbiased=True, homogeneous=True, gamma=1.0, omega=0.0, bits=32 * k)
+        return QuantizerClaims(
+            unbiased=True,
+            homogeneous=True,
+            gamma=1.0,
+            omega=0.0,
+            bits=32 * k,
+            lossless=True,
+            any_precision=True,
+        )
 
 
 EVERYTHING: Final = Everything()

@@ -124,4 +124,5 @@ class LowPrecision(Quantizer):
             omega=omega if free else None,
             bits=32 + self.bits * k,
             gamma_max=1 - 1 / most if free and most > 1 else None,
+            any_precision=free,
         )

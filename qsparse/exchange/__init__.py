@@ -1,8 +1,8 @@
 """Exchanges: importing the room registers them all."""
 
 from qsparse.exchange.allgather import AllGather
-from qsparse.exchange.base import Exchange
+from qsparse.exchange.base import Exchange, ExchangeClaims
 from qsparse.exchange.parameter_server import ParameterServer
 from qsparse.exchange.tree import TreeBroadcast
 
-__all__ = ["AllGather", "Exchange", "ParameterServer", "TreeBroadcast"]
+__all__ = ["AllGather", "Exchange", "ExchangeClaims", "ParameterServer", "TreeBroadcast"]

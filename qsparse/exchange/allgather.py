@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
 
 from qsparse.errors import RankError
-from qsparse.exchange.base import Exchange, error_payload, raise_error, receive_any_kind, same_step
+from qsparse.exchange.base import (
+    Exchange,
+    ExchangeClaims,
+    error_payload,
+    raise_error,
+    receive_any_kind,
+    same_step,
+)
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
@@ -19,7 +25,10 @@ from qsparse.wire.base import Wire
 class AllGather(Exchange):
     """Each worker sends its payload to all others; the answer is worked out everywhere alike."""
 
-    answers: ClassVar[bool] = False
+    @property
+    def claims(self) -> ExchangeClaims:
+        """Every rank makes the answer."""
+        return ExchangeClaims(answers=False)
 
     def gather(self, wire: Wire, message: Payload | None) -> list[Payload]:
         """Send to the ranks behind this one in turn, so that no rank is everybody's first.

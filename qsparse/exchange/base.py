@@ -5,12 +5,28 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
 from qsparse.payload import Kind, Payload, Way
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
+
+
+@dataclass(frozen=True)
+class ExchangeClaims:
+    """What an exchange promises; the rules of composition go by it, and laws hold it.
+
+    Attributes:
+        answers: the answer travels; where every rank coordinates, it does not.
+        broadcasts_to_some: `broadcast_to` answers some workers, and sends the others a SKIP.
+        serves: rank 0 coordinates and only serves; all other ranks work.
+    """
+
+    answers: bool = True
+    broadcasts_to_some: bool = False
+    serves: bool = False
 
 
 class Exchange(ABC):
@@ -22,8 +38,11 @@ class Exchange(ABC):
 
     kind: ClassVar[str] = "exchange"
     registered_name: ClassVar[str]
-    #: Does the answer travel? Where every rank coordinates, it does not.
-    answers: ClassVar[bool] = True
+
+    @property
+    def claims(self) -> ExchangeClaims:
+        """What this exchange promises."""
+        return ExchangeClaims()
 
     def check(self, size: int) -> None:
         """Refuse a number of ranks that the settings do not fit."""

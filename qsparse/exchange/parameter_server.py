@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qsparse.exchange.base import Rooted, receive_one
+from qsparse.exchange.base import ExchangeClaims, Rooted, receive_one
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
@@ -23,6 +23,11 @@ class ParameterServer(Rooted):
 
     root: int = 0
     works: bool = True
+
+    @property
+    def claims(self) -> ExchangeClaims:
+        """Each worker has an answer of its own."""
+        return ExchangeClaims(broadcasts_to_some=True, serves=not self.works and self.root == 0)
 
     def workers(self, size: int) -> list[int]:
         """All ranks, or all but the root."""

@@ -9,10 +9,10 @@ import numpy as np
 
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
-from qsparse.local.base import Oracle
+from qsparse.local.base import LocalClaims, Oracle
 from qsparse.local.shared import LearningRate, Stretches, WeightDecay
 from qsparse.registry import register, spell
-from qsparse.schedules import Rate
+from qsparse.schedules import Rate, Schedule
 from qsparse.types import State, Vector
 
 
@@ -40,6 +40,11 @@ class AdamW(LearningRate, WeightDecay):
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise SettingError(f"{spell(self)}: beta1, beta2 must lie in [0, 1), eps be positive")
         self._check_decay()
+
+    @property
+    def claims(self) -> LocalClaims:
+        """Net updates."""
+        return LocalClaims(decays=self.weight_decay > 0, scheduled=isinstance(self.lr, Schedule))
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """Both moments start at zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -20,6 +21,34 @@ class Oracle(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class LocalClaims:
+    """What a local step promises; the rules of composition go by it, and laws hold it.
+
+    Attributes:
+        reports_gradient: each report stands for itself, so that one that is not sent may be left out, and x
+            stays where it is for the server rule to move; else reports are anchor − x.
+        momentum: reports are m = μm + g with this μ, or g + μm where ``nesterov``; None: not said.
+        nesterov: see ``momentum``.
+        asks_once: a step asks the oracle for one gradient, at its own x.
+        takes_all: a step goes over all of a worker's examples, and not over a batch.
+        decays: a step also moves x by itself, without a gradient, as weight decay does.
+        scheduled: the scale of the reports follows a schedule.
+        decoupled_decay: every rank, the coordinator too, decays the model by itself at each meeting.
+        needs_mean: reports are differences, and a server rule adds the full gradient to them.
+    """
+
+    reports_gradient: bool = False
+    momentum: float | None = None
+    nesterov: bool = False
+    asks_once: bool = True
+    takes_all: bool = False
+    decays: bool = False
+    scheduled: bool = False
+    decoupled_decay: bool = False
+    needs_mean: bool = False
+
+
 class Local(ABC):
     """One worker's side of an algorithm: ``x`` is its model, ``anchor`` the last one it was sent.
 
@@ -29,15 +58,11 @@ class Local(ABC):
 
     kind: ClassVar[str] = "local"
     registered_name: ClassVar[str]
-    #: Does each report stand for itself, so that one that is not sent may be left out?
-    reports_gradient: ClassVar[bool] = False
-    #: Does a step ask the oracle for one gradient, at its own x?
-    asks_once: ClassVar[bool] = True
 
     @property
-    def takes_all(self) -> bool:
-        """Whether a step goes over all of a worker's examples, and not over a batch."""
-        return False
+    def claims(self) -> LocalClaims:
+        """What this local step promises."""
+        return LocalClaims()
 
     def bind(self, layout: Layout) -> Local:
         """The local step for a model of this layout; those that go by layers look theirs up."""
@@ -79,7 +104,7 @@ class Local(ABC):
 
         x moves as the model did, so that what was not said is still anchor − x.
         """
-        if self.reports_gradient:
+        if self.claims.reports_gradient:
             self.adopt(state, model)
             return
         state["x"] += model - state["anchor"]
@@ -108,13 +133,10 @@ class Local(ABC):
         """A phase begins again, at a model that all ranks have."""
         self.adopt(state, model)
 
-    @property
-    def has_decoupled_decay(self) -> bool:
-        """Whether every rank, the coordinator too, decays the model by itself at each meeting."""
-        return False
-
     def decoupled_decay(self, state: State, model: Vector, t: int) -> Vector:
         """What is subtracted from the model at the meeting of step t, beside what is exchanged.
+
+        Asked of local steps that claim `decoupled_decay`.
 
         Args:
             state: of this decay alone; empty at first.
@@ -122,8 +144,3 @@ class Local(ABC):
             t: schedules go by it.
         """
         raise NotImplementedError
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether the scale of the reports follows a schedule."""
-        return not isinstance(getattr(self, "lr", None), float | int | None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from qsparse.local.base import Oracle
+from qsparse.local.base import LocalClaims, Oracle
 from qsparse.local.shared import Momentum
 from qsparse.registry import register
 from qsparse.types import State, Vector
@@ -25,7 +25,6 @@ class Gradient(Momentum):
         whole: the gradient is that of the worker's whole share, not of a batch.
     """
 
-    reports_gradient: ClassVar[bool] = True
     momentum: float = 0.0
     nesterov: bool = False
     whole: bool = False
@@ -34,9 +33,11 @@ class Gradient(Momentum):
         self._check_momentum()
 
     @property
-    def takes_all(self) -> bool:
-        """As said."""
-        return self.whole
+    def claims(self) -> LocalClaims:
+        """A gradient, of a batch or of the whole share."""
+        return LocalClaims(
+            reports_gradient=True, momentum=self.momentum, nesterov=self.nesterov, takes_all=self.whole
+        )
 
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """The gradient at x, which stays where it is."""

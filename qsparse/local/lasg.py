@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
-from qsparse.local.base import Local, Oracle
+from qsparse.local.base import Local, LocalClaims, Oracle
 from qsparse.local.shared import two_gradients
 from qsparse.registry import register, spell
 from qsparse.types import State, Vector
@@ -30,14 +30,17 @@ class LASG(Local):
         refresh: of rule 1.
     """
 
-    reports_gradient: ClassVar[bool] = True
-    asks_once: ClassVar[bool] = False
     rule: int = 2
     refresh: int = 10
 
     def __post_init__(self) -> None:
         if self.rule not in (1, 2) or not isinstance(self.refresh, int) or self.refresh < 1:
             raise SettingError(f"{spell(self)}: rule must be 1 or 2, refresh a whole number of at least 1")
+
+    @property
+    def claims(self) -> LocalClaims:
+        """A gradient, and another one to measure it by."""
+        return LocalClaims(reports_gradient=True, asks_once=False)
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """Everything is news at first."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qsparse.kernels import vector
-from qsparse.local.base import Oracle
+from qsparse.local.base import LocalClaims, Oracle
 from qsparse.local.shared import LearningRate, Momentum, Stretches, WeightDecay
 from qsparse.registry import register
-from qsparse.schedules import Rate
+from qsparse.schedules import Rate, Schedule
 from qsparse.types import State, Vector
 
 
@@ -45,6 +45,16 @@ class SGD(LearningRate, Momentum, WeightDecay):
         self._check_momentum()
         self._check_decay()
 
+    @property
+    def claims(self) -> LocalClaims:
+        """Net updates."""
+        decays = self.weight_decay > 0
+        return LocalClaims(
+            decays=decays and not self.decoupled,
+            scheduled=isinstance(self.lr, Schedule),
+            decoupled_decay=decays and self.decoupled,
+        )
+
     def advance(self, state: State, oracle: Oracle, batch: Any, t: int) -> float:
         """One step."""
         x, g = state["x"], state["gradient"]
@@ -56,11 +66,6 @@ class SGD(LearningRate, Momentum, WeightDecay):
         self._turn(state)
         vector.add_scaled(x, -self._lr(t), g, x)
         return loss
-
-    @property
-    def has_decoupled_decay(self) -> bool:
-        """With a decoupled weight decay."""
-        return self.decoupled and self.weight_decay > 0
 
     def decoupled_decay(self, state: State, model: Vector, t: int) -> Vector:
         """lr·w, or lr·(λx + μw)."""

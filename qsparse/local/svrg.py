@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from qsparse.local.base import Local, Oracle
+from qsparse.local.base import Local, LocalClaims, Oracle
 from qsparse.local.shared import two_gradients
 from qsparse.registry import register
 from qsparse.types import State, Vector
@@ -22,8 +22,10 @@ class SVRG(Local):
     the full gradient at x̃.
     """
 
-    reports_gradient: ClassVar[bool] = True
-    asks_once: ClassVar[bool] = False
+    @property
+    def claims(self) -> LocalClaims:
+        """A difference of two gradients."""
+        return LocalClaims(reports_gradient=True, asks_once=False, needs_mean=True)
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """The snapshot is where one is."""

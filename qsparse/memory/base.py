@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -62,26 +63,44 @@ class Draft(NamedTuple):
         return float(sent), float(vector.squared_norm(self.rest))
 
 
+@dataclass(frozen=True)
+class MemoryClaims:
+    """What a memory promises; the rules of composition go by it, and laws hold it.
+
+    Attributes:
+        keeps_error: what a message leaves unsaid is added to the next one; it is left in place of the sum.
+        decay: the part of an error that is added to the next message, from 0 to 1.
+        resets: steps after which what was kept until then is dropped.
+        skip_repeats: both ends know one vector, the sum of what was sent, so that a round without a message
+            stands for what was said last.
+        remembers: there is a state; without one every message stands for itself.
+        per_receiver: a sender remembers what it has said to one receiver.
+        adds_nothing: the receiver takes the decoded total as it is.
+        needs_precision: a message has to keep within a tolerance.
+        exact: a model is told exactly; it goes with float32, on the down link.
+    """
+
+    keeps_error: bool = False
+    decay: float = 1.0
+    resets: tuple[int, ...] = ()
+    skip_repeats: bool = False
+    remembers: bool = True
+    per_receiver: bool = True
+    adds_nothing: bool = False
+    needs_precision: bool = False
+    exact: bool = False
+
+
 class Memory(ABC):
     """What one end of a link remembers."""
 
     kind: ClassVar[str] = "memory"
     registered_name: ClassVar[str]
-    #: Does a round without a message stand for what was said last?
-    skip_repeats: ClassVar[bool] = False
-    #: Does a sender remember what it has said to one receiver?
-    per_receiver: ClassVar[bool] = True
-    #: Does it keep what a message leaves unsaid? Then that is left in place of the sum.
-    keeps_rest: ClassVar[bool] = False
-    #: Does the receiver take the total as it is?
-    adds_nothing: ClassVar[bool] = False
-    #: Does it tell a model exactly? Then it goes with float32, on the down link.
-    exact: ClassVar[bool] = False
 
     @property
-    def needs_precision(self) -> bool:
-        """Whether a message has to keep within a tolerance."""
-        return type(self).tolerance is not Memory.tolerance
+    def claims(self) -> MemoryClaims:
+        """What this memory promises."""
+        return MemoryClaims()
 
     @abstractmethod
     def init(self, start: Vector) -> State:
@@ -99,7 +118,7 @@ class Memory(ABC):
 
         Changes no state; errors as of `Compressor.compress`.
         """
-        if not self.needs_precision:
+        if not self.claims.needs_precision:
             return compressor.compress_sum(total, seed)
         x = total.add()
         payload = compressor.within(x, self.tolerance(state, x)).compress(x, seed)
@@ -119,11 +138,11 @@ class Memory(ABC):
         """A phase begins at a model that both ends know; asked of the down link only."""
 
     def tolerance(self, state: State, target: Vector) -> float:
-        """The E‖C(target) − target‖² that a message may have, for compressors that go by it."""
+        """The E‖C(target) − target‖² that a message may have, for memories that claim `needs_precision`."""
         return math.inf
 
     def shared(self, state: State) -> Vector:
-        """What both ends know, (n,); asked of memories that `repeats` or are `exact`."""
+        """What both ends know, (n,); asked of memories that claim `skip_repeats` or `exact`."""
         known: Vector = state["known"]
         return known
 

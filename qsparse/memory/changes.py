@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from qsparse.compressors.base import Compressor
 from qsparse.compressors.changes import compress_changes, put_changes
 from qsparse.compressors.sums import Sum
-from qsparse.memory.base import Draft, Memory
+from qsparse.memory.base import Draft, Memory, MemoryClaims
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -27,7 +26,10 @@ class Changes(Memory):
     as many coordinates as all workers spoke of. Where that is no smaller, all entries are said.
     """
 
-    exact: ClassVar[bool] = True
+    @property
+    def claims(self) -> MemoryClaims:
+        """Models are told exactly."""
+        return MemoryClaims(exact=True)
 
     def init(self, start: Vector) -> State:
         """Both ends have ``start``; its zeros lose their signs, as those of whole models do."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from qsparse.errors import SettingError
-from qsparse.memory.base import Draft, Memory
+from qsparse.memory.base import Draft, Memory, MemoryClaims
 from qsparse.registry import register, spell
 from qsparse.types import State, Vector, aligned
 
@@ -24,8 +23,6 @@ class ErrorFeedback(Memory):
             where a learning rate falls (the authors' code of Basu et al., 2019).
     """
 
-    adds_nothing: ClassVar[bool] = True
-    keeps_rest: ClassVar[bool] = True
     decay: float = 1.0
     reset: tuple[int, ...] = ()
 
@@ -34,6 +31,11 @@ class ErrorFeedback(Memory):
             raise SettingError(f"{spell(self)}: decay must lie in (0, 1]")
         if not isinstance(self.reset, tuple) or not all(isinstance(t, int) for t in self.reset):
             raise SettingError(f"{spell(self)}: reset must be a list of steps")
+
+    @property
+    def claims(self) -> MemoryClaims:
+        """The error is kept, as far as ``decay`` and ``reset`` say."""
+        return MemoryClaims(keeps_error=True, decay=self.decay, resets=self.reset, adds_nothing=True)
 
     def init(self, start: Vector) -> State:
         """No error yet."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from qsparse.compressors.decoding import accumulate_into
-from qsparse.memory.base import Draft, Memory
+from qsparse.memory.base import Draft, Memory, MemoryClaims
 from qsparse.registry import register
 from qsparse.types import State, Vector
 
@@ -22,7 +21,10 @@ class Innovation(Memory):
     the server's error memory of dist-EF-SGD (Zheng et al., 2019).
     """
 
-    skip_repeats: ClassVar[bool] = True
+    @property
+    def claims(self) -> MemoryClaims:
+        """What is known is the sum of what was sent."""
+        return MemoryClaims(skip_repeats=True)
 
     def init(self, start: Vector) -> State:
         """Both ends know ``start``."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from qsparse.errors import SettingError
 from qsparse.kernels import vector
-from qsparse.memory.base import Draft, Memory
+from qsparse.memory.base import Draft, Memory, MemoryClaims
 from qsparse.registry import register, spell
 from qsparse.schedules import momentum_weight
 from qsparse.types import State, Vector
@@ -28,13 +27,17 @@ class Snapshot(Memory):
         accelerated: the condition of Acc-AsyLPG.
     """
 
-    per_receiver: ClassVar[bool] = False
     mu: float = 0.5
     accelerated: bool = False
 
     def __post_init__(self) -> None:
         if not self.mu > 0:
             raise SettingError(f"{spell(self)}: mu must be positive")
+
+    @property
+    def claims(self) -> MemoryClaims:
+        """One snapshot for all receivers, by which a precision goes."""
+        return MemoryClaims(per_receiver=False, needs_precision=True)
 
     def init(self, start: Vector) -> State:
         """The start is the first snapshot."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from qsparse.memory.base import Draft, Memory
+from qsparse.memory.base import Draft, Memory, MemoryClaims
 from qsparse.registry import register
 from qsparse.types import State, Vector
 
@@ -15,8 +14,10 @@ from qsparse.types import State, Vector
 class Stateless(Memory):
     """Remembers nothing."""
 
-    adds_nothing: ClassVar[bool] = True
-    per_receiver: ClassVar[bool] = False
+    @property
+    def claims(self) -> MemoryClaims:
+        """Every message stands for itself."""
+        return MemoryClaims(remembers=False, per_receiver=False, adds_nothing=True)
 
     def init(self, start: Vector) -> State:
         """No state."""

@@ -127,7 +127,7 @@ def serve(
 
     def sender(about: int, rank: int) -> Sender:
         shared = coordinators[about].sender
-        if not shared.memory.per_receiver:
+        if not shared.memory.claims.per_receiver:
             return shared
         if (about, rank) not in senders:
             senders[about, rank] = copy.deepcopy(shared)
@@ -185,7 +185,7 @@ def serve(
 
 def last_words(model: Vector, sender: Sender, seed: Seed) -> Payload:
     """The final values as a stopped worker is told them: in float32, as nothing corrects them later."""
-    if not sender.memory.exact:
+    if not sender.memory.claims.exact:
         return Float32().compress(model, seed)
     draft = sender.draft(model, seed)
     sender.commit(draft)
@@ -202,6 +202,6 @@ def leave(wire: Wire, root: int, nodes: Sequence[Node]) -> list[Vector]:
         wire.ledger.count_message(payload)
         node.pace.clock = payload.step
         receiver = node.worker.receiver
-        exact = receiver.memory.exact
+        exact = receiver.memory.claims.exact
         models.append(receiver.merge([payload]) if exact else decompress(payload, receiver.like))
     return models

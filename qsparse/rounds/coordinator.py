@@ -57,21 +57,21 @@ class Coordinator:
         self.ledger = ledger
         self.tally = Tally()
         self._clock = 0
-        per_arrival = isinstance(algorithm.meeting, Async) and algorithm.server.per_arrival
+        per_arrival = isinstance(algorithm.meeting, Async) and algorithm.server.claims.per_arrival
         self.receiver = Receiver(algorithm.up, np.zeros_like(start), senders=1 if per_arrival else workers)
         # One report that comes alone is the R-th part of a round; where what is restored is not that
         # part but the running mean of all, the part is taken here.
         alone = isinstance(algorithm.meeting, Async) and not per_arrival
-        self._part = 1 / workers if alone and algorithm.up.memory.skip_repeats else 1.0
+        self._part = 1 / workers if alone and algorithm.up.memory.claims.skip_repeats else 1.0
         self.sender = Sender(algorithm.answer, start, layout)
         self.server = algorithm.server.init(start)
         self.decoupled_decay = DecoupledDecay(algorithm.local.bind(layout))
         # In float64 a worker has the model as float32 rounds it, and would take the step from there.
         self._replays = travels and algorithm.replays and start.dtype == np.float32
         self._reports: Sequence[Payload] = ()
-        self._trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        self._trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
         self.asking = self._trigger.init(seed.at(use="ask"))
-        if self._trigger.asks:
+        if self._trigger.claims.asks:
             self._trigger.heard(self.asking, start)
 
     @property
@@ -99,7 +99,7 @@ class Coordinator:
             number: tells answers of the same step apart, so that each draws its own random numbers.
         """
         seed = self.seed.at(step=t)
-        if self.algorithm.server.holds:
+        if self.algorithm.server.claims.holds:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
         with self.ledger.timed("encode"):
             decoupled_decay = self.decoupled_decay.due(sender.memory, sender.state, self._clock)
@@ -130,7 +130,7 @@ class Coordinator:
     def ask_anew(self) -> None:
         """Forget who was asked when, because the workers are others."""
         self.asking = self._trigger.init(self.seed)
-        if self._trigger.asks:
+        if self._trigger.claims.asks:
             self._trigger.heard(self.asking, self.model)
 
     def leave(self) -> Vector:
@@ -139,7 +139,7 @@ class Coordinator:
 
     def enter(self, x: Vector, before: Coordinator) -> None:
         """A phase begins at x, after the phase of another coordinator."""
-        if self._trigger.asks:
+        if self._trigger.claims.asks:
             self._trigger.heard(self.asking, x)
         self.sender.memory.enter(self.sender.state, x)
         self.algorithm.server.enter(self.server, x, before.server)

@@ -70,7 +70,7 @@ class Node:
         self.coordinator = None
         if exchange.coordinates(wire.rank):
             self.coordinator = Coordinator(
-                algorithm, start, len(workers), seed, layout, ledger, exchange.answers
+                algorithm, start, len(workers), seed, layout, ledger, exchange.claims.answers
             )
         #: Has the coordinator stopped this worker?
         self.stopped = False
@@ -109,7 +109,7 @@ class Node:
             signal = max([signal, *(payload.asked for payload in payloads)])
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
             self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
-        if self.algorithm.trigger.asks:
+        if self.algorithm.trigger.claims.asks:
             asked = (
                 None
                 if payloads is None or self.coordinator is None
@@ -125,7 +125,7 @@ class Node:
             same_step([message, reply])  # the coordinator is in another call, and says why this cannot go on
         if reply.kind is Kind.STOP:
             self.stopped, self.pace.t = True, reply.step
-        elif self.works and self.exchange.answers:
+        elif self.works and self.exchange.claims.answers:
             self.ledger.count_message(reply)
         elif self.works and payloads is not None:
             self.ledger.count_forwarded(each for each in payloads if each is not message)

@@ -19,7 +19,6 @@ from qsparse.algorithm import Algorithm, Async
 from qsparse.errors import SettingError
 from qsparse.ledger import Ledger
 from qsparse.link import Link
-from qsparse.memory import Stateless
 from qsparse.registry import spell
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.worker import WorkerEnd
@@ -62,19 +61,19 @@ class Virtual:
         check(algorithm, exchange, size)
         if algorithm.prelude is not None:
             raise SettingError("virtual workers have one phase")
-        if alone and algorithm.answer.memory.exact:
+        if alone and algorithm.answer.memory.claims.exact:
             algorithm = replace(algorithm, down=Link(algorithm.answer.compressor))  # to the same models
-        if alone and not isinstance(algorithm.answer.memory, Stateless):
+        if alone and algorithm.answer.memory.claims.remembers:
             raise SettingError(
                 f"virtual workers that meet at steps of their own share one down link, which cannot remember "
                 f"what each of them knows: use down memory stateless, not {spell(algorithm.answer.memory)}"
             )
-        if not algorithm.local.asks_once:
+        if not algorithm.local.claims.asks_once:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
-        self._asks = algorithm.trigger.asks
-        self._exact = algorithm.answer.memory.exact
+        self._asks = algorithm.trigger.claims.asks
+        self._exact = algorithm.answer.memory.claims.exact
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
         self.gradients = np.zeros_like(self.models)

@@ -70,7 +70,7 @@ def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> N
     _step(replace(row, trigger=Every(1)), 1, start, layout)
     # Alone, nothing is divided.
     rehearse_link(row.up, start, layout)
-    if row.trigger.may_skip or row.trigger.asks:
+    if row.trigger.claims.may_skip or row.trigger.claims.asks:
         # Asked of a draft that is then perhaps not sent; of a model by comparison with the one before.
         _step(row, 2, start, layout)
 
@@ -88,7 +88,7 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
     node = Node(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
     for _ in rounds(row, node, x, steps, oracle, lambda t: None):
         pass
-    if row.answer.memory.exact:
+    if row.answer.memory.claims.exact:
         _rehearse_changes(start.dtype)
 
 

@@ -31,7 +31,7 @@ class DecoupledDecay:
             memory, state: of the end of the down link that knows the model before the meeting.
             clock: schedules go by it.
         """
-        if not self._local.has_decoupled_decay:
+        if not self._local.claims.decoupled_decay:
             return None
         return self._local.decoupled_decay(self.state, memory.shared(state), clock)
 
@@ -60,7 +60,7 @@ class WorkerEnd:
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
         self.receiver = Receiver(algorithm.answer, start)
         self._server = algorithm.server
-        self.trigger = algorithm.trigger.bind(getattr(algorithm.server, "lr", None))
+        self.trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
         self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
@@ -133,7 +133,7 @@ class WorkerEnd:
         with self.ledger.timed("encode"):
             draft = self.sender.draft(v, self.seed.at(step=t), change, clock)
             payload = draft.payload
-            must = last and not self.local.reports_gradient
+            must = last and not self.local.claims.reports_gradient
             self.sent = self.trigger.worth(self.trigger_state, draft) or must
             if self.sent:
                 self.sender.commit(draft)
@@ -146,7 +146,7 @@ class WorkerEnd:
 
     def hear(self, reply: Payload, clock: int) -> Vector | None:
         """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
-        if self.trigger.asks:
+        if self.trigger.claims.asks:
             self.asked = reply.kind is Kind.DATA
         if reply.kind is not Kind.DATA:
             return None
@@ -175,5 +175,5 @@ class WorkerEnd:
     def note(self, model: Vector) -> None:
         """The model is this one now: triggers go by how it moves."""
         # Where the coordinator asks, what models were like is its own business.
-        if not self.trigger.asks:
+        if not self.trigger.claims.asks:
             self.trigger.heard(self.trigger_state, model)

@@ -102,7 +102,7 @@ class Job:
             )
         self.fingerprint = self._fingerprint()
         # So does evaluating, and all must be told every model.
-        self._shared = self._together and not any(row is not None and row.trigger.asks for row in rows)
+        self._shared = self._together and not any(row is not None and row.trigger.claims.asks for row in rows)
 
     @property
     def step(self) -> int:
@@ -423,7 +423,7 @@ class Job:
         """How good the model is that was told last, without what this rank has not said yet."""
         vector, node = self.problem.vector, self.walk.node
         state = node.worker.state
-        if state is None or not node.algorithm.trigger.may_skip:
+        if state is None or not node.algorithm.trigger.claims.may_skip:
             return self.problem.evaluate(rank, ranks)
         own = vector.copy()
         np.copyto(vector, state["anchor"])
@@ -441,9 +441,9 @@ class Job:
         vectors = (problem.vector, problem.gradient_vector, problem.buffers)
         own = [vector.copy() for vector in vectors]
         try:
-            if state is not None and self.walk.node.algorithm.trigger.may_skip:
+            if state is not None and self.walk.node.algorithm.trigger.claims.may_skip:
                 np.copyto(problem.vector, state["anchor"])
-            batch = None if begin.local.takes_all else problem.batch(1)
+            batch = None if begin.local.claims.takes_all else problem.batch(1)
             return problem.gradient(problem.vector, batch, problem.gradient_vector)
         finally:
             for vector, before in zip(vectors, own, strict=True):

@@ -147,12 +147,12 @@ def reshard(
                 state = _worker(part, workers, coordinator, mine)
                 state.worker = replace(state.worker, sender=sender, asked=True)
             if exchange.coordinates(rank):
-                anew = part.trigger.asks
+                anew = part.trigger.claims.asks
                 state.coordinator = replace(coordinator, asking=None if anew else coordinator.asking)
             walk.phases[name].append(state)
     differences = {"memory_difference": largest, "update_difference": 0.0}
     here = [each.phases[base.phase][0] for each in walks]
-    if not phases[base.phase].local.reports_gradient:
+    if not phases[base.phase].local.claims.reports_gradient:
         models, local = [walks[other].x for other in old], here[old[0]].local
         assert local is not None
         x, differences["update_difference"] = _models(models, local["anchor"], mine, len(new))
@@ -177,8 +177,8 @@ def _worker(
         return NodeState(base.worker)
     local = base.local if mine < len(workers) else _mean([each.local or {} for each in workers])
     # Who was not asked is told the model now, as it will be asked.
-    told = {"anchor": part.server.model(coordinator.server)} if part.trigger.asks else {}
-    if part.up.memory.skip_repeats:  # whose contents are other ones now
+    told = {"anchor": part.server.model(coordinator.server)} if part.trigger.claims.asks else {}
+    if part.up.memory.claims.skip_repeats:  # whose contents are other ones now
         local = part.local.afresh(local)
     return NodeState(base.worker, local={**local, **told})
 
@@ -206,10 +206,10 @@ def _sender(
 ) -> tuple[State | None, float]:
     """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from what it was."""
     states = [each.worker.sender or {} for each in workers]
-    if memory.skip_repeats:
+    if memory.claims.skip_repeats:
         return coordinator.receiver, 0.0
-    if not memory.keeps_rest:
-        if memory.per_receiver:
+    if not memory.claims.keeps_error:
+        if memory.claims.per_receiver:
             raise CheckpointError(
                 f"memory {spell(memory)} does not say whether what it keeps adds up over the workers, so it "
                 "cannot be given to another number of them: go on with as many ranks"

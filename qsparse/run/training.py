@@ -86,7 +86,7 @@ def _run(
         problem = make_problem(settings)
         steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude
-        if prelude is not None and prelude.server.holds and steps <= (prelude.length or 0):
+        if prelude is not None and prelude.server.claims.holds and steps <= (prelude.length or 0):
             raise SettingError(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from qsparse.schedules import Rate
 from qsparse.types import State, Vector
+
+
+@dataclass(frozen=True)
+class ServerClaims:
+    """What a server rule promises; the rules of composition go by it, and laws hold it.
+
+    Attributes:
+        rate: the step along the mean report, a number or a schedule; None: none is told. Triggers that
+            compare with the model's moves go by it.
+        moves: how a report u moves x, where the rate and u say all of it: by ``report``, rate·u, or by
+            ``signs``, rate·sign(u) with sign(0) = 0; None: otherwise.
+        holds: the model never moves, so that there is nothing to answer.
+        per_arrival: a report that comes alone is taken whole, and not as the R-th part of a round.
+        replayable: x is all that is remembered and gone by, so that a rank that has x can take the step too.
+        moves_all: a report also moves coordinates that it says nothing of.
+        keeps_mean: the mean report is kept under ``mean``, for the rule of the phase behind it.
+        needs_mean: the mean report that the rule of the phase before has kept is added to every report.
+        ends_elsewhere: a phase ends with another model than that of its last step.
+    """
+
+    rate: Rate | None = None
+    moves: Literal["report", "signs"] | None = None
+    holds: bool = False
+    per_arrival: bool = False
+    replayable: bool = False
+    moves_all: bool = False
+    keeps_mean: bool = False
+    needs_mean: bool = False
+    ends_elsewhere: bool = False
 
 
 class ServerRule(ABC):
@@ -15,14 +46,11 @@ class ServerRule(ABC):
 
     kind: ClassVar[str] = "server"
     registered_name: ClassVar[str]
-    #: Is a report that comes alone taken whole, and not as the R-th part of a round?
-    per_arrival: ClassVar[bool] = False
-    #: Does the model never move, so that there is nothing to answer?
-    holds: ClassVar[bool] = False
-    #: Is x all that it remembers and goes by, so that any rank that has x can take the step as well?
-    replayable: ClassVar[bool] = False
-    #: Does a report move coordinates, too, that it says nothing of?
-    moves_all: ClassVar[bool] = False
+
+    @property
+    def claims(self) -> ServerClaims:
+        """What this rule promises."""
+        return ServerClaims()
 
     def init(self, start: Vector) -> State:
         """The state at the common starting point."""

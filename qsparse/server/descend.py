@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from qsparse.kernels import vector
 from qsparse.registry import register
 from qsparse.schedules import Rate, check_rate, rate_at
-from qsparse.server.base import ServerRule
+from qsparse.server.base import ServerClaims, ServerRule
 from qsparse.types import State, Vector
 
 
@@ -17,11 +16,15 @@ from qsparse.types import State, Vector
 class Descend(ServerRule):
     """x −= lr·u. With reports in parameter units and lr = 1 it averages the workers' models."""
 
-    replayable: ClassVar[bool] = True
     lr: Rate = 1.0
 
     def __post_init__(self) -> None:
         check_rate(self, "lr", self.lr)
+
+    @property
+    def claims(self) -> ServerClaims:
+        """A step of x alone."""
+        return ServerClaims(rate=self.lr, moves="report", replayable=True)
 
     def absorb(self, state: State, u: Vector, t: int) -> None:
         """One step."""

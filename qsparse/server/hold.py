@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from qsparse.registry import register
-from qsparse.server.base import ServerRule
+from qsparse.server.base import ServerClaims, ServerRule
 from qsparse.types import State, Vector
 
 
@@ -17,7 +16,10 @@ from qsparse.types import State, Vector
 class Hold(ServerRule):
     """Keeps the mean report and leaves the model alone: how a coordinator gets a full gradient."""
 
-    holds: ClassVar[bool] = True
+    @property
+    def claims(self) -> ServerClaims:
+        """The model stays, and the mean is kept."""
+        return ServerClaims(holds=True, keeps_mean=True)
 
     def init(self, start: Vector) -> State:
         """Nothing was heard."""

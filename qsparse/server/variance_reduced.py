@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from qsparse.errors import SettingError
 from qsparse.kernels import vector
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate, check_rate, momentum_weight, rate_at
-from qsparse.server.base import ServerRule
+from qsparse.server.base import ServerClaims, ServerRule
 from qsparse.types import State, Vector
 
 
@@ -21,8 +20,6 @@ class VarianceReduced(ServerRule):
     h(x) = l1·‖x‖₁ + (l2/2)·‖x‖², so prox_{ηh}(z) = (z − clip(z, −η·l1, η·l1))/(1 + η·l2).
     """
 
-    per_arrival: ClassVar[bool] = True
-    moves_all: ClassVar[bool] = True
     lr: Rate
     l1: float
     l2: float
@@ -31,6 +28,11 @@ class VarianceReduced(ServerRule):
         check_rate(self, "lr", self.lr)
         if not (self.l1 >= 0 and self.l2 >= 0):
             raise SettingError(f"{spell(self)}: l1 and l2 must not be negative")
+
+    @property
+    def claims(self) -> ServerClaims:
+        """Each report is a step by itself, along the full gradient too."""
+        return ServerClaims(rate=self.lr, per_arrival=True, moves_all=True, needs_mean=True)
 
     def init(self, start: Vector) -> State:
         """No full gradient is known: a prelude with rule hold brings it."""
@@ -76,6 +78,11 @@ class Accelerated(VarianceReduced):
     lr: Rate
     l1: float = 0.0
     l2: float = 0.0
+
+    @property
+    def claims(self) -> ServerClaims:
+        """As of its kin, but a phase ends with a mean."""
+        return replace(super().claims, ends_elsewhere=True)
 
     def init(self, start: Vector) -> State:
         """x, y and the snapshot are one."""

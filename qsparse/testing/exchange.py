@@ -12,7 +12,7 @@ from qsparse.algorithm import Algorithm, Async, Meeting, Sync
 from qsparse.errors import DisagreementError, QsparseError, RankError, SettingError
 from qsparse.exchange.base import Exchange
 from qsparse.local import SGD
-from qsparse.payload import Payload, Way
+from qsparse.payload import Kind, Payload, Way
 from qsparse.testing.algorithm import one_round
 from qsparse.testing.base import Broken, hold, law
 from qsparse.types import Vector
@@ -62,11 +62,13 @@ def _handed_in(part: Exchange, wire: Wire, step: int) -> Payload | None:
 
 @law("workers", "exchange", once=True)
 def _workers(part: Exchange, name: str, x: Vector) -> bool:
-    """The workers are ranks, in order, at least one."""
+    """The workers are ranks, in order, at least one; where it claims to serve, all but rank 0."""
     for size in _fitting(part):
         workers = part.workers(size)
         fine = bool(workers) and workers == sorted(set(workers) & set(range(size)))
         hold(fine, f"among {size} ranks the workers are {workers}")
+        only = workers == list(range(1, size)) and part.coordinates(0)
+        hold(only or not part.claims.serves, "it claims that rank 0 only serves, and all others work")
     return True
 
 
@@ -85,7 +87,7 @@ def _gather(part: Exchange, name: str, x: Vector) -> bool:
     for size in _fitting(part):
         ranks = _together(size, body)
         coordinators = [rank for rank in range(size) if ranks[rank][0] is not None]
-        wanted = 1 if part.answers else size
+        wanted = 1 if part.claims.answers else size
         hold(len(coordinators) == wanted, f"of {size} ranks {coordinators} coordinate, not {wanted}")
         for step in range(_ROUNDS):
             frames = [bytes(_news(rank, step).frame) for rank in part.workers(size)]
@@ -115,6 +117,32 @@ def _broadcast(part: Exchange, name: str, x: Vector) -> bool:
     return True
 
 
+@law("some", "exchange", once=True)
+def _some(part: Exchange, name: str, x: Vector) -> bool:
+    """Where it is claimed, broadcast_to answers the workers that are asked, and sends the others a SKIP."""
+    if not part.claims.broadcasts_to_some:
+        return False
+
+    def body(wire: Wire) -> list[bool]:
+        got = []
+        for step in range(_ROUNDS):
+            payloads = part.gather(wire, _handed_in(part, wire, step))
+            asked = None if payloads is None else [k % 2 == step % 2 for k in range(len(payloads))]
+            reply = None if payloads is None else _answer(step)
+            answer = part.broadcast_to(wire, reply, asked)
+            full = bytes(answer.frame) == bytes(_answer(step).frame)
+            hold(full or answer.kind is Kind.SKIP, f"rank {wire.rank} got neither the answer nor a SKIP")
+            got.append(full)
+        return got
+
+    for size in _fitting(part):
+        ranks = _together(size, body)
+        for k, rank in enumerate(part.workers(size)):
+            wanted = [k % 2 == step % 2 for step in range(_ROUNDS)]
+            hold(ranks[rank] == wanted, f"rank {rank} of {size} was answered, or not, against what was asked")
+    return True
+
+
 @law("error", "exchange", once=True)
 def _error(part: Exchange, name: str, x: Vector) -> bool:
     """Whoever fails, before gathering or with the answer in hand: every other rank raises RankError."""
@@ -140,7 +168,7 @@ def _error(part: Exchange, name: str, x: Vector) -> bool:
                 ranks = _together(size, partial(body, failing=failing, late=late), leftovers=True)
                 # Late is what only a rank that coordinates can be; one whose answer does not travel
                 # owes nothing any more.
-                if late and (ranks[failing] is None or not part.answers):
+                if late and (ranks[failing] is None or not part.claims.answers):
                     continue
                 for rank, error in enumerate(ranks):
                     what = f"rank {failing} of {size} failed {'late' if late else 'early'}: rank {rank}"

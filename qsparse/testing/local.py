@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from qsparse.local import Gradient, Local
+from qsparse.local import Local
 from qsparse.testing.base import apart, bits_of, hold, is_moderate, law, same, same_state, saved
-from qsparse.testing.moves import lasting, precisions, start_of
+from qsparse.testing.moves import STEPS, bowl, lasting, precisions, scheduled, start_of
 from qsparse.types import State, Vector
 
 _LOSS: Final = 0.75
@@ -48,13 +48,6 @@ def _advance(part: Local, state: State, oracle: _Oracle, steps: int, first: int 
             part.advance(state, oracle, _BATCH, t)
 
 
-def _reports_gradient(part: Local) -> bool:
-    """Does the step leave x where it is, for the server rule to move?"""
-    state = part.init(np.zeros(3, np.float32))
-    _advance(part, state, _Oracle(lambda x: np.ones_like(x)), 1)
-    return not np.any(state["x"])
-
-
 @law("in place", "local")
 def _in_place(part: Local, name: str, x: Vector) -> bool:
     """x is moved in its own memory, the gradient comes where it was asked for, and the loss comes back."""
@@ -74,8 +67,12 @@ def _in_place(part: Local, name: str, x: Vector) -> bool:
         hold(alike, "the oracle was not given the array in which the gradient is to lie")
         overlapping = any(shared and x.size for shared, _ in oracle.asked)
         hold(not overlapping, "the oracle was asked to write the gradient over x")
-        wanted = None if getattr(part, "whole", False) else _BATCH
+        wanted = None if part.claims.takes_all else _BATCH
         hold(all(batch is wanted for _, batch in oracle.asked), "the oracle was given another batch")
+        often = len(oracle.asked)
+        hold(
+            often == 3 or not part.claims.asks_once, f"three steps asked for {often} gradients, not one each"
+        )
     return True
 
 
@@ -86,7 +83,7 @@ def _report(part: Local, name: str, x: Vector) -> bool:
         return False
     part = lasting(part)
     state, oracle, out = _begun(part, x), _pulling(x), np.empty_like(x)
-    anchor = start_of(x)
+    anchor, claims = start_of(x), part.claims
     velocity = np.zeros(x.size)
     for t in (1, 2, 3):
         _advance(part, state, oracle, 1, t)
@@ -100,16 +97,18 @@ def _report(part: Local, name: str, x: Vector) -> bool:
                 not isinstance(value, np.ndarray) or not np.shares_memory(value, out),
                 f"{key!r} is the report",
             )
-        if isinstance(part, Gradient):
+        if claims.reports_gradient:
+            same(state["x"], anchor, f"x after step {t}, which is the server rule's to move")
+        else:
+            same(got, anchor - state["x"], f"report {t}, against anchor − x")
+        if claims.momentum is not None:
             g = oracle.slope(state["x"]).astype(np.float64)
-            velocity = part.momentum * velocity + g
-            wanted = g + part.momentum * velocity if part.nesterov else velocity
+            velocity = claims.momentum * velocity + g
+            wanted = g + claims.momentum * velocity if claims.nesterov else velocity
             slack = 1e-5 * np.abs(velocity) + 1e-5 * np.abs(g) + 1e-40
             hold(np.all(np.abs(got - wanted) <= slack), f"report {t} is neither gradient nor momentum")
-            if not part.momentum:
+            if not claims.momentum:
                 same(got, oracle.slope(state["x"]), f"report {t}, against the gradient")
-        elif not _reports_gradient(part):
-            same(got, anchor - state["x"], f"report {t}, against anchor − x")
         again = part.report(state, np.empty_like(x))
         same(again, got, f"report {t}, asked again")
     return True
@@ -132,15 +131,15 @@ def _adopt(part: Local, name: str, x: Vector) -> bool:
         model.flags.writeable = True
         model[...] = 7
         hold(bits_of(state) == after, "the state changes with the model that was adopted")
-        if not _reports_gradient(part):
+        if not part.claims.reports_gradient:
             same(part.report(state, np.empty_like(x)), np.zeros_like(x), "the report after adopting")
     return True
 
 
 @law("rest", "local")
 def _rest(part: Local, name: str, x: Vector) -> bool:
-    """With gradients of zero and no weight decay x stays where it is."""
-    if getattr(part, "weight_decay", 0):
+    """With gradients of zero, and nothing else that moves it, x stays where it is."""
+    if part.claims.decays:
         return False
     part = lasting(part)
     state = part.init(x.copy())
@@ -168,4 +167,50 @@ def _resume(part: Local, name: str, x: Vector) -> bool:
         _advance(part, state, _pulling(x), 2, 3)
     same_state(later, one, "a worker that went on from a copied state")
     hold(repr(part) == text, "the settings changed")
+    return True
+
+
+@law("steps along its gradient", "local", once=True)
+def _steps_along_its_gradient(part: Local, name: str, x: Vector) -> bool:
+    """What the first step reports points along the gradient, as the model moves against reports."""
+    if part.claims.needs_mean:
+        return False
+    part, start = lasting(part), np.zeros(8)
+    state, slope = part.init(start), -bowl(start.size, 1.0)
+    _advance(part, state, _Oracle(lambda at: slope), 1)
+    report = part.report(state, np.empty_like(slope))
+    steep = float(report @ slope) / float(np.linalg.norm(slope))
+    hold(steep > 0, f"along a gradient the report of the first step is {steep:.3g} long, so the model climbs")
+    return True
+
+
+@law("descends", "local", once=True)
+def _descends(part: Local, name: str, x: Vector) -> bool:
+    """In the plain row, with exact gradients, the model comes nearer to the lowest point of a bowl."""
+    claims, part = part.claims, lasting(part)
+    model = np.zeros(8)
+    lowest = bowl(model.size, 100.0)
+    # A bowl so flat that no step size in use leaves it; the coordinator's own steps are as short.
+    oracle = _Oracle(lambda at: 1e-3 * (at - lowest))
+    state = part.init(model.copy())
+    part.enter(state, model)
+    mean = oracle.slope(model) if claims.needs_mean else np.zeros_like(model)
+    losses = [float(np.sum((model - lowest) ** 2))]
+    for t in range(1, STEPS + 1):
+        _advance(part, state, oracle, 1, t)
+        model = model - (part.report(state, np.empty_like(model)) + mean)
+        part.adopt(state, model)
+        losses.append(float(np.sum((model - lowest) ** 2)))
+    for after in (STEPS // 2, STEPS):
+        share = losses[after] / losses[0]
+        hold(share < 1, f"after {after} steps the loss of a bowl is {share:.9g} of what it was")
+    return True
+
+
+@law("schedule", "local", once=True)
+def _scheduled(part: Local, name: str, x: Vector) -> bool:
+    """A local step with a schedule among its settings says that its reports follow one."""
+    if not scheduled(part):
+        return False
+    hold(part.claims.scheduled, "it has a schedule, and does not claim to follow one")
     return True

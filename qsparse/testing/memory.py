@@ -9,7 +9,7 @@ import numpy as np
 
 from qsparse.compressors import Float32, LowPrecision, Sign, TopK
 from qsparse.link import Link, Receiver, Sender
-from qsparse.memory import ErrorFeedback, Innovation, Memory, Stateless
+from qsparse.memory import Memory
 from qsparse.testing.base import (
     SEED,
     apart,
@@ -30,9 +30,10 @@ _MANY: Final = 40
 
 
 def _links(memory: Memory, n: int) -> Iterator[Link]:
-    if not memory.exact:
+    if not memory.claims.exact:
         yield Link(
-            LowPrecision(bits=2) if memory.needs_precision else (TopK(k=3) >> Sign()).limited(n), memory
+            LowPrecision(bits=2) if memory.claims.needs_precision else (TopK(k=3) >> Sign()).limited(n),
+            memory,
         )
     yield Link(Float32(), memory)
 
@@ -141,10 +142,13 @@ def _lossless(part: Memory, name: str, x: Vector) -> bool:
     return True
 
 
-@law("account", "memory")
+@law("accounts", "memory")
 def _account(part: Memory, name: str, x: Vector) -> bool:
-    """What was said is what was sent and what is kept; both ends of an innovation know the same."""
-    if not is_moderate(x):
+    """What was said is what was sent and what is kept; both ends know the same, where both know something."""
+    claims = part.claims
+    if not is_moderate(x) or not any(
+        (claims.keeps_error, claims.skip_repeats, claims.exact, claims.adds_nothing, not claims.remembers)
+    ):
         return False
     for link in _links(part, x.size):
         _accounts(link, x)
@@ -153,36 +157,47 @@ def _account(part: Memory, name: str, x: Vector) -> bool:
 
 
 def _accounts(link: Link, x: Vector) -> None:
-    part = link.memory
+    part, claims = link.memory, link.memory.claims
     sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
     owed = np.zeros(x.size)
+    told = part.shared(sender.state).astype(np.float64) if claims.skip_repeats else owed.copy()
     for t in range(_ROUNDS):
         v = _said(x, t)
         draft = sender.draft(v, SEED.at(step=t))
         sender.commit(draft)
         heard = receiver.merge([draft.payload])
-        if isinstance(part, Innovation):
-            same(receiver.state["known"], sender.state["known"], f"known at both ends in round {t}")
-            same(heard, sender.state["known"], f"heard in round {t}, against what the sender knows")
-        elif part.exact:
+        if claims.exact:
             single = v.astype(np.float32).astype(v.dtype)
             same(heard, single, f"heard in round {t}, against what was said")
-            same(sender.state["known"], single, f"known to the sender in round {t}")
-        elif isinstance(part, ErrorFeedback):
-            # A reset after the step before this one drops what was kept until then.
-            owed *= t - 1 not in part.reset
-            owed = v + part.decay * owed - decoded(draft.payload).astype(np.float64)
-            _near(sender.state["residual"], owed, x, f"the residual of round {t}")
-            same(heard, decoded(draft.payload), f"heard in round {t}, against what was sent")
-        elif isinstance(part, Stateless):
+            same(part.shared(sender.state), single, f"shared with the sender in round {t}")
+            continue
+        sent = decoded(draft.payload)
+        told += sent
+        if claims.adds_nothing:
+            same(heard, sent, f"heard in round {t}, against what was sent")
+        if not claims.remembers:
             hold(not sender.state and not receiver.state, "something is kept")
-            same(heard, decoded(draft.payload), f"heard in round {t}, against what was sent")
+        if claims.skip_repeats:
+            shared = part.shared(sender.state)
+            same(part.shared(receiver.state), shared, f"shared by both ends in round {t}")
+            same(heard, shared, f"heard in round {t}, against what the sender knows")
+            _near(
+                shared, told, 1 + _largest(x), f"what both ends know in round {t}, against all that was sent,"
+            )
+        if claims.keeps_error:
+            owed = v + owed - sent
+            # A reset after this step drops what is kept before the next one.
+            owed *= 0 if t in claims.resets else claims.decay
+            added = part.addend(sender.state, t + 1)
+            kept = np.zeros(x.size) if added is None else added[0] * added[1].astype(np.float64)
+            _near(kept, owed, _largest(x), f"what round {t} keeps, against said − sent,")
 
 
 @law("repetition", "memory")
 def _repetition(part: Memory, name: str, x: Vector) -> bool:
     """What is said again and again gets known, although each message holds little of it."""
-    keeps = isinstance(part, Innovation) or (isinstance(part, ErrorFeedback) and part.decay == 1)
+    claims = part.claims
+    keeps = claims.skip_repeats or (claims.keeps_error and claims.decay == 1)
     if not keeps or not 0 < x.size <= 64 or not is_moderate(x) or not np.any(x):
         return False
     link = Link(TopK(k=1), part)
@@ -193,9 +208,9 @@ def _repetition(part: Memory, name: str, x: Vector) -> bool:
         draft = sender.draft(x, SEED.at(step=t))
         sender.commit(draft)
         total += receiver.merge([draft.payload])
-    # An error memory speaks of x in turn, and on average says all of it; known is x itself.
-    heard, most = (receiver.state["known"], 1e-5) if isinstance(part, Innovation) else (total / rounds, 0.1)
-    off = float(np.max(np.abs(heard - x))) / float(np.max(np.abs(x)))
+    # An error memory speaks of x in turn, and on average says all of it; what both ends know is x itself.
+    heard, most = (part.shared(receiver.state), 1e-5) if claims.skip_repeats else (total / rounds, 0.1)
+    off = _largest(heard - x) / _largest(x)
     hold(off <= most, f"after {rounds} rounds what is heard is off by {off:.3g} of the largest value")
     return True
 
@@ -226,8 +241,11 @@ def _same_ends(later: State, sender: State, resumed: State, receiver: State) -> 
     same_state(resumed, receiver, "the receiver, resumed")
 
 
-def _near(got: Vector, wanted: Vector, x: Vector, what: str) -> None:
+def _largest(x: Vector) -> float:
+    return float(np.max(np.abs(x), initial=0))
+
+
+def _near(got: Vector, wanted: Vector, largest: float, what: str) -> None:
     """Within the rounding of a few sums of such values."""
-    most = float(np.max(np.abs(x), initial=0)) * x.size
-    off = float(np.max(np.abs(got - wanted), initial=0))
-    hold(off <= 2.0**-20 * most + 2.0**-140, f"{what} is off by {off:.3g}")
+    off = _largest(got - wanted)
+    hold(off <= 2.0**-20 * largest * wanted.size + 2.0**-140, f"{what} is off by {off:.3g}")

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qsparse.schedules import rate_at
-from qsparse.server import Descend, Majority, ServerRule
+from qsparse.schedules import Schedule, rate_at
+from qsparse.server import ServerRule
 from qsparse.testing.base import apart, bits_of, hold, is_moderate, law, same, same_state, saved
-from qsparse.testing.moves import lasting, precisions, start_of
+from qsparse.testing.moves import STEPS, bowl, lasting, precisions, scheduled, start_of
 from qsparse.types import State, Vector
 
 
@@ -30,8 +30,8 @@ def _heard(x: Vector, t: int) -> Vector:
 
 @law("zero", "server")
 def _zero(part: ServerRule, name: str, x: Vector) -> bool:
-    """News of zero leaves the model bit for bit, where nothing pulls it to zero."""
-    if getattr(part, "l1", 0) or getattr(part, "l2", 0):
+    """News of zero leaves the model bit for bit, where nothing else moves it."""
+    if part.claims.moves_all:
         return False
     for start in precisions(x):
         rule, state = _ruling(part, start)
@@ -85,6 +85,8 @@ def _model(part: ServerRule, name: str, x: Vector) -> bool:
         hold(
             rule.model(state) is model and bits_of(state) == before, "asking for the model changes the state"
         )
+        if not part.claims.ends_elsewhere:
+            same(rule.leave(state), model, "the model with which a phase ends, against that of its last step")
     return True
 
 
@@ -108,16 +110,123 @@ def _server_resume(part: ServerRule, name: str, x: Vector) -> bool:
 
 @law("step", "server")
 def _step(part: ServerRule, name: str, x: Vector) -> bool:
-    """x − lr·u of descend, linear in u; x − lr·sign(u) of majority, with sign(0) = 0."""
-    if not isinstance(part, Descend | Majority) or not is_moderate(x):
+    """Moves are as claimed: x − rate·u, linear in u, or x − rate·sign(u), with sign(0) = 0."""
+    if part.claims.moves is None or not is_moderate(x):
         return False
     rule, state = _ruling(part, start_of(x).astype(np.float64))
     wanted = start_of(x).astype(np.float64)
     for t in (1, 2, 3):
         u = _heard(x, t).astype(np.float64)
         rule.absorb(state, u, t)
-        wanted -= rate_at(rule.lr, t) * (np.sign(u) if isinstance(part, Majority) else u)  # type: ignore[attr-defined]
+        wanted -= _rate(rule, t) * (np.sign(u) if part.claims.moves == "signs" else u)
         most = 1 + float(np.max(np.abs(x), initial=0))
         off = float(np.max(np.abs(rule.model(state) - wanted), initial=0))
         hold(off <= 1e-12 * most, f"after report {t} the model is off by {off:.3g}")
+    return True
+
+
+def _rate(rule: ServerRule, t: int) -> float:
+    """The step that is claimed; 1 where none is, as reports are in the units of the parameters."""
+    rate = rule.claims.rate
+    return 1.0 if rate is None else rate_at(rate, t)
+
+
+@law("steps by its rate", "server", once=True)
+def _steps_by_its_rate(part: ServerRule, name: str, x: Vector) -> bool:
+    """A report of ordinary size moves the model along it, by about the rate that is claimed."""
+    if part.claims.rate is None:
+        return False
+    start = np.zeros(8)
+    rule, state = _ruling(part, start)
+    u = np.where(np.arange(start.size) % 3, 1.0, -1.0)
+    along = u.copy()
+    if part.claims.needs_mean:
+        rule.enter(state, start, {"x": start, "mean": 0.5 * u})
+        along += 0.5 * u
+    rule.absorb(state, u, 1)
+    moved, rate = start - rule.model(state), _rate(rule, 1)
+    step = float(moved @ along) / float(along @ along)
+    hold(
+        rate / 2 <= step <= 2 * rate,
+        f"it claims a rate of {rate:.3g}, and moves the model by {-step:.3g} times the mean report, where "
+        f"{-rate:.3g} was to be expected",
+    )
+    beside = float(np.linalg.norm(moved - step * along) / np.linalg.norm(moved))
+    hold(beside <= 0.5, f"{beside:.0%} of the way of the model is not along the mean report")
+    return True
+
+
+@law("descends", "server", once=True)
+def _descends(part: ServerRule, name: str, x: Vector) -> bool:
+    """With exact gradients as reports the model comes nearer to the lowest point of a bowl."""
+    if part.claims.holds:
+        return False
+    start = np.zeros(8)
+    rule, state = _ruling(part, start)
+    if part.claims.needs_mean:
+        rule.enter(state, start, {"x": start, "mean": np.zeros_like(start)})
+    fastest = max(_rate(rule, t) for t in range(1, STEPS + 1))
+    lowest = bowl(start.size, 20 * fastest)
+    losses = [0.5 * float(np.sum((start - lowest) ** 2))]
+    for t in range(1, STEPS + 1):
+        rule.absorb(state, 0.1 / fastest * (rule.model(state) - lowest), t)
+        losses.append(0.5 * float(np.sum((rule.model(state) - lowest) ** 2)))
+    for after in (STEPS // 2, STEPS):
+        share = losses[after] / losses[0]
+        hold(share < 1, f"after {after} exact gradients the loss of a bowl is {share:.9g} of what it was")
+    return True
+
+
+@law("holds", "server")
+def _holds(part: ServerRule, name: str, x: Vector) -> bool:
+    """A rule that claims it leaves the model bit for bit, and keeps the last mean report, as claimed."""
+    claims = part.claims
+    if not (claims.holds or claims.keeps_mean):
+        return False
+    for start in precisions(x):
+        rule, state = _ruling(part, start)
+        for t in (0, 1):
+            u = _heard(start, t)
+            rule.absorb(state, u, t + 1)
+            if claims.holds:
+                hold(rule.model(state).tobytes() == start.tobytes(), "the model moved")
+            if claims.keeps_mean:
+                same(state["mean"], u, "the mean report that is kept")
+    return True
+
+
+@law("replays", "server")
+def _replays(part: ServerRule, name: str, x: Vector) -> bool:
+    """Where x is claimed to be all that it goes by, x alone makes the same step, bit for bit."""
+    if not part.claims.replayable:
+        return False
+    rule, state = _ruling(part, start_of(x))
+    for t in (0, 1):
+        own = {"x": rule.model(state).copy()}
+        for each in (state, own):
+            rule.absorb(each, _heard(x, t), t + 1)
+        same(own["x"], rule.model(state), f"the model after report {t + 1}, made of x alone")
+    return True
+
+
+@law("coordinates", "server")
+def _coordinates(part: ServerRule, name: str, x: Vector) -> bool:
+    """Coordinates of which a report says nothing stay, unless the rule claims to move all."""
+    if part.claims.moves_all or x.size < 2:
+        return False
+    rule, state = _ruling(part, start_of(x))
+    rule.absorb(state, _heard(x, 0), 1)
+    before, u = rule.model(state).copy(), _heard(x, 1)
+    u[::2] = 0
+    rule.absorb(state, u, 2)
+    same(rule.model(state)[::2], before[::2], "coordinates of which the report says nothing")
+    return True
+
+
+@law("schedule", "server", once=True)
+def _scheduled(part: ServerRule, name: str, x: Vector) -> bool:
+    """A rule with a schedule among its settings claims it as its rate."""
+    if not scheduled(part):
+        return False
+    hold(isinstance(part.claims.rate, Schedule), "it has a schedule, and claims a rate that does not change")
     return True

@@ -14,9 +14,8 @@ from qsparse.errors import SettingError
 from qsparse.memory import Draft
 from qsparse.registry import build, spell
 from qsparse.schedules import Schedule
-from qsparse.testing.base import SEED, Broken, apart, hold, law, same_state, saved
-from qsparse.triggers import RandomGap, Trigger
-from qsparse.triggers.periodic import Periodic
+from qsparse.testing.base import SEED, Broken, apart, hold, is_moderate, law, same_state, saved
+from qsparse.triggers import Trigger
 from qsparse.types import State, Vector
 
 _STEPS: Final = 300
@@ -43,6 +42,8 @@ def _due(part: Trigger, name: str, x: Vector) -> bool:
     """Meetings follow from the seed and the step alone: two ranks with one seed meet, whatever they say."""
     part = _lasting(part)
     met = _meetings(part, part.init(SEED), range(1, _STEPS + 1))
+    always = len(met) == _STEPS
+    hold(always or not part.claims.always_due, "it claims that a message is due after every step")
     state = part.init(SEED)
     v = np.zeros(3, np.float32)
     for t in range(1, _STEPS + 1):
@@ -58,40 +59,44 @@ def _due(part: Trigger, name: str, x: Vector) -> bool:
 def _gaps(part: Trigger, name: str, x: Vector) -> bool:
     """Gaps lie within 1 … H, random ones reach both ends, and after a jump another gap begins."""
     part = _lasting(part)
-    if not isinstance(part, Periodic):
+    longest_of = part.claims.gap
+    if longest_of is None:
         return False
     for rank in (1, 2):
         seed = SEED.at(rank=rank)
-        longest = [part.longest(rank, t) for t in range(1, _STEPS + 1)]
+        longest = [longest_of(rank, t) for t in range(1, _STEPS + 1)]
         steps = max(_STEPS, 40 * max(longest))
         state = part.init(seed)
         gaps = _gaps_of(part, state, rank, range(1, steps + 1))
-        if isinstance(part, RandomGap) and len(set(longest)) == 1:
+        if part.claims.drawn and len(set(longest)) == 1:
             hold({1, longest[0]} <= gaps, f"gaps drawn from 1 … {longest[0]} are {sorted(gaps)}")
         # Another phase has passed.
         _gaps_of(part, state, rank, range(steps + 3, 2 * steps))
     return True
 
 
-def _gaps_of(part: Periodic, state: State, rank: int, steps: range) -> set[int]:
+def _gaps_of(part: Trigger, state: State, rank: int, steps: range) -> set[int]:
     """The gaps from before the first step to the last meeting."""
+    longest_of = part.claims.gap
+    assert longest_of is not None
     found, before = set(), steps.start - 1
     for met in _meetings(part, state, steps):
-        H, gap = part.longest(rank, before + 1), met - before
-        legal = 1 <= gap <= H if isinstance(part, RandomGap) else gap == H
+        H, gap = longest_of(rank, before + 1), met - before
+        legal = 1 <= gap <= H if part.claims.drawn else gap == H
         hold(legal, f"the gap after step {before} is {gap} where H is {H}")
         found.add(gap)
         before = met
-    hold(steps.stop - 1 - before < part.longest(rank, before + 1), f"no meeting after step {before}")
+    hold(steps.stop - 1 - before < longest_of(rank, before + 1), f"no meeting after step {before}")
     return found
 
 
 @law("seeding", "trigger", once=True)
 def _seeding(part: Trigger, name: str, x: Vector) -> bool:
     """A random synchronisation set is another one for every run, rank and path."""
-    if not isinstance(part, RandomGap) or part.H == 1:
-        return False
     part = _lasting(part)
+    longest_of = part.claims.gap
+    if not part.claims.drawn or longest_of is None or max(longest_of(1, t) for t in range(1, 20)) == 1:
+        return False
     others = (SEED, SEED.at(rank=2), SEED.child(1), type(SEED)(7, SEED.rank, SEED.step, SEED.use))
     met = {tuple(_meetings(part, part.init(seed), range(1, _STEPS + 1))) for seed in others}
     hold(len(met) == len(others), "two ranks, runs or paths draw one synchronisation set")
@@ -119,7 +124,7 @@ def _state(part: Trigger, name: str, x: Vector) -> bool:
 
 @law("worth", "trigger")
 def _worth(part: Trigger, name: str, x: Vector) -> bool:
-    """worth says yes or no and changes no draft; heard changes no model."""
+    """worth says yes, or no where that is claimed, and changes no draft; heard changes no model."""
     part = _lasting(part)
     state = part.init(SEED)
     part.heard(state, x)
@@ -129,9 +134,28 @@ def _worth(part: Trigger, name: str, x: Vector) -> bool:
         frame, target = bytes(draft.payload.frame), x.tobytes()
         worth = part.worth(state, draft)
         hold(isinstance(worth, bool | np.bool_), f"worth is {worth!r}, neither yes nor no")
+        hold(worth or part.claims.may_skip, "worth says no, and it does not claim that it may skip")
         part.settled(state, worth)
         part.heard(state, x)
         hold(bytes(draft.payload.frame) == frame and x.tobytes() == target, "a draft or model was changed")
+    return True
+
+
+@law("asked", "trigger")
+def _asked(part: Trigger, name: str, x: Vector) -> bool:
+    """asked has one answer for each worker; it is yes to all where the trigger does not claim to ask."""
+    if not is_moderate(x):
+        return False
+    part = _lasting(part)
+    state = part.init(SEED)
+    part.heard(state, x)
+    for t in (1, 2, 3):
+        model = x.copy()
+        asked = part.asked(state, [1.0, None], model, t)
+        fine = len(asked) == 2 and all(isinstance(each, bool | np.bool_) for each in asked)
+        hold(fine, f"of two workers asked says {asked!r}")
+        hold(all(asked) or part.claims.asks, "it leaves a worker out, and does not claim to ask")
+        hold(model.tobytes() == x.tobytes(), "asked changed the model")
     return True
 
 

@@ -18,7 +18,6 @@ from qsparse.exchange import Exchange
 from qsparse.exchange.base import FINISH, UPDATES, note, same_call
 from qsparse.exchange.collectives import agree
 from qsparse.files import named_path
-from qsparse.memory import ErrorFeedback
 from qsparse.rounds.node import Node, Pace, averaging
 from qsparse.rounds.state import WalkState
 from qsparse.rounds.state import plain as plain_state
@@ -342,7 +341,7 @@ class Attached:
             if self._steps is None:
                 return
             # A worker may have skipped the last meeting, and then something is still to be said.
-            if self._met < self.steps or (self.steps and self.algorithm.trigger.may_skip):
+            if self._met < self.steps or (self.steps and self.algorithm.trigger.claims.may_skip):
                 self._guarded(functools.partial(self._meet, last=True))
             if self.steps:
                 self._guarded(self._average_buffers)
@@ -491,5 +490,5 @@ class Attached:
         return [float(group["lr"]) for group in groups if "lr" in group]
 
     def _check_rates(self) -> None:
-        if isinstance(self.algorithm.up.memory, ErrorFeedback) and self._rates != self._learning_rates():
+        if self.algorithm.up.memory.claims.keeps_error and self._rates != self._learning_rates():
             refuse_if_inhomogeneous(self.algorithm.up)

@@ -57,7 +57,7 @@ def prepare(
         raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
     check(chosen, pattern, wire.size)
     # A schedule without a length would fail in the middle of the loop.
-    trigger = chosen.trigger.bind(getattr(chosen.server, "lr", None))
+    trigger = chosen.trigger.bind(chosen.server.claims.rate)
     trigger.due(trigger.init(Seed(seed)), 1)
     if len(pattern.workers(wire.size)) < wire.size:
         raise CompositionError(f"{spell(pattern)}: every rank runs the loop, so every rank must work")

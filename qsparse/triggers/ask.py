@@ -12,6 +12,7 @@ from qsparse.errors import SettingError
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate
 from qsparse.seeds import Seed
+from qsparse.triggers.base import TriggerClaims
 from qsparse.triggers.lazy import LazyRule
 from qsparse.types import State, Vector
 
@@ -32,7 +33,6 @@ class Ask(LazyRule):
             that was seen, for which everybody is asked twice at the beginning.
     """
 
-    asks: ClassVar[bool] = True
     total: ClassVar[float] = 10.0
     D: int = 10
     xi: float | None = None
@@ -45,6 +45,11 @@ class Ask(LazyRule):
         given = self.smoothness if isinstance(self.smoothness, tuple) else (self.smoothness,)
         if not all(value is None or value > 0 for value in given):
             raise SettingError(f"{spell(self)}: smoothness must be positive")
+
+    @property
+    def claims(self) -> TriggerClaims:
+        """A worker that is not asked says so."""
+        return TriggerClaims(always_due=True, asks=True)
 
     def check(self, workers: int) -> None:
         """A list must have one for each worker."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +16,28 @@ from qsparse.seeds import Seed
 from qsparse.types import State, Vector
 
 
+@dataclass(frozen=True)
+class TriggerClaims:
+    """What a trigger promises; the rules of composition go by it, and laws hold it.
+
+    Attributes:
+        always_due: a message is due after every step, whatever the state.
+        may_skip: `worth` may say no.
+        differs: the settings give each worker steps of its own.
+        asks: the coordinator says who works, and not the workers who speaks; `asked` is asked.
+        gap: (rank of a worker, step t) → the gap between two meetings, if it begins with step t; None: gaps
+            follow from more than that.
+        drawn: gaps are drawn from 1 … ``gap``, anew for every seed.
+    """
+
+    always_due: bool = False
+    may_skip: bool = False
+    differs: bool = False
+    asks: bool = False
+    gap: Callable[[int, int], int] | None = None
+    drawn: bool = False
+
+
 class Trigger(ABC):
     """Decides before the work whether a message is due, and after it whether it is worth sending.
 
@@ -24,23 +46,11 @@ class Trigger(ABC):
 
     kind: ClassVar[str] = "trigger"
     registered_name: ClassVar[str]
-    #: Does the coordinator say who works, and not the workers who speaks? Then `asked` is asked.
-    asks: ClassVar[bool] = False
 
     @property
-    def always_due(self) -> bool:
-        """Whether a message is due after every step, whatever the state."""
-        return False
-
-    @property
-    def may_skip(self) -> bool:
-        """Whether `worth` ever says no."""
-        return type(self).worth is not Trigger.worth
-
-    @property
-    def differs(self) -> bool:
-        """Whether its settings give each worker steps of its own."""
-        return False
+    def claims(self) -> TriggerClaims:
+        """What this trigger promises."""
+        return TriggerClaims()
 
     def bind(self, rate: Rate | None) -> Trigger:
         """The trigger for a server rule with this step size (None: it has none)."""
@@ -62,7 +72,10 @@ class Trigger(ABC):
         """Whether step t = 1, 2, … is the last before a meeting; asked once a step, in order."""
 
     def worth(self, state: State, draft: Draft) -> bool:
-        """Whether the draft is worth sending; asked after compressing, and False sends a SKIP instead."""
+        """Whether the draft is worth sending; asked after compressing, and False sends a SKIP instead.
+
+        Always, unless `may_skip` is claimed.
+        """
         return True
 
     def settled(self, state: State, sent: bool) -> None:
@@ -102,7 +115,7 @@ class Combined(Trigger):
     sign: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if self.left.asks or self.right.asks:
+        if self.left.claims.asks or self.right.claims.asks:
             raise CompositionError(
                 f"{self.spelling()}: where the coordinator asks, no other trigger has a say"
             )
@@ -116,14 +129,14 @@ class Combined(Trigger):
         return self.left, self.right
 
     @property
-    def may_skip(self) -> bool:
-        """Whether one of them may."""
-        return self.left.may_skip or self.right.may_skip
-
-    @property
-    def differs(self) -> bool:
-        """Whether one of them does."""
-        return self.left.differs or self.right.differs
+    def claims(self) -> TriggerClaims:
+        """What one of them may do; due at every step is what `_join` makes of both."""
+        left, right = self.left.claims, self.right.claims
+        return TriggerClaims(
+            always_due=self._join(left.always_due, right.always_due),
+            may_skip=left.may_skip or right.may_skip,
+            differs=left.differs or right.differs,
+        )
 
     def bind(self, rate: Rate | None) -> Trigger:
         """Both."""
@@ -183,11 +196,6 @@ class Both(Combined):
 
     sign: ClassVar[str] = "&"
 
-    @property
-    def always_due(self) -> bool:
-        """By both."""
-        return self.left.always_due and self.right.always_due
-
     def _join(self, left: bool, right: bool) -> bool:
         return left and right
 
@@ -197,11 +205,6 @@ class Either(Combined):
     """``left | right``: due by one of them, and worth it by one by which it is due."""
 
     sign: ClassVar[str] = "|"
-
-    @property
-    def always_due(self) -> bool:
-        """By one."""
-        return self.left.always_due or self.right.always_due
 
     def _join(self, left: bool, right: bool) -> bool:
         return left or right

@@ -8,7 +8,7 @@ from qsparse.kernels import vector
 from qsparse.memory import Draft
 from qsparse.registry import register
 from qsparse.schedules import Rate, check_rate, rate_at
-from qsparse.triggers.base import Trigger
+from qsparse.triggers.base import Trigger, TriggerClaims
 from qsparse.types import State
 
 
@@ -32,9 +32,9 @@ class Drift(Trigger):
         check_rate(self, "delta", self.delta)
 
     @property
-    def always_due(self) -> bool:
+    def claims(self) -> TriggerClaims:
         """A skip is a message too."""
-        return True
+        return TriggerClaims(always_due=True, may_skip=True)
 
     def due(self, state: State, t: int) -> bool:
         """At every step."""

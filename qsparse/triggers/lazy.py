@@ -13,7 +13,7 @@ from qsparse.memory import Draft
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate, rate_at
 from qsparse.seeds import Seed
-from qsparse.triggers.base import Trigger
+from qsparse.triggers.base import Trigger, TriggerClaims
 from qsparse.types import State, Vector
 
 #: The part of a report, in squared length, that is too much to stay unsaid.
@@ -37,11 +37,6 @@ class LazyRule(Trigger):
             raise SettingError(f"{spell(self)}: xi must not be negative")
         if not isinstance(self.patience, int) or self.patience < 0:
             raise SettingError(f"{spell(self)}: patience must be a whole number of at least 0")
-
-    @property
-    def always_due(self) -> bool:
-        """A skip is a message too."""
-        return True
 
     def bind(self, rate: Rate | None) -> Trigger:
         """Take ᾱ from the server rule; CompositionError where it has none, or another one."""
@@ -132,6 +127,11 @@ class Lazy(LazyRule):
             raise SettingError(f"{spell(self)}: errors and floor must not be negative")
         if not isinstance(self.newest, int) or not 1 <= self.newest <= self.D:
             raise SettingError(f"{spell(self)}: newest must be a whole number of 1 to D")
+
+    @property
+    def claims(self) -> TriggerClaims:
+        """A skip is a message too."""
+        return TriggerClaims(always_due=True, may_skip=True)
 
     def init(self, seed: Seed) -> State:
         """Nothing is known, and nothing was skipped."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from qsparse.errors import SettingError
 from qsparse.registry import register, spell
 from qsparse.schedules import Schedule
 from qsparse.seeds import Seed
-from qsparse.triggers.base import Trigger
+from qsparse.triggers.base import Trigger, TriggerClaims
 from qsparse.types import State
 
 #: A number of steps, the same for all or (in a tuple) one for each worker, fixed or by a schedule.
@@ -39,9 +39,9 @@ class Periodic(Trigger):
             raise SettingError(f"{spell(self)}: H is a list of {len(self.H)} for {workers} workers")
 
     @property
-    def differs(self) -> bool:
-        """With a list."""
-        return isinstance(self.H, tuple)
+    def claims(self) -> TriggerClaims:
+        """Gaps are H, or less; with a list, workers have steps of their own."""
+        return TriggerClaims(differs=isinstance(self.H, tuple), gap=self.longest)
 
     def init(self, seed: Seed) -> State:
         """No step was asked about; a number, not a Seed, so that the state can be saved."""
@@ -84,9 +84,9 @@ class Every(Periodic):
     H: Gap = 1
 
     @property
-    def always_due(self) -> bool:
-        """With H = 1."""
-        return self.H == 1
+    def claims(self) -> TriggerClaims:
+        """With H = 1 at every step."""
+        return replace(super().claims, always_due=self.H == 1)
 
     def _gap(self, state: State, t: int) -> int:
         return self.longest(state["rank"], t)
@@ -104,6 +104,11 @@ class RandomGap(Periodic):
     """
 
     H: Gap
+
+    @property
+    def claims(self) -> TriggerClaims:
+        """Gaps are drawn."""
+        return replace(super().claims, drawn=True)
 
     def _gap(self, state: State, t: int) -> int:
         generator = Seed(state["key"], step=t - 1, use="gap").generator()

@@ -33,7 +33,7 @@ def test_preset_is_its_paper(case: Case) -> None:
     )
     for other in others:
         # Who is not asked is not told, but in the end all are.
-        told = [STEPS] if algorithm.trigger.asks else models
+        told = [STEPS] if algorithm.trigger.claims.asks else models
         assert all(np.array_equal(models[t], other[t]) for t in told)
     compare(case, models)
 
@@ -100,7 +100,7 @@ def test_presets_over_mpi() -> None:
         wire = MpiWire()
         for case in one_of_each(CASES):
             # A coordinator that asks needs a rank of its own, and answers nobody alike.
-            if not made(case).trigger.asks:
+            if not made(case).trigger.claims.asks:
                 compare(case, trained(wire, made(case), TreeBroadcast(root=1), case.still))
         if wire.rank == 0:
             print("compared")

@@ -17,7 +17,7 @@ from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
-SAMPLE = [case for case in CASES if "," in case.text and made(case).local.asks_once]
+SAMPLE = [case for case in CASES if "," in case.text and made(case).local.claims.asks_once]
 
 
 @pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.text)
@@ -38,7 +38,9 @@ def test_virtual_workers_are_ranks(case: Case) -> None:
             run.gradients[r] = gradient(r, run.models[r], 1 if case.still else t)
         if run.step(last=t == STEPS):
             # Who was not asked has an older model.
-            models[t] = run.model.astype(np.float32) if algorithm.trigger.asks else run.models[0].copy()
+            models[t] = (
+                run.model.astype(np.float32) if algorithm.trigger.claims.asks else run.models[0].copy()
+            )
     assert run.t == STEPS
     assert models.keys() == ranks[0][0].keys()
     assert all(np.array_equal(models[t], ranks[0][0][t]) for t in models)

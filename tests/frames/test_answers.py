@@ -185,7 +185,7 @@ def test_models_are_those_of_dense_answers(name: str, size: int) -> None:
         wanted, whole = on_threads(size, dense(algorithm), exchange)
         assert len(found) == 1
         if (
-            not algorithm.local.has_decoupled_decay
+            not algorithm.local.claims.decoupled_decay
         ):  # with innovation a model goes down as a difference, and is rounded
             assert found == wanted
         spoken = min(1.0, size * 0.02)

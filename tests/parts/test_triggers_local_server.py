@@ -235,10 +235,10 @@ def test_gradient_reports_and_stands_still(momentum: float, nesterov: bool) -> N
 
 
 def test_who_follows_a_schedule() -> None:
-    assert SGD(Steps(0.1, ())).scheduled
-    assert AdamW(Cosine(0.1)).scheduled
-    assert not SGD(0.1).scheduled
-    assert not Gradient().scheduled
+    assert SGD(Steps(0.1, ())).claims.scheduled
+    assert AdamW(Cosine(0.1)).claims.scheduled
+    assert not SGD(0.1).claims.scheduled
+    assert not Gradient().claims.scheduled
 
 
 # --- server rules --------------------------------------------------------------------------------

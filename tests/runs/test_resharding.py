@@ -19,7 +19,7 @@ from qsparse.cli.commands import qsparse
 from qsparse.errors import CheckpointError
 from qsparse.exchange import AllGather, Exchange, ParameterServer
 from qsparse.link import Link
-from qsparse.memory import ErrorFeedback
+from qsparse.memory import ErrorFeedback, MemoryClaims
 from qsparse.rounds.state import CoordinatorState, NodeState, WalkState, WorkerState, typed
 from qsparse.rules import natural_exchange
 from qsparse.run.checkpoint import Found, file_of
@@ -222,7 +222,7 @@ def test_other_ranks_go_on_and_converge(tmp_path: Path, name: str, ranks: int, s
     # The whole job is counted, each stretch with its own workers.
     begin, before = note["step"], len(exchange.workers(ranks))
     assert summary["dense_bits"]["up"] == 32 * N * (before * begin + len(workers) * (120 - begin))
-    if exchange == ParameterServer() and algorithm.trigger.always_due:
+    if exchange == ParameterServer() and algorithm.trigger.claims.always_due:
         said = summary["messages"]["up"] + summary["skips"]
         # Statistics go beside where the model is evaluated, each five steps of a stretch, and where phases
         # end.
@@ -312,8 +312,11 @@ def test_everything_is_news_where_the_coordinator_knows_something_else(tmp_path:
 class Keeper(ErrorFeedback):
     """A memory that does not say that it keeps the rest."""
 
-    keeps_rest: ClassVar[bool] = False
     registered_name: ClassVar[str] = "keeper"
+
+    @property
+    def claims(self) -> MemoryClaims:
+        return replace(super().claims, keeps_error=False)
 
 
 @LEFTOVERS

@@ -61,7 +61,7 @@ def dense(algorithm: Algorithm) -> Algorithm:
     """The same, answered with whole models."""
     down = Link(memory=Stateless())
     if (
-        algorithm.local.has_decoupled_decay
+        algorithm.local.claims.decoupled_decay
     ):  # which whole models do not go with: what all know must be kept somewhere
         down = Link(memory=build("innovation", "memory"))
     return replace(algorithm, down=down)

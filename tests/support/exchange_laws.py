@@ -54,7 +54,9 @@ def keeps_the_order_of_ranks(wire: Wire, exchange: Exchange) -> None:
         if payloads is not None:
             assert [bytes(p.frame) for p in payloads] == [bytes(news_of(r, step).frame) for r in workers]
             text = f"answer {step}".encode()
-            reply = Payload.build([text], way=Way.DOWN, origin=root if exchange.answers else 0, step=step)
+            reply = Payload.build(
+                [text], way=Way.DOWN, origin=root if exchange.claims.answers else 0, step=step
+            )
         answer = exchange.broadcast(wire, reply)
         assert (answer.text, answer.step) == (f"answer {step}", step)
 
