@@ -18,11 +18,31 @@ from qsparse.server import Descend, ServerRule
 from qsparse.triggers import Every, Trigger
 
 
+@dataclass(frozen=True)
+class MeetingClaims:
+    """What a meeting promises; the loops of `qsparse.rounds` go by it.
+
+    Attributes:
+        waits: all workers meet at the same steps, and everybody waits for everybody; else the coordinator
+            only serves, and answers each report when it comes.
+        ahead: where nobody waits, a worker this many meetings ahead of the slowest is answered only when that
+            one has caught up by one; None: never wait.
+    """
+
+    waits: bool = True
+    ahead: int | None = None
+
+
 class Meeting:
-    """Who waits for whom; the loops of `qsparse.rounds` know what each means."""
+    """Which worker waits for which."""
 
     kind: ClassVar[str] = "meeting"
     registered_name: ClassVar[str]
+
+    @property
+    def claims(self) -> MeetingClaims:
+        """What this meeting promises."""
+        return MeetingClaims()
 
 
 @register("synchronous")
@@ -49,6 +69,11 @@ class Async(Meeting):
     def __post_init__(self) -> None:
         if self.ahead is not None and (not isinstance(self.ahead, int) or self.ahead < 0):
             raise SettingError(f"{spell(self)}: ahead must be a whole number of at least 0")
+
+    @property
+    def claims(self) -> MeetingClaims:
+        """Nobody waits, up to the bound."""
+        return MeetingClaims(waits=False, ahead=self.ahead)
 
 
 #: Where the part of each axis lies in an algorithm.
@@ -116,7 +141,7 @@ class Algorithm:
         Then it is told these where they are smaller than what they change.
         """
         plain = self.up.memory.claims.adds_nothing and self.server.claims.replayable
-        return self.answer.memory.claims.exact and plain and isinstance(self.meeting, Sync)
+        return self.answer.memory.claims.exact and plain and self.meeting.claims.waits
 
     def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
         """The phases of a run of so many steps, each with its number of steps: walked in a circle."""

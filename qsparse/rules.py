@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Exchange
@@ -41,7 +41,7 @@ class Rule:
 
 def natural_exchange(algorithm: Algorithm) -> ParameterServer:
     """The exchange that an algorithm is run over unless another is asked for."""
-    serves = any(isinstance(each.meeting, Async) or each.trigger.claims.asks for each in _phases(algorithm))
+    serves = any(not each.meeting.claims.waits or each.trigger.claims.asks for each in _phases(algorithm))
     return ParameterServer(works=not serves)
 
 
@@ -137,7 +137,7 @@ def _ending(algorithm: Algorithm) -> list[Algorithm]:
     if prelude is None:
         return []
     phases = [prelude] if algorithm.length is None else [prelude, algorithm]
-    return [phase for phase in phases if isinstance(phase.meeting, Sync)]
+    return [phase for phase in phases if phase.meeting.claims.waits]
 
 
 def _moves(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
@@ -193,7 +193,7 @@ def _full_gradient(algorithm: Algorithm, exchange: Exchange, size: int) -> str |
 
 def _arrivals(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     server, memory = algorithm.server, algorithm.up.memory
-    alone = server.claims.per_arrival and isinstance(algorithm.meeting, Async)
+    alone = server.claims.per_arrival and not algorithm.meeting.claims.waits
     if not (alone and memory.claims.skip_repeats):
         return None
     return (
@@ -203,7 +203,7 @@ def _arrivals(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None
 
 
 def _coordinator(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
-    if not isinstance(algorithm.meeting, Async) or exchange.claims.serves:
+    if algorithm.meeting.claims.waits or exchange.claims.serves:
         return None
     return (
         f"asynchronous workers need a coordinator that only serves, not {spell(exchange)}: "
@@ -227,7 +227,7 @@ def _step_size(algorithm: Algorithm, exchange: Exchange, size: int) -> str | Non
 
 def _same_steps(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     trigger = algorithm.trigger
-    if not trigger.claims.differs or isinstance(algorithm.meeting, Async):
+    if not trigger.claims.differs or not algorithm.meeting.claims.waits:
         return None
     return (
         f"trigger {spell(trigger)} gives each worker steps of its own, and synchronous workers meet at "
@@ -252,7 +252,7 @@ def _unasked(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
 
 def _untold(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     trigger = algorithm.trigger
-    together = isinstance(algorithm.meeting, Sync)
+    together = algorithm.meeting.claims.waits
     if not trigger.claims.asks or (together and not algorithm.answer.memory.claims.remembers):
         return None
     return (
@@ -288,7 +288,7 @@ def _skips(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
 def _decay(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     if not algorithm.local.claims.decoupled_decay:
         return None
-    plain = isinstance(algorithm.meeting, Sync) and algorithm.trigger.claims.always_due
+    plain = algorithm.meeting.claims.waits and algorithm.trigger.claims.always_due
     memory = algorithm.answer.memory.claims
     if plain and (memory.skip_repeats or memory.exact):
         return None

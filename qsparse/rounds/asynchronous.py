@@ -17,7 +17,6 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from qsparse.algorithm import Async
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
@@ -88,7 +87,7 @@ class Order:
 
 def serve(
     coordinators: Sequence[Coordinator],
-    meeting: Async,
+    ahead: int | None,
     wire: Wire,
     workers: Sequence[int],
     steps: int,
@@ -99,12 +98,12 @@ def serve(
     """The coordinator's event loop: yields after each answer, ends when all workers were stopped.
 
     A worker has one credit: it may not report again before it was answered. The wire takes the ranks
-    in turn, so nobody starves; with ``meeting.ahead`` a worker is answered only while it is not
+    in turn, so nobody starves; with ``ahead`` a worker is answered only while it is not
     further ahead of the slowest one, which itself never waits, and is told the model of that moment.
 
     Args:
         coordinators: what a worker meets about, in its order (the model, then batch statistics).
-        meeting: the bound.
+        ahead: the bound; None: there is none.
         wire: between the ranks.
         workers: who reports.
         steps: T; when the workers have taken T·R steps, each is stopped at its next report.
@@ -152,7 +151,7 @@ def serve(
         waiting[rank] = about, report, staleness
         over = sum(taken.values()) >= steps * len(workers)
         slowest = min((met[each] for each in workers if each not in stopped), default=0)
-        furthest = math.inf if over or meeting.ahead is None else slowest + meeting.ahead
+        furthest = math.inf if over or ahead is None else slowest + ahead
         for each in sorted(waiting):
             about, report, staleness = waiting[each]
             if about == 0 and met[each] > furthest:

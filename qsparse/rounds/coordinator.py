@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors.decoding import unpack
 from qsparse.compressors.reports import bundle, bundle_size
 from qsparse.kernels import vector
@@ -57,11 +57,11 @@ class Coordinator:
         self.ledger = ledger
         self.tally = Tally()
         self._clock = 0
-        per_arrival = isinstance(algorithm.meeting, Async) and algorithm.server.claims.per_arrival
+        per_arrival = not algorithm.meeting.claims.waits and algorithm.server.claims.per_arrival
         self.receiver = Receiver(algorithm.up, np.zeros_like(start), senders=1 if per_arrival else workers)
         # One report that comes alone is the R-th part of a round; where what is restored is not that
         # part but the running mean of all, the part is taken here.
-        alone = isinstance(algorithm.meeting, Async) and not per_arrival
+        alone = not algorithm.meeting.claims.waits and not per_arrival
         self._part = 1 / workers if alone and algorithm.up.memory.claims.skip_repeats else 1.0
         self.sender = Sender(algorithm.answer, start, layout)
         self.server = algorithm.server.init(start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.exchange.base import Exchange, same_step
 from qsparse.ledger import Ledger
 from qsparse.local import SGD
@@ -96,7 +96,7 @@ class Node:
             The model, overwritten by the next meeting; None where the answer is to keep the old one.
         """
         # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
-        signal = notice.asked() if isinstance(self.algorithm.meeting, Sync) else 0
+        signal = notice.asked() if self.algorithm.meeting.claims.waits else 0
         message = (
             self.worker.message(v, t, self.pace.clock, change, last).asking(signal) if self.works else None
         )
@@ -129,7 +129,7 @@ class Node:
             self.ledger.count_message(reply)
         elif self.works and payloads is not None:
             self.ledger.count_forwarded(each for each in payloads if each is not message)
-        if reply.kind is Kind.DATA and isinstance(self.algorithm.meeting, Async):
+        if reply.kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
             self.pace.clock = reply.step
         return self.worker.hear(reply, self.pace.clock)
 

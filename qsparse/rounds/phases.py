@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.exchange.base import Exchange
 from qsparse.local import Oracle
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
@@ -116,13 +116,13 @@ class Walk:
         """
 
         def on_sync(t: int, last: bool) -> bool:
-            waits = not isinstance(self.node.algorithm.meeting, Async)
+            waits = self.node.algorithm.meeting.claims.waits
             idle = waits and not last and used is not None and not used(t)
             return False if idle else self._average_buffers(t)
 
         entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
-        served = [number for number, (phase, _) in enumerate(phases) if isinstance(phase.meeting, Async)]
+        served = [number for number, (phase, _) in enumerate(phases) if not phase.meeting.claims.waits]
         for number, (phase, length) in enumerate(phases):
             before, self._here = self._here, self._place(phase)
             # What is left of the phase: less than its length if a checkpoint was made within it.
@@ -136,14 +136,14 @@ class Walk:
                     node.enter(vector, former)
             entered = True
             meeting = phase.meeting
-            if isinstance(meeting, Async) and not self.node.works:
-                yield from self._serve(meeting, length, last=number == served[-1])
+            if not meeting.claims.waits and not self.node.works:
+                yield from self._serve(meeting.claims.ahead, length, last=number == served[-1])
                 continue
             for t, loss, met in rounds(
                 phase, self.node, self.x, left, oracle, batch, gradient, on_sync, begin
             ):
                 yield Stepped(t, loss, met, phase)
-            if isinstance(meeting, Async):
+            if not meeting.claims.waits:
                 self._adopt(leave(self.wire, 0, self._here))
 
     def state(self) -> WalkState:
@@ -213,9 +213,9 @@ class Walk:
                 node.worker.begin(self.buffers)
         return self._places[phase]
 
-    def _serve(self, meeting: Async, steps: int, last: bool) -> Iterator[Answered]:
+    def _serve(self, ahead: int | None, steps: int, last: bool) -> Iterator[Answered]:
         workers = self.exchange.workers(self.wire.size)
-        yield from serve(self.coordinators, meeting, self.wire, workers, steps, self.pace, self.order, last)
+        yield from serve(self.coordinators, ahead, self.wire, workers, steps, self.pace, self.order, last)
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
         self._adopt([coordinator.leave().astype(np.float32) for coordinator in self.coordinators])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.local import Oracle
 from qsparse.rounds.node import Node
 from qsparse.types import Vector
@@ -45,7 +45,7 @@ def rounds(
     worker, pace = node.worker, node.pace
     if worker.state is None:
         worker.begin(x, gradient)
-    alone = isinstance(algorithm.meeting, Async)
+    alone = not algorithm.meeting.claims.waits
     end = pace.clock + steps
     over = False
     while not over and not node.stopped:

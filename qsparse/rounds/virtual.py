@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.ledger import Ledger
 from qsparse.link import Link
@@ -54,7 +54,7 @@ class Virtual:
         layout: Layout = (),
         ledger: Ledger | None = None,
     ) -> None:
-        alone = isinstance(algorithm.meeting, Async)
+        alone = not algorithm.meeting.claims.waits
         exchange = natural_exchange(algorithm)
         size = workers + (not exchange.works)
         algorithm = algorithm.among(workers)

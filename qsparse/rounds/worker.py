@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors.reports import REPORTS, merged
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
@@ -62,7 +62,7 @@ class WorkerEnd:
         self._server = algorithm.server
         self.trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
         # Who waits for the others must meet at the same steps as they do.
-        caller = 0 if isinstance(algorithm.meeting, Sync) else seed.rank
+        caller = 0 if algorithm.meeting.claims.waits else seed.rank
         self.trigger_state = self.trigger.init(seed.at(rank=caller, use="trigger"))
         self.note(start)
         #: Was there something to say at the last meeting?

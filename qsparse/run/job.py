@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse import _version
-from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Compressor
 from qsparse.errors import CheckpointError, SettingError, Stopped
 from qsparse.exchange.base import error_payload, receive_one
@@ -94,8 +94,8 @@ class Job:
         # Reports on the way need everybody; a coordinator that only serves reports by itself.
         rows = (algorithm, algorithm.prelude)
         meetings = [row.meeting for row in rows if row is not None]
-        self._together = all(isinstance(meeting, Sync) for meeting in meetings)
-        if checkpoints is not None and checkpoints.every and all(isinstance(m, Async) for m in meetings):
+        self._together = all(meeting.claims.waits for meeting in meetings)
+        if checkpoints is not None and checkpoints.every and all(not m.claims.waits for m in meetings):
             raise SettingError(
                 "workers that do not wait for each other never stand at one step together, so there is no "
                 "moment for a checkpoint: use meeting synchronous, or leave checkpoints out"
@@ -164,7 +164,7 @@ class Job:
                     self._record = self._report(t)
             elif t % problem.steps_per_epoch == 0:
                 self._whole, self._losses = self._losses, np.zeros(2)
-            if happened.met and isinstance(happened.phase.meeting, Sync):
+            if happened.met and happened.phase.meeting.claims.waits:
                 self._save_if_due()
         if self._reported != self.steps:
             self._record = self._report(self.steps)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CheckpointError
 from qsparse.exchange import Exchange
 from qsparse.ledger import combine
@@ -120,7 +120,7 @@ def reshard(
     """
     rows = [("main", algorithm), ("prelude", algorithm.prelude)]
     phases = {name: phase for name, phase in rows if phase is not None}
-    if any(isinstance(phase.meeting, Async) for phase in phases.values()):
+    if any(not phase.meeting.claims.waits for phase in phases.values()):
         raise CheckpointError(
             f"the checkpoint is one of {len(walks)} ranks, and workers that do not wait for each other have "
             "steps of their own: go on with as many ranks"

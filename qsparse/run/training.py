@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qsparse.algorithm import Async
 from qsparse.errors import SettingError
 from qsparse.exchange.collectives import agree
 from qsparse.rounds.state import typed
@@ -145,7 +144,7 @@ def _check_ranks(settings: Settings, size: int) -> None:
     if settings.order is None:
         return
     rows = (settings.algorithm, settings.algorithm.prelude)
-    if not any(row is not None and isinstance(row.meeting, Async) for row in rows):
+    if not any(row is not None and not row.meeting.claims.waits for row in rows):
         raise SettingError("an order of arrivals repeats runs whose workers do not wait: this one's do")
     strangers = set(settings.order) - workers
     if strangers:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import NotFinite, QsparseError, RankError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
@@ -66,11 +66,13 @@ def _meet(algorithm: Algorithm, reports: list[Vector], start: Vector) -> list[Ve
     def body(wire: Wire) -> Vector | QsparseError:
         node = Node(algorithm, exchange, wire, start, Seed(1), layout(start.size), Ledger())
         try:
-            if not isinstance(algorithm.meeting, Async):
+            if algorithm.meeting.claims.waits:
                 model = node.meet(reports[workers.index(wire.rank)] if node.works else start, 1, last=True)
                 return start if model is None else model.copy()
             if (coordinator := node.coordinator) is not None:
-                for _ in serve([coordinator], algorithm.meeting, wire, workers, 1, Pace(), Order()):
+                for _ in serve(
+                    [coordinator], algorithm.meeting.claims.ahead, wire, workers, 1, Pace(), Order()
+                ):
                     pass
                 return coordinator.leave().astype(np.float32)
             node.meet(reports[workers.index(wire.rank)], 1)

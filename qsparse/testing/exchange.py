@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from qsparse.algorithm import Algorithm, Async, Meeting, Sync
+from qsparse.algorithm import Algorithm, Meeting
 from qsparse.errors import DisagreementError, QsparseError, RankError, SettingError
 from qsparse.exchange.base import Exchange
 from qsparse.local import SGD
@@ -205,7 +205,6 @@ def _steps(part: Exchange, name: str, x: Vector) -> bool:
 
 @law("meet", "meeting")
 def _meet(part: Meeting, name: str, x: Vector) -> bool:
-    """The loops know what it means: one round of three workers, who all end with one model."""
-    hold(isinstance(part, Sync | Async), "the loops know synchronous and asynchronous meetings only")
+    """One round of three workers, who all end with one model."""
     algorithm = replace(Algorithm(local=SGD(0.1)), meeting=part)
     return one_round(algorithm, x)

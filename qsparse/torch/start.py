@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qsparse import _version, promises
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
@@ -53,7 +53,7 @@ def prepare(
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
         raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
-    if isinstance(chosen.meeting, Async):
+    if not chosen.meeting.claims.waits:
         raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
     check(chosen, pattern, wire.size)
     # A schedule without a length would fail in the middle of the loop.

@@ -64,10 +64,9 @@ def job(chosen: Algorithm, steps: int, begin: Any = None, order: Any = None) -> 
         node = Node(chosen, SERVER, wire, x, Seed(3), (), Ledger())
         workers = SERVER.workers(wire.size)
         if (coordinator := node.coordinator) is not None:
-            meeting = chosen.meeting
-            assert isinstance(meeting, Async)
+            ahead = chosen.meeting.claims.ahead
             return list(
-                serve([coordinator], meeting, wire, workers, steps, Pace(), Order(order))
+                serve([coordinator], ahead, wire, workers, steps, Pace(), Order(order))
             ), coordinator.model
         hook = None if begin is None else lambda t: begin(wire.rank, t)
         try:
@@ -136,7 +135,7 @@ def test_a_down_link_remembers_each_worker_by_itself() -> None:
         node = Node(chosen, SERVER, wire, START, Seed(3), (), Ledger())
         if (coordinator := node.coordinator) is not None:
             models: dict[int, list[np.ndarray]] = {1: [], 2: []}
-            for arrival in serve([coordinator], Async(), wire, (1, 2), 19, Pace(), Order()):
+            for arrival in serve([coordinator], None, wire, (1, 2), 19, Pace(), Order()):
                 models[arrival.rank].append(coordinator.model.copy())
             return models[1][:-1] + models[2][:-1]
         v = np.random.default_rng(wire.rank).standard_normal(N).astype(np.float32)
@@ -184,7 +183,7 @@ def test_who_waited_is_told_the_model_of_the_moment() -> None:
         node = Node(chosen, SERVER, wire, np.zeros(1, np.float32), Seed(0), (), Ledger())
         if (coordinator := node.coordinator) is not None:
             answered = []
-            for each in serve([coordinator], Async(ahead=0), wire, (1, 2), 2, Pace(), Order()):
+            for each in serve([coordinator], 0, wire, (1, 2), 2, Pace(), Order()):
                 order.append(each.rank)
                 answered.append((each.rank, each.staleness))
             return answered
@@ -255,7 +254,7 @@ def test_two_stations_take_turns() -> None:
         ]  # fmt: skip
         coordinators = [node.coordinator for node in nodes if node.coordinator is not None]
         if coordinators:
-            taken = list(serve(coordinators, Async(), wire, SERVER.workers(wire.size), 3, Pace(), Order()))
+            taken = list(serve(coordinators, None, wire, SERVER.workers(wire.size), 3, Pace(), Order()))
             return coordinators[1].model, [each.rank for each in taken if each.about == 1]
         t = 0
         while not nodes[1].stopped:
