@@ -37,7 +37,6 @@ MOVED: Final = {
     "torch.data.readers": "data.readers",
     "torch.data.shards": "data.shards",
     "torch.data.sources": "data.sources",
-    "torch.names": "data.names",
     "triggers.asking": "triggers.ask",
     "triggers.gaps": "triggers.periodic",
     "triggers.joined": "triggers.base",

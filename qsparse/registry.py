@@ -3,7 +3,8 @@
 A part is a frozen dataclass registered under a name; its text is its name with the settings that
 differ from their defaults, and ``build(spell(part)) == part``. Text uses Python's expression
 grammar: ``topk(ratio=0.01) >> sign``; a policy per layer adds patterns,
-``"conv*: topk(k=10) >> sign; *: float32"``. Text is parsed, never evaluated.
+``"conv*: topk(k=10) >> sign; *: float32"``, and for a data set with a file of one's own a path without
+quotes, ``libsvm:data/a9a``. Text is parsed, never evaluated.
 
 Packages add parts through the entry-point group ``qsparse.parts``: each entry names a module whose
 import registers them.
@@ -15,6 +16,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import re
 import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -35,6 +37,10 @@ _HOMES = {
     "exchange": "qsparse.exchange",
     "meeting": "qsparse.algorithm",
     "algorithm": "qsparse.presets",
+    "model": "qsparse.torch.models",
+    "data": "qsparse.data",
+    "sharding": "qsparse.data",
+    "wire": "qsparse.wire",
 }
 #: The axes of an algorithm, with the kind of the part on each.
 AXES = {
@@ -47,10 +53,14 @@ AXES = {
     "down_memory": "memory",
     "meeting": "meeting",
 }
+#: Kinds of which no other kind of part is made; parts of the other kinds may be settings of any.
+_ALONE = frozenset(("algorithm", "model", "data", "sharding", "wire"))
 _parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
 _plugins_loaded = False
 #: Why entries of the group could not be loaded, by "name = module".
 _failed: dict[str, str] = {}
+#: A name, and what it is given as it stands.
+_PLAIN = re.compile(r"\s*([A-Za-z][\w-]*)\s*:(.+)", re.DOTALL)
 #: How deep parts may lie within each other in a text: everything that walks them calls itself.
 _DEEPEST = 50
 #: Python 3.11 counts the depth of the trees it makes once for all threads, and raises SystemError where the
@@ -59,7 +69,7 @@ _parsing = threading.RLock()
 
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of parts, in the order of the design space."""
+    """The kinds of parts: those of the design space in its order, then what is trained on what, and where."""
     return tuple(_HOMES)
 
 
@@ -98,6 +108,8 @@ def build(text: str, kind: str) -> Any:
     >>> build("topk(k=3) >> sign", "compressor")
     Composed(selector=TopK(k=3, ratio=None), quantizer=Sign(norm=1))
     """
+    if kind == "data" and (plain := _PLAIN.fullmatch(text)):
+        return call(plain[1], kind, {}, (plain[2],))
     text = text.strip()
     if kind == "compressor" and ":" in text:
         return _build_policy(text)
@@ -113,7 +125,7 @@ def settings_in(text: str, kind: str) -> list[str]:
     tree = _parsed(text.strip(), kind)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         return []
-    first = parameters(_name(tree.func.id, kind), kind)[: len(tree.args)]
+    first = parameters(_name(tree.func.id, kind, text), kind)[: len(tree.args)]
     return first + [word.arg for word in tree.keywords if word.arg is not None]
 
 
@@ -129,7 +141,7 @@ def preset_and_settings(text: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(call.func, ast.Name):
         raise SettingError(f"cannot read {_brief(text)} as an algorithm: write name(setting=value, …)")
     positional, settings = _given(call, "algorithm", text)
-    name = _name(call.func.id, "algorithm")
+    name = _name(call.func.id, "algorithm", text)
     return name, _named(name, positional, settings)
 
 
@@ -160,21 +172,21 @@ def call(name: str, kind: str, settings: dict[str, Any], positional: Sequence[An
     mine = {key: value for key, value in settings.items() if key in own}
     rest = {key: value for key, value in settings.items() if key not in own}
     if rest and kind != "algorithm":
-        raise unknown_setting(f"{kind} {name}", next(iter(rest)), own)
+        raise unknown_setting(f"{_said(kind)} {name}", next(iter(rest)), own)
     try:
         made = part(*positional, **mine)
     except TypeError:
         given = ", ".join([*map(as_text, positional), *(f"{k}={as_text(v)}" for k, v in mine.items())])
         raise SettingError(
-            f"{kind} {name} cannot be made of ({given}): one has the wrong type, is missing or too many; "
-            f"it has {', '.join(own)}"
+            f"{_said(kind)} {name} cannot be made of ({given}): one has the wrong type, is missing or too "
+            f"many; it has {', '.join(own) or 'none'}"
         ) from None
     if not rest:
         return made
     known = _with_parts(own, made)
     for key in rest:
         if key not in known:
-            raise unknown_setting(f"{kind} {name}", key, known)
+            raise unknown_setting(f"{_said(kind)} {name}", key, known)
     return made.with_(**rest)
 
 
@@ -248,7 +260,7 @@ def _build_policy(text: str) -> Any:
 
 def _parsed(text: str, kind: str) -> ast.expr:
     """The tree of a text."""
-    # Presets have dashes in their names, which Python's grammar reads as minus.
+    # Some names have dashes, which Python's grammar reads as minus.
     name, bracket, rest = text.partition("(")
     try:
         with _parsing:
@@ -307,9 +319,9 @@ def _make(tree: ast.expr, kind: str, text: str) -> Any:
         raise SettingError(f"cannot read {text!r}: parts are joined by >>, & or |")
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         positional, settings = _given(tree, kind, text)
-        return call(_name(tree.func.id, kind), kind, settings, positional)
+        return call(_name(tree.func.id, kind, text), kind, settings, positional)
     if isinstance(tree, ast.Name):
-        return call(_name(tree.id, kind), kind, {})
+        return call(_name(tree.id, kind, text), kind, {})
     raise SettingError(f"cannot read {text!r} as {_a(kind)}: write name(setting=value, …)")
 
 
@@ -326,8 +338,15 @@ def _given(tree: ast.Call, kind: str, text: str) -> tuple[list[Any], dict[str, A
     return positional, settings
 
 
-def _name(identifier: str, kind: str) -> str:
-    return identifier.replace("_", "-") if kind == "algorithm" else identifier
+def _name(identifier: str, kind: str, text: str) -> str:
+    """The name that an identifier stands for: as it is registered, or as the text has it."""
+    known = names(kind)
+    alike = [name for name in known if name.replace("-", "_") == identifier]
+    if identifier in known:
+        return identifier
+    if alike:
+        return alike[0]
+    return identifier if identifier in re.findall(r"\w+", text) else identifier.replace("_", "-")
 
 
 def _value(tree: ast.expr, kind: str, text: str) -> Any:
@@ -355,25 +374,32 @@ def _kind_of(tree: ast.expr, kind: str) -> str:
     name = tree.id if isinstance(tree, ast.Name) else ""
     # No part is made of algorithms, and some have the name of a part.
     for candidate in (kind, *_HOMES):
-        if candidate != "algorithm" and name in names(candidate):
+        alone = candidate in _ALONE and (candidate != kind or kind == "algorithm")
+        if not alone and name in names(candidate):
             return candidate
     if kind != "algorithm":
         find(name, kind)
-    raise _unknown(name, "part", sorted({each for candidate in _HOMES for each in names(candidate)}))
+    settings = [candidate for candidate in _HOMES if candidate not in _ALONE]
+    raise _unknown(name, "part", sorted({each for candidate in settings for each in names(candidate)}))
+
+
+def _said(kind: str) -> str:
+    """A kind as messages have it."""
+    return "data set" if kind == "data" else kind
 
 
 def _a(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {_said(kind)}"
 
 
 def _unknown(name: str, kind: str, known: list[str]) -> UnknownPart:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     lost = "".join(
         f"; the entry point {entry!r} of qsparse.parts could not be loaded ({reason})"
         for entry, reason in _failed.items()
     )
-    return UnknownPart(f"no {kind} is named {name!r}: {hint}known: {', '.join(known)}{lost}")
+    return UnknownPart(f"no {_said(kind)} is named {name!r}: {hint}known: {', '.join(known)}{lost}")
 
 
 def _load(kind: str) -> None:

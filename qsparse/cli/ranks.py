@@ -1,8 +1,9 @@
-"""Where a command's ranks come from: a launcher, this process's threads, or ourselves."""
+"""Where a command's ranks come from: a launcher, the wire itself, or ourselves."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -13,9 +14,8 @@ from qsparse.cli.launch import relaunch
 from qsparse.errors import LaunchError, QsparseError, RankError, SettingError, Stopped
 from qsparse.process import notice
 from qsparse.process.launchers import launched, rank_above, refusal_within
-from qsparse.wire.base import Wire
-from qsparse.wire.mpi import MpiWire
-from qsparse.wire.threads import run_threads
+from qsparse.registry import build
+from qsparse.wire.base import Ranks, Wire
 
 
 def on_ranks(
@@ -23,11 +23,11 @@ def on_ranks(
 ) -> Any:
     """Run a body on every rank and return what rank 0 (or this process's rank) returns.
 
-    Under a launcher this process is one rank. Otherwise ``mpi`` with more than one rank starts this
-    same command again under mpiexec, and ``threads`` makes ranks of threads.
+    Under a launcher this process is one rank. Otherwise a wire whose ranks are launched starts this same
+    command again under mpiexec, unless one rank is all, and any other makes its ranks itself.
 
     Args:
-        kind: ``mpi`` or ``threads``.
+        kind: the wire: ``mpi``, ``threads`` or one of the user's.
         ranks: how many; None is as many as there are.
         body: called with the wire.
         leaves: returns a file that is there when, and only when, a job has ended well; where this process
@@ -36,17 +36,22 @@ def on_ranks(
     if ranks is not None and ranks < 1:
         raise SettingError(f"--ranks must be at least 1, not {ranks}")
     under_launcher = launched(os.environ)
-    if kind == "threads":
+    part: Ranks = build(kind, "wire")
+    if not part.launched:
         if under_launcher:
-            raise SettingError("--wire threads makes its own ranks: start it without a launcher")
-        return _on_threads(ranks or 1, body)
+            raise SettingError(f"--wire {kind} makes its own ranks: start it without a launcher")
+        return _made(part, ranks or 1, body)
     if not under_launcher:
         if ranks is not None and ranks > 1:
             relaunch(ranks, sys.argv[1:], leaves)
-        return _on_threads(1, body)
+        return _made(build("threads", "wire"), 1, body)
     if (rank := rank_above(os.environ)) is not None:
         raise LaunchError(refusal_within(rank))
-    wire = MpiWire()
+    return part.run(ranks or 1, functools.partial(_launched, ranks, body))
+
+
+def _launched(ranks: int | None, body: Callable[[Wire], Any], wire: Wire) -> Any:
+    """Run a body on a rank that is a process; an error ends the job."""
     try:
         if ranks is not None and ranks != wire.size:
             raise SettingError(f"--ranks {ranks} was asked for and the launcher started {wire.size}")
@@ -61,9 +66,10 @@ def on_ranks(
         fail(wire, error)
 
 
-def _on_threads(ranks: int, body: Callable[[Wire], Any]) -> Any:
+def _made(part: Ranks, ranks: int, body: Callable[[Wire], Any]) -> Any:
+    """Run a body on ranks that live in this process."""
     try:
-        return run_threads(ranks, body)[0]
+        return part.run(ranks, body)
     except Stopped as error:
         _say_stopped(error, 0)
         raise SystemExit(error.status) from None
@@ -78,7 +84,7 @@ def _say_stopped(error: Stopped, rank: int) -> None:
             sys.stderr.flush()
 
 
-def fail(wire: MpiWire, error: BaseException) -> NoReturn:
+def fail(wire: Wire, error: BaseException) -> NoReturn:
     """Say what is wrong in one write, and end the job with status 1."""
     if isinstance(error, SystemExit) and error.code in (None, 0):
         raise error

@@ -17,6 +17,7 @@ from qsparse.rules import check
 from qsparse.seeds import Seed
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run
+from qsparse.torch.models import build_model
 
 #: Options of train that a sweep chooses by itself.
 _OURS: Final = ("out", "quiet", "name", "resume")
@@ -212,11 +213,10 @@ def check_problems(runs: Sequence[Run]) -> None:
         if problem in checked:
             continue
         checked.add(problem)
+        data = load_data(options)
         try:
-            from qsparse.torch.models import build_model
+            build_model(options["model"], data.shape, data.classes, Seed(0))
         except ModuleNotFoundError as error:
             raise SettingError(
                 f"sweep needs more than is installed ({error}): {installing('train')}"
             ) from None
-        data = load_data(options)
-        build_model(options["model"], data.shape, data.classes, Seed(0))

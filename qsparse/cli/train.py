@@ -100,14 +100,15 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
     "--data",
     default="digits",
     show_default=True,
-    help="digits, mnist, fashion-mnist, cifar10 or libsvm:PATH.",
+    help="digits, mnist, fashion-mnist, cifar10, libsvm:PATH, or yours; see qsparse list data.",
 )
 @click.option("--data-dir", type=PATH, help="Where the data lies; else QSPARSE_DATA, the cache, a download.")
 @click.option(
     "--model",
     default="mlp",
     show_default=True,
-    help="softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet18 or resnet50.",
+    help="softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet18, resnet50, or "
+    "yours; see qsparse list models.",
 )
 @click.option(
     "--algorithm",
@@ -144,10 +145,9 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
 )
 @click.option(
     "--wire",
-    type=click.Choice(["mpi", "threads"]),
     default="mpi",
     show_default=True,
-    help="Ranks as processes or as threads.",
+    help="mpi: ranks are processes; threads: threads of one process; or yours.",
 )
 @click.option("--ranks", type=int, help="Start this many ranks, unless mpirun did.")
 @click.option(
@@ -176,7 +176,7 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
     help="float32, or bf16: products and convolutions of training in bfloat16.",
 )
 @click.option(
-    "--sharding", default="random", show_default=True, help="contiguous, random or dirichlet(ALPHA)."
+    "--sharding", default="random", show_default=True, help="contiguous, random, dirichlet(ALPHA), or yours."
 )
 @click.option("--evaluations", type=int, default=1, show_default=True, help="Evaluations an epoch.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")

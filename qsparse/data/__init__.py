@@ -9,10 +9,21 @@
 (32,)
 """
 
+from qsparse.data.base import Sharding, Source
 from qsparse.data.dataset import Dataset
 from qsparse.data.download import search_path
 from qsparse.data.images import Examples, Pictures
 from qsparse.data.shards import Batches, shard
-from qsparse.data.sources import DATASETS, load
+from qsparse.data.sources import load
 
-__all__ = ["DATASETS", "Batches", "Dataset", "Examples", "Pictures", "load", "search_path", "shard"]
+__all__ = [
+    "Batches",
+    "Dataset",
+    "Examples",
+    "Pictures",
+    "Sharding",
+    "Source",
+    "load",
+    "search_path",
+    "shard",
+]

@@ -29,8 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import platformdirs
-
 from qsparse.data.readers import SUFFIXES
 from qsparse.errors import DataError, SettingError
 from qsparse.files import named_path
@@ -120,6 +118,8 @@ def cache() -> Path:
     try:
         if named := os.environ.get("QSPARSE_CACHE"):
             return named_path(named)
+        import platformdirs  # of the extra train; data sets are listed without it
+
         return Path(platformdirs.user_cache_dir("qsparse"))
     except (RuntimeError, SettingError) as error:
         raise DataError(

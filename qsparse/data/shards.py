@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.data import names
+from qsparse.data.base import Indices, Sharding
 from qsparse.errors import SettingError
+from qsparse.registry import build, register
 from qsparse.seeds import Seed
-
-Indices = npt.NDArray[np.intp]
 
 
 def permutation(n: int, seed: Seed) -> Indices:
@@ -30,17 +30,15 @@ def shard(labels: npt.NDArray[Any], ranks: int, how: str, seed: Seed) -> list[In
     Args:
         labels: the label of each example, shape ``(N,)``.
         ranks: how many ranks share them.
-        how: ``contiguous`` (rank i gets the i-th stretch of the file), ``random`` (a stretch of a
-            random order) or ``dirichlet(ALPHA)`` (each label is spread over the ranks in proportions
-            drawn from a symmetric Dirichlet distribution: the smaller ALPHA, the fewer labels a rank
-            sees). The first two give sizes that differ by at most one.
+        how: a sharding: ``contiguous``, ``random``, ``dirichlet(ALPHA)``, or one of yours.
         seed: of the run; its rank, step and use do not matter, so that all ranks agree.
 
     Returns:
         the indices of each rank, in the order of the ranks.
 
     Raises:
-        SettingError: an unknown way of dealing, or more ranks than examples.
+        UnknownPart: there is no sharding of this name.
+        SettingError: a sharding that cannot be, or leaves examples or ranks out; more ranks than examples.
 
     >>> [part.tolist() for part in shard(np.zeros(7, np.int64), 3, "contiguous", Seed(0))]
     [[0, 1, 2], [3, 4], [5, 6]]
@@ -53,51 +51,74 @@ def shard(labels: npt.NDArray[Any], ranks: int, how: str, seed: Seed) -> list[In
         raise SettingError(f"examples cannot be dealt to {ranks} ranks: give at least 1")
     if ranks > n:
         raise SettingError(f"{n} examples cannot be dealt to {ranks} ranks: every rank needs at least one")
-    seed = seed.at(rank=0, step=0, use="shard")
-    name, arguments = names.parse(how)
-    if name == "dirichlet":
-        return _dirichlet(labels, ranks, _alpha(how, arguments), seed)
-    if name not in ("contiguous", "random"):
+    sharding: Sharding = build(how, "sharding")
+    shares = sharding.deal(labels, ranks, seed.at(rank=0, step=0, use="shard"))
+    dealt = np.sort(np.concatenate([np.empty(0, np.intp), *shares]))
+    if len(shares) != ranks or not all(map(len, shares)) or not np.array_equal(dealt, np.arange(n)):
         raise SettingError(
-            f"{how!r} is no way of dealing examples: use contiguous, random or dirichlet(ALPHA), "
-            "e.g. dirichlet(0.5)"
+            f"{how!r} deals {n} examples to {ranks} ranks as {list(map(len, shares))}: every example must go "
+            "to exactly one rank, and every rank must get some"
         )
-    if arguments:
-        raise SettingError(f"{how!r}: {name} takes nothing in brackets")
-    order = np.arange(n, dtype=np.intp) if name == "contiguous" else permutation(n, seed)
-    return list(np.array_split(order, ranks))
+    return shares
 
 
-def _alpha(how: str, arguments: tuple[str, ...]) -> float:
-    try:
-        (word,) = arguments
-        alpha = float(word.removeprefix("alpha").lstrip(" ="))
-    except ValueError:
-        raise SettingError(f"{how!r} does not say ALPHA: write e.g. dirichlet(0.5)") from None
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise SettingError(f"{how!r}: ALPHA must be a number above 0")
-    return alpha
+@register("contiguous")
+@dataclass(frozen=True)
+class Contiguous(Sharding):
+    """Rank i gets the i-th stretch of the file; sizes differ by at most one."""
+
+    def deal(self, labels: npt.NDArray[Any], ranks: int, seed: Seed) -> list[Indices]:
+        """Stretches of the order that there is."""
+        return list(np.array_split(np.arange(len(labels), dtype=np.intp), ranks))
 
 
-def _dirichlet(labels: npt.NDArray[Any], ranks: int, alpha: float, seed: Seed) -> list[Indices]:
-    owner = np.empty(len(labels), dtype=np.intp)
-    for number, label in enumerate(np.unique(labels)):
-        mine = np.flatnonzero(labels == label)
-        draw = seed.child(number)
-        shares = draw.generator().dirichlet(np.full(ranks, alpha))
-        ends = np.rint(np.cumsum(shares) * len(mine)).astype(np.intp)
-        ends[-1] = len(mine)
-        shuffled = mine[permutation(len(mine), draw.child(0))]
-        for rank, part in enumerate(np.split(shuffled, ends[:-1])):
-            owner[part] = rank
-    # A strong skew leaves ranks with nothing; the largest shard then gives its last example.
-    sizes = np.bincount(owner, minlength=ranks)
-    for empty in np.flatnonzero(sizes == 0):
-        giver = int(np.argmax(sizes))
-        owner[np.flatnonzero(owner == giver)[-1]] = empty
-        sizes[giver] -= 1
-        sizes[empty] += 1
-    return [np.flatnonzero(owner == rank) for rank in range(ranks)]
+@register("random")
+@dataclass(frozen=True)
+class Random(Sharding):
+    """Every rank gets a stretch of a random order; sizes differ by at most one."""
+
+    def deal(self, labels: npt.NDArray[Any], ranks: int, seed: Seed) -> list[Indices]:
+        """Stretches of a random order."""
+        return list(np.array_split(permutation(len(labels), seed), ranks))
+
+
+@register("dirichlet")
+@dataclass(frozen=True)
+class Dirichlet(Sharding):
+    """Each label is spread over the ranks in proportions of a symmetric Dirichlet distribution.
+
+    Args:
+        alpha: of the distribution, above 0: the smaller, the fewer labels a rank sees.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool)
+        if not (number and 0 < self.alpha < math.inf):
+            raise SettingError(
+                f"dirichlet({self.alpha}): ALPHA must be a number above 0, e.g. dirichlet(0.5)"
+            )
+
+    def deal(self, labels: npt.NDArray[Any], ranks: int, seed: Seed) -> list[Indices]:
+        """Each label by itself; a rank with nothing then gets the last example of the largest share."""
+        owner = np.empty(len(labels), dtype=np.intp)
+        for number, label in enumerate(np.unique(labels)):
+            mine = np.flatnonzero(labels == label)
+            draw = seed.child(number)
+            shares = draw.generator().dirichlet(np.full(ranks, float(self.alpha)))
+            ends = np.rint(np.cumsum(shares) * len(mine)).astype(np.intp)
+            ends[-1] = len(mine)
+            shuffled = mine[permutation(len(mine), draw.child(0))]
+            for rank, part in enumerate(np.split(shuffled, ends[:-1])):
+                owner[part] = rank
+        sizes = np.bincount(owner, minlength=ranks)
+        for empty in np.flatnonzero(sizes == 0):
+            giver = int(np.argmax(sizes))
+            owner[np.flatnonzero(owner == giver)[-1]] = empty
+            sizes[giver] -= 1
+            sizes[empty] += 1
+        return [np.flatnonzero(owner == rank) for rank in range(ranks)]
 
 
 class Batches:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.data import names, readers
+from qsparse.data import readers
+from qsparse.data.base import Source
 from qsparse.data.cache import Arrays, decoded
 from qsparse.data.dataset import Dataset
 from qsparse.data.download import locate, search_path, with_suffix
 from qsparse.data.images import Floats, Pictures
 from qsparse.data.libsvm import read_libsvm
 from qsparse.data.shards import permutation
-from qsparse.errors import DataError
+from qsparse.errors import DataError, SettingError
 from qsparse.files import named_path
+from qsparse.registry import build, register
 from qsparse.seeds import Seed
-
-#: What `load` knows.
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "libsvm:PATH")
 
 #: Splits what comes without a test set; a data set must be the same in every run.
 _SPLIT = Seed(0, use="split")
@@ -33,9 +33,7 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
     """Load a data set; what is not on disk is downloaded (see `qsparse.data.download`).
 
     Args:
-        name: ``digits`` (part of scikit-learn, 1797 pictures of 8 x 8), ``mnist``,
-            ``fashion-mnist``, ``cifar10``, or ``libsvm:PATH`` for a text file in the LIBSVM format
-            with PATH.t beside it as the test set (a fifth is split off if there is none).
+        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``libsvm:PATH``, or one of yours.
         data_dir: the folder to look in first.
         progress: show a bar while downloading.
 
@@ -49,18 +47,91 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
     """
     data_dir = None if data_dir is None else named_path(data_dir)
     search_path(data_dir)  # a folder that is not there is an error for every data set
-    if name == "digits":
+    source: Source = build(name, "data")
+    return source.load(data_dir, progress=progress)
+
+
+@register("digits")
+@dataclass(frozen=True)
+class Digits(Source):
+    """1797 handwritten digits of 8 x 8 pixels, a part of scikit-learn."""
+
+    def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
+        """From the package."""
         return _digits()
-    if name == "mnist":
-        return _idx(name, 0.1307, 0.3081, locate(name, data_dir, progress=progress))
-    if name == "fashion-mnist":
-        return _idx(name, 0.2860, 0.3530, locate(name, data_dir, progress=progress))
-    if name == "cifar10":
-        return _cifar10(locate(name, data_dir, progress=progress))
-    kind, colon, path = name.partition(":")
-    if kind == "libsvm" and colon and path:
-        return _libsvm(path, data_dir)
-    raise names.unknown("data set", name, DATASETS)
+
+
+class _Mnist(Source):
+    """Pictures of 28 x 28 in the four files of MNIST.
+
+    Attributes:
+        mean, std: of the training set.
+    """
+
+    downloads: ClassVar[bool] = True
+    mean: ClassVar[float]
+    std: ClassVar[float]
+
+    def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
+        """From disk, or over the network."""
+        name = self.registered_name
+        return _idx(name, self.mean, self.std, locate(name, data_dir, progress=progress))
+
+
+@register("mnist")
+@dataclass(frozen=True)
+class Mnist(_Mnist):
+    """70,000 handwritten digits of 28 x 28 pixels."""
+
+    mean: ClassVar[float] = 0.1307
+    std: ClassVar[float] = 0.3081
+
+
+@register("fashion-mnist")
+@dataclass(frozen=True)
+class FashionMnist(_Mnist):
+    """70,000 pictures of clothes, of 28 x 28 pixels."""
+
+    mean: ClassVar[float] = 0.2860
+    std: ClassVar[float] = 0.3530
+
+
+@register("cifar10")
+@dataclass(frozen=True)
+class Cifar10(Source):
+    """60,000 colour pictures of things and animals, of 32 x 32 pixels."""
+
+    downloads: ClassVar[bool] = True
+
+    def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
+        """From disk, or over the network."""
+        return _cifar10(locate("cifar10", data_dir, progress=progress))
+
+
+@register("libsvm")
+@dataclass(frozen=True)
+class Libsvm(Source):
+    """A text file in the LIBSVM format, written libsvm:PATH.
+
+    PATH.t beside it is the test set; a fifth is split off if there is none.
+
+    Args:
+        path: of the file, from the working folder or from those that data lies in.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise SettingError(f"libsvm({self.path!r}): give the path of a file, as in libsvm:data/a9a")
+
+    def spelling(self) -> str:
+        """As it is written."""
+        return f"libsvm:{self.path}"
+
+    def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
+        """From disk."""
+        return _libsvm(self.path, data_dir)
 
 
 def _table(white: int, mean: float, std: float) -> Floats:

@@ -30,8 +30,10 @@ from qsparse.testing import (
     local,
     memory,
     parts,
+    problem,
     server,
     trigger,
+    wire,
 )
 from qsparse.testing.algorithm import Row
 from qsparse.testing.base import HUGE, LAWS, Broken, Law, Rule, law, layout
@@ -58,9 +60,11 @@ __all__ = [
     "local",
     "memory",
     "parts",
+    "problem",
     "run",
     "server",
     "trigger",
+    "wire",
 ]
 
 #: The vector of laws that have nothing to do with vectors.

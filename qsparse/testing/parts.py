@@ -150,6 +150,20 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "dist-ef-blocksgdm",
         "dist-ef-blocksgdm(bucket=13)",
     ),
+    "model": (
+        "softmax",
+        "mlp",
+        "mlp(200, 100)",
+        "cnn",
+        "cnn(4, 8, 16)",
+        "resnet20",
+        "resnet32",
+        "resnet18",
+        "resnet50",
+    ),
+    "data": ("digits", "mnist", "fashion-mnist", "cifar10", "libsvm(path='data/a9a (1).txt')"),
+    "sharding": ("contiguous", "random", "dirichlet(alpha=0.5)", "dirichlet(100)"),
+    "wire": ("threads", "mpi"),
 }
 #: No part has a setting of this name.
 _ABSENT: Final = "no_such_setting"

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from qsparse.data import Batches, Dataset, Examples, shard
 from qsparse.data.augment import crop_flip
-from qsparse.data.shards import Indices
+from qsparse.data.base import Indices
 from qsparse.errors import SettingError
 from qsparse.kernels.vector import squared_norm
 from qsparse.run.problem import Score
@@ -45,7 +45,7 @@ class Classification:
         batch_size: examples of one worker's step; None: all of its share, so that a step is an epoch.
         share: this rank's number among the workers; None where it does not work.
         workers: number of workers.
-        sharding: ``contiguous``, ``random`` or ``dirichlet(ALPHA)``.
+        sharding: a way of dealing for `shard`.
         seed: of the run.
         recipe: what is done to examples, loss and gradient.
     """

@@ -1,1 +1,7 @@
-"""How ranks reach each other: MPI, and threads of one process."""
+"""How ranks reach each other, MPI, or threads of one process: importing the room registers both."""
+
+from qsparse.wire.base import Ranks, Wire
+from qsparse.wire.mpi import Processes
+from qsparse.wire.threads import Threads
+
+__all__ = ["Processes", "Ranks", "Threads", "Wire"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final, TypeVar
 
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
+
+T = TypeVar("T")
 
 #: Receive from whoever comes first.
 ANY: Final = -1
@@ -77,3 +79,21 @@ class Wire(ABC):
         for payload in payloads:
             self.ledger.received(payload)
         return payloads
+
+
+class Ranks(ABC):
+    """Where ranks come from, and the wire between them: a part of the kind ``wire``."""
+
+    kind: ClassVar[str] = "wire"
+    registered_name: ClassVar[str]
+    #: Is every rank a process, which a launcher such as mpiexec starts?
+    launched: ClassVar[bool]
+
+    @abstractmethod
+    def run(self, ranks: int, body: Callable[[Wire], T]) -> T:
+        """Run a body on every rank of this process; returns what the lowest of them returns.
+
+        Args:
+            ranks: how many to make; where a launcher has started them, there are as many as it was told.
+            body: called with the wire of a rank.
+        """

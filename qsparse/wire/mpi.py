@@ -30,7 +30,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +48,15 @@ from qsparse.payload import MAGIC, Payload
 from qsparse.process.guard import failure, guard
 from qsparse.process.launchers import close_doors
 from qsparse.process.supervisor import ended
-from qsparse.wire.base import ANY, Wire
+from qsparse.registry import register
+from qsparse.wire.base import ANY, Ranks, T, Wire
 from qsparse.wire.mpi_channel import channel_of, make_channel, meet
 from qsparse.wire.mpi_cycles import TELLING, Inquiry
 from qsparse.wire.mpi_end import DUTIES, end_job, hear_of_finalize, wires_open
 from qsparse.wire.mpi_world import launch_check, library, local_ranks, running_mpi
 from qsparse.wire.waiting import Alarm, Heard, Limits, Wait, last_heard, named
 
-__all__ = ["CHUNK_BYTES", "MpiWire", "launch_check", "library", "local_ranks"]
+__all__ = ["CHUNK_BYTES", "MpiWire", "Processes", "launch_check", "library", "local_ranks"]
 
 #: Longer messages travel in pieces of this many bytes.
 CHUNK_BYTES: Final = 256 << 20
@@ -467,3 +468,15 @@ class MpiWire(Wire):
         elif source in self._gone:
             return f"{wait} rank {source}, which {self._gone[source] or 'has closed its wire'}"
         return ""
+
+
+@register("mpi")
+@dataclass(frozen=True)
+class Processes(Ranks):
+    """Ranks are processes that a launcher starts, which talk over MPI."""
+
+    launched: ClassVar[bool] = True
+
+    def run(self, ranks: int, body: Callable[[Wire], T]) -> T:
+        """With the rank that this process is."""
+        return body(MpiWire())

@@ -17,18 +17,17 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import ClassVar, Final, NoReturn
 
 from qsparse.errors import PeerGone, RankError, WaitTimeout, WireError
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
-from qsparse.wire.base import ANY, Wire
+from qsparse.registry import register
+from qsparse.wire.base import ANY, Ranks, T, Wire
 from qsparse.wire.waiting import Alarm, Heard, Limits, last_heard, named
 
 #: Seconds in which ranks that are left may end when another has waited too long for one of them.
 _GRACE: Final = 2.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -273,6 +272,18 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
     if unread:
         warnings.warn(f"{unread} messages were sent and never received", RuntimeWarning, stacklevel=2)
     return [results[rank] for rank in range(size)]
+
+
+@register("threads")
+@dataclass(frozen=True)
+class Threads(Ranks):
+    """Ranks are threads of one process."""
+
+    launched: ClassVar[bool] = False
+
+    def run(self, ranks: int, body: Callable[[Wire], T]) -> T:
+        """With `run_threads`."""
+        return run_threads(ranks, body)[0]
 
 
 def _running(threads: Sequence[threading.Thread]) -> bool:

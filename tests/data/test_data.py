@@ -28,7 +28,7 @@ from tiny_files import BATCHES, IDX, cifar_binary, idx, tiny_cifar, tiny_mnist, 
 
 from qsparse.data import Dataset, load, readers, search_path, sources
 from qsparse.data.download import SOURCES
-from qsparse.errors import DataError, UnknownPart
+from qsparse.errors import DataError, SettingError, UnknownPart
 
 
 @pytest.fixture(autouse=True)
@@ -228,10 +228,13 @@ def test_a_misspelt_environment_downloads_nothing(
 
 
 def test_unknown_names_get_a_suggestion() -> None:
-    with pytest.raises(UnknownPart, match=r"did you mean 'fashion-mnist'\?.*digits, mnist"):
+    with pytest.raises(UnknownPart, match=r"did you mean 'fashion-mnist'\?.*digits, fashion-mnist"):
         load("fashionmnist")
-    with pytest.raises(UnknownPart):
-        load("libsvm:")
+    with pytest.raises(UnknownPart, match="no data set is named 'MNIST': did you mean 'mnist'"):
+        load("MNIST")
+    for text in ("libsvm:", "libsvm", "libsvm('')", "libsvm(3)"):
+        with pytest.raises(SettingError, match="libsvm"):
+            load(text)
 
 
 # malformed files

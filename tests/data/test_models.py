@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from qsparse import registry
 from qsparse.data import Batches, load
 from qsparse.errors import SettingError, UnknownPart
+from qsparse.registry import names
 from qsparse.seeds import Seed
-from qsparse.torch.models import MODELS, build_model
+from qsparse.torch.models import Model, build_model
 
 DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)
 
@@ -49,7 +53,7 @@ def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, expec
 
 
 @pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR])
-@pytest.mark.parametrize("name", [*MODELS, "mlp(7)"])
+@pytest.mark.parametrize("name", [*names("model"), "mlp(7)"])
 def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
     model = build_model(name, shape, 10, Seed(0))
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
@@ -64,7 +68,7 @@ def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
     assert model(x[:1]).shape == (1, 10)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_everything_is_float32_contiguous_and_real(name: str) -> None:
     model = build_model(name, CIFAR, 10, Seed(0))
     for parameter in model.parameters():
@@ -78,7 +82,7 @@ def test_everything_is_float32_contiguous_and_real(name: str) -> None:
         assert bool((buffer == (1 if buffer_name.endswith("running_var") else 0)).all())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names("model"))
 def test_the_seed_alone_decides(name: str) -> None:
     torch.manual_seed(1)
     first = flat(build_model(name, CIFAR, 10, Seed(7)))
@@ -184,7 +188,7 @@ def test_models_learn_real_digits(name: str, accuracy: float) -> None:
 
 
 def test_unknown_models_get_a_suggestion() -> None:
-    with pytest.raises(UnknownPart, match=r"did you mean 'resnet20'\?.*softmax, mlp, cnn, resnet20"):
+    with pytest.raises(UnknownPart, match=r"did you mean 'resnet20'\?.*cnn, mlp, resnet18, resnet20"):
         build_model("resnet-20", CIFAR, 10, Seed(0))
 
 
@@ -194,12 +198,14 @@ def test_unknown_models_get_a_suggestion() -> None:
         ("cnn", (123,), 2, "use softmax or mlp"),
         ("resnet18", (64,), 2, "use softmax or mlp"),
         ("cnn", (1, 2, 8), 2, "at least 4 x 4"),
-        ("softmax(3)", DIGITS, 10, "nothing in brackets"),
+        ("softmax(3)", DIGITS, 10, "softmax cannot be made of .* it has none"),
         ("mlp(0)", DIGITS, 10, "above 0"),
         ("mlp(-3)", DIGITS, 10, "above 0"),
         ("mlp(2.5)", DIGITS, 10, "above 0"),
-        ("mlp(20,)", DIGITS, 10, "above 0"),
-        ("mlp(20", DIGITS, 10, "form"),
+        ("mlp(true)", DIGITS, 10, "above 0"),
+        ("mlp('20')", DIGITS, 10, "above 0"),
+        ("mlp(99999999999999999999)", DIGITS, 10, "above 0"),
+        ("mlp(20", DIGITS, 10, "cannot read"),
         ("cnn(4, 8)", DIGITS, 10, "three whole numbers"),
         ("cnn(4, 0, 8)", DIGITS, 10, "three whole numbers"),
         ("mlp", DIGITS, 1, "classes"),
@@ -210,3 +216,59 @@ def test_unknown_models_get_a_suggestion() -> None:
 def test_bad_settings_are_refused(name: str, shape: tuple[int, ...], classes: int, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         build_model(name, shape, classes, Seed(0))
+
+
+@dataclass(frozen=True)
+class Drawn(Model):
+    """Layers that torch initialises beside one without memory."""
+
+    def module(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+        inputs = int(np.prod(shape))
+        return torch.nn.Sequential(
+            torch.nn.Flatten(),
+            torch.nn.LayerNorm(inputs),
+            torch.nn.Linear(inputs, 9),
+            torch.nn.Linear(9, classes, device="meta"),
+        )
+
+
+def test_a_model_that_torch_initialises_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On threads as alone, and torch's generator is where it was; a layer on meta gets our weights."""
+    monkeypatch.setitem(registry._parts["model"], "drawn", Drawn)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    model = build_model("drawn", DIGITS, 10, Seed(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    first = flat(model)
+    torch.rand(7)
+    assert np.array_equal(first, flat(build_model("drawn", DIGITS, 10, Seed(3, rank=2, step=4, use="batch"))))
+    assert not np.array_equal(first, flat(build_model("drawn", DIGITS, 10, Seed(4))))
+    with ThreadPoolExecutor(4) as pool:
+        seeds = [Seed(seed) for seed in (3, 4) * 8]
+        together = list(pool.map(lambda seed: flat(build_model("drawn", DIGITS, 10, seed)), seeds))
+    assert all(np.array_equal(each, first) for each in together[::2])
+    last: Any = model[3]  # type: ignore[index]
+    assert float(last.weight.detach().abs().max()) <= np.sqrt(1 / 9)
+    assert not last.bias.any()
+    assert set(model[1].weight.tolist()) == {1.0}  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda: 3, "makes a int, not a torch.nn.Module"),
+        (lambda: torch.nn.LayerNorm(4, device="meta"), "LayerNorm has tensors on the device meta, and only"),
+        (lambda: torch.nn.Linear(2**40, 2**20, device="meta"), "does not fit into the memory"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(
+    module: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Odd(Model):
+        def module(self, shape: tuple[int, ...], classes: int) -> Any:
+            return module()
+
+    monkeypatch.setitem(registry._parts["model"], "odd", Odd)
+    with pytest.raises(SettingError, match=message):
+        build_model("odd", DIGITS, 10, Seed(0))

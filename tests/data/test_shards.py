@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 
-from qsparse.data import Batches, shard
-from qsparse.errors import SettingError
+from qsparse import registry
+from qsparse.data import Batches, Sharding, shard
+from qsparse.errors import SettingError, UnknownPart
 from qsparse.seeds import Seed
 
 LABELS = np.random.default_rng(3).integers(0, 10, 1003)
@@ -62,20 +66,45 @@ def test_small_alpha_skews_and_large_alpha_does_not() -> None:
     [
         (0, "random", "0 ranks"),
         (4, "random", "3 examples cannot be dealt to 4 ranks"),
-        (2, "sorted", "no way of dealing"),
-        (2, "random(3)", "nothing in brackets"),
-        (2, "dirichlet", "ALPHA"),
-        (2, "dirichlet(x)", "ALPHA"),
-        (2, "dirichlet(1, 2)", "ALPHA"),
+        (2, "random(3)", "random cannot be made of .* it has none"),
+        (2, "dirichlet", "dirichlet cannot be made of .* it has alpha"),
+        (2, "dirichlet('x')", "ALPHA"),
+        (2, "dirichlet(1, 2)", "cannot be made of .* it has alpha"),
         (2, "dirichlet(0)", "above 0"),
-        (2, "dirichlet(inf)", "above 0"),
-        (2, "dirichlet(nan)", "above 0"),
-        (2, "dirichlet(0.5", "form"),
+        (2, "dirichlet(1e999)", "above 0"),
+        (2, "dirichlet(-1)", "above 0"),
+        (2, "dirichlet(true)", "above 0"),
+        (2, "dirichlet(0.5", "cannot read"),
     ],
 )
 def test_bad_sharding_is_refused(ranks: int, how: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         shard(np.array([0, 1, 0]), ranks, how, Seed(0))
+
+
+@pytest.mark.parametrize("how", ["sorted", "dirichlet(x)", "dirichlet(inf)", "dirichlet(nan)", "randomm"])
+def test_unknown_shardings_are_answered_with_the_known_ones(how: str) -> None:
+    with pytest.raises(UnknownPart, match=r"no sharding is named .*: .*contiguous, dirichlet, random"):
+        shard(np.array([0, 1, 0]), 2, how, Seed(0))
+    with pytest.raises(UnknownPart, match="did you mean 'random'"):
+        shard(np.array([0, 1, 0]), 2, "randmo", Seed(0))
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [[], [[0, 1, 2]], [[0, 1], [1, 2]], [[0, 1], [3]], [[0, 1, 2], []], [[0, 1], [2], []], [[0, 1], [-1]]],
+)
+def test_a_sharding_that_leaves_something_out_is_refused(
+    shares: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Odd(Sharding):
+        def deal(self, labels: Any, ranks: int, seed: Seed) -> Any:
+            return [np.array(share, np.intp) for share in shares]
+
+    monkeypatch.setitem(registry._parts["sharding"], "odd", Odd)
+    with pytest.raises(SettingError, match=r"'odd' deals 3 examples to 2 ranks as .*: every example must go"):
+        shard(np.array([0, 1, 0]), 2, "odd", Seed(0))
 
 
 def test_labels_must_be_flat() -> None:

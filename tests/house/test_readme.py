@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import os
 import re
@@ -54,7 +55,9 @@ def test_ci_runs_the_second_command(root: Path) -> None:
     assert "'^pip install .*&& pytest' README.md" in (root / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "qsparse train" in c and "pip" not in c])
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if re.search("qsparse train(?! --import)", c) and "pip" not in c]
+)
 def test_options_of_the_training_commands_exist(command: str, tmp_path: Path) -> None:
     """Each training command runs, shortened to a few steps of the embedded data, on one rank if it can."""
     words = shlex.split(command)
@@ -97,7 +100,7 @@ def test_mpi4py_block_runs_on_three_ranks() -> None:
 
 def test_own_part_keeps_the_laws_and_trains(tmp_path: Path) -> None:
     """The README's quantizer, saved as it says, passes the laws and trains."""
-    (program,) = [block for block in blocks("python") if "@register" in block]
+    (program,) = [block for block in blocks("python") if "(Quantizer)" in block]
     (tmp_path / "mine.py").write_text(program)
     laws = subprocess.run(
         [sys.executable, "-m", "qsparse", "laws", "mine:Int8"],
@@ -113,6 +116,31 @@ def test_own_part_keeps_the_laws_and_trains(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert train.returncode == 0, train.stderr
+
+
+def test_own_model_and_data_set_keep_the_laws_and_train(root: Path, tmp_path: Path) -> None:
+    """The README's model and data set, saved as it says, keep the laws, and its command trains them."""
+    (program,) = [block for block in blocks("python") if "(Source)" in block]
+    (tmp_path / "mine.py").write_text(program)
+    laws = subprocess.run(
+        [
+            sys.executable, "-c",
+            "from qsparse.testing import laws; import mine; report = laws.run([mine.Rings(), mine.Tanh(8)]);"
+            "print(report.failures, sorted({kind for kind, _ in report.per_law}));"
+            "print(min(report.per_law.values()))",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert laws.stdout == "[] ['data', 'model']\n1\n", laws.stdout + laws.stderr
+    (command,) = [line for line in commands() if "--import mine" in line]
+    words = shlex.split(command)
+    assert words[:3] == ["mpirun", "-n", "2"]
+    out = tmp_path / "out"
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, tmp_path)))}
+    mpi_run(2, ["-m", *words[3:], "--out", str(out), "--quiet"], timeout=120, env=paths)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["ranks"] == 2
+    assert summary["test_accuracy"] > 0.98, summary
 
 
 def test_diff_is_the_example(root: Path) -> None:

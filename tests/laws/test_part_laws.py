@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from qsparse.algorithm import Algorithm, Async, Meeting, Sync
 from qsparse.compressors import Float32, Sign, TopK, accumulate_into
 from qsparse.compressors.floats import Float16
+from qsparse.data.base import Sharding, Source
+from qsparse.data.shards import Random
+from qsparse.data.sources import Digits
 from qsparse.errors import SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.exchange.base import receive_any_kind, receive_one, same_step
@@ -26,7 +31,9 @@ from qsparse.schedules import Cosine, Schedule
 from qsparse.server import Descend, Majority, ServerRule
 from qsparse.testing import laws, parts
 from qsparse.testing.vectors import REFUSED, hostile
+from qsparse.torch.models import MLP, Model, Softmax
 from qsparse.triggers import Every, RandomGap, Trigger
+from qsparse.wire.threads import Threads
 
 NINE = {"nine": hostile()["nine"]}
 OTHERS = [kind for kind in kinds() if kind != "compressor"]
@@ -643,6 +650,96 @@ def test_messages_that_nobody_reads_are_caught():
     assert {"gather", "broadcast"} <= broken(Chatty(), NINE)
 
 
+# --- models, data sets, shardings and wires -------------------------------------------------------
+
+
+def test_a_model_that_makes_too_few_numbers_is_caught():
+    @dataclass(frozen=True)
+    class Few(Model):
+        shared: ClassVar[list[Any]] = []
+
+        def module(self, shape, classes):
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes - 1))
+
+    @dataclass(frozen=True)
+    class One(Few):
+        def module(self, shape, classes):
+            if not self.shared:
+                self.shared.append(MLP(4).module(shape, classes))
+            return self.shared[0]
+
+    @dataclass(frozen=True)
+    class Picky(Few):
+        def module(self, shape, classes):
+            raise SettingError("not these")
+
+    @dataclass(frozen=True)
+    class Empty(Few):
+        def module(self, shape, classes):
+            return torch.nn.Flatten()
+
+    assert all(broken(part) == {"classes"} for part in (Few(), One(), Picky(), Empty()))
+    assert broken(MLP(4)) == set()
+
+
+def test_a_data_set_that_differs_from_time_to_time_is_caught():
+    @dataclass(frozen=True)
+    class Drawn(Source):
+        often: ClassVar[list[int]] = []
+
+        def load(self, data_dir, *, progress=False):
+            self.often.append(1)
+            found = Digits().load(None)
+            return replace(found, train_x=found.train_x + np.float32(len(self.often)))
+
+    assert broken(Drawn()) == {"repetition"}
+
+
+def test_a_sharding_that_loses_doubles_or_draws_is_caught():
+    @dataclass(frozen=True)
+    class Dealt(Sharding):
+        how: Any
+
+        def deal(self, labels, ranks, seed):
+            return self.how(Random().deal(labels, ranks, seed))
+
+    rng = np.random.default_rng(0)
+    for how in (
+        lambda shares: [share[1:] for share in shares],
+        lambda shares: [np.r_[share, 0] for share in shares],
+        lambda shares: shares[:-1],
+        lambda shares: [np.concatenate(shares), *(share[:0] for share in shares[1:])],
+        lambda shares: list(np.array_split(rng.permutation(np.concatenate(shares)), len(shares))),
+    ):
+        assert broken(Dealt(how)) == {"dealing"}
+
+
+def test_a_wire_with_other_ranks_or_other_messages_is_caught():
+    @dataclass(frozen=True)
+    class Fewer(Threads):
+        def run(self, ranks, body):
+            return super().run(max(1, ranks - 1), body)
+
+    @dataclass(frozen=True)
+    class Swapped(Threads):
+        def run(self, ranks, body):
+            def live(wire):
+                receive, got = wire.receive, []
+
+                def late(source):
+                    if not got:
+                        got.extend(receive(source) for _ in range(3))
+                    return got.pop()
+
+                wire.receive = late
+                return body(wire)
+
+            return super().run(ranks, live)
+
+    assert broken(Fewer()) == {"ring"}
+    assert broken(Swapped()) == {"ring"}
+
+
 # --- meetings and algorithms ---------------------------------------------------------------------
 
 
@@ -730,6 +827,10 @@ def stranger(monkeypatch):
         AllGather,
         Sync,
         classic.qsgd,
+        Softmax,
+        Digits,
+        Random(),
+        Threads,
     ]
     module.algorithm = classic.sgd()
     module.Needy = Majority
@@ -743,7 +844,8 @@ def test_parts_of_any_kind_are_loaded_and_held_to_their_laws(stranger):
     loaded = laws.load("stranger_parts:mixed")
     assert loaded[1] == Every()
     assert [parts.kind_of(part) for part in loaded] == [
-        "memory", "trigger", "local", "server", "schedule", "exchange", "meeting", "algorithm",
+        "memory", "trigger", "local", "server", "schedule", "exchange", "meeting", "algorithm", "model",
+        "data", "sharding", "wire",
     ]  # fmt: skip
     report = laws.run(loaded, NINE)
     assert not report.failures
