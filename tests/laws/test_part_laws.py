@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qsparse.algorithm import Algorithm, Async, Meeting, Sync
+from qsparse.algorithm import Algorithm, Async, Meeting, MeetingClaims, Sync
 from qsparse.compressors import Float32, Sign, TopK, accumulate_into
 from qsparse.compressors.floats import Float16
 from qsparse.data.base import Sharding, Source
@@ -743,12 +743,28 @@ def test_a_wire_with_other_ranks_or_other_messages_is_caught():
 # --- meetings and algorithms ---------------------------------------------------------------------
 
 
-def test_a_meeting_that_no_loop_knows_is_caught():
+def test_a_meeting_of_ones_own_is_what_it_claims():
     @dataclass(frozen=True)
-    class Sometimes(Meeting):
-        pass
+    class Together(Meeting):
+        registered_name: ClassVar[str] = "together"
 
-    assert broken(Sometimes(), NINE) == {"meet"}
+    @dataclass(frozen=True)
+    class Hurried(Together):
+        registered_name: ClassVar[str] = "hurried"
+
+        @property
+        def claims(self) -> MeetingClaims:
+            return MeetingClaims(waits=False, ahead=1)
+
+    @dataclass(frozen=True)
+    class Vague(Together):
+        @property
+        def claims(self) -> None:
+            return None
+
+    assert not broken(Together(), NINE)
+    assert not broken(Hurried(), NINE)
+    assert broken(Vague(), NINE) == {"meet"}
 
 
 def test_an_algorithm_that_may_not_be_composed_is_caught():
