@@ -37,7 +37,7 @@ MOVED: Final = {
     "torch.data.readers": "data.readers",
     "torch.data.shards": "data.shards",
     "torch.data.sources": "data.sources",
-    "triggers.asking": "triggers.ask",
+    "triggers.asking": "participation.ask",
     "triggers.gaps": "triggers.periodic",
     "triggers.joined": "triggers.base",
     "warming": "rounds.warming",

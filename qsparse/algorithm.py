@@ -12,6 +12,7 @@ from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import SGD, Local
 from qsparse.memory import Changes, Innovation, Stateless
+from qsparse.participation import Everyone, Participation
 from qsparse.registry import AXES, build, register, spell, unknown_setting
 from qsparse.schedules import among, over
 from qsparse.server import Descend, ServerRule
@@ -80,6 +81,7 @@ class Async(Meeting):
 _PLACES: Final[dict[str, tuple[str, ...]]] = {
     "local": ("local",),
     "trigger": ("trigger",),
+    "participation": ("participation",),
     "compressor": ("up", "compressor"),
     "memory": ("up", "memory"),
     "server": ("server",),
@@ -103,6 +105,7 @@ class Algorithm:
         server: what the coordinator does with their mean.
         down: how models are said; None: exactly, see `answer`.
         meeting: who waits for whom.
+        participation: which workers take part in a round.
         prelude: another phase, which comes before this one and again after every ``length`` steps.
         length: steps of a worker in this phase; None: all that remain.
     """
@@ -113,6 +116,7 @@ class Algorithm:
     server: ServerRule = Descend()
     down: Link | None = None
     meeting: Meeting = Sync()
+    participation: Participation = Everyone()
     prelude: Algorithm | None = None
     length: int | None = None
 
@@ -132,7 +136,7 @@ class Algorithm:
         few = self.up.compressor.sparse and not (
             self.up.memory.claims.skip_repeats or self.server.claims.moves_all
         )
-        return Link(memory=Changes() if few and not self.trigger.claims.asks else Stateless())
+        return Link(memory=Changes() if few and not self.participation.claims.chooses else Stateless())
 
     @property
     def replays(self) -> bool:
@@ -154,11 +158,15 @@ class Algorithm:
             steps -= taken
 
     def axes(self) -> dict[str, str]:
-        """The choice on each axis as text; those of the prelude under ``prelude …``."""
+        """The choice on each axis as text; those of the prelude under ``prelude …``.
+
+        Participation is an axis of it where workers may be left out.
+        """
         prelude = {} if self.prelude is None else self.prelude.axes()
         length = {} if self.length is None else {"length": str(self.length)}
+        silent = () if self.participation.claims.chooses else ("participation",)
         return {
-            **{axis: spell(self.part(axis)) for axis in AXES},
+            **{axis: spell(self.part(axis)) for axis in AXES if axis not in silent},
             **length,
             **{f"prelude {axis}": text for axis, text in prelude.items()},
         }
@@ -250,6 +258,8 @@ class Algorithm:
         return _at(replace(self, down=self.answer), _PLACES[axis])
 
     def _with_parts(self, parts: Mapping[str, Any]) -> Algorithm:
+        if getattr(parts.get("trigger"), "kind", None) == "participation":  # as earlier releases had it
+            parts = {**parts, "participation": parts["trigger"], "trigger": Every(1)}
         for axis, part in parts.items():
             if axis in AXES and getattr(part, "kind", None) != AXES[axis]:
                 raise SettingError(
@@ -292,7 +302,10 @@ class Algorithm:
 
     def over(self, steps: int) -> Algorithm:
         """The algorithm for a run of so many steps: closed, and schedules without a length get this one."""
-        parts = {axis: over(getattr(self.closed(), axis), steps) for axis in ("local", "trigger", "server")}
+        parts = {
+            axis: over(getattr(self.closed(), axis), steps)
+            for axis in ("local", "trigger", "participation", "server")
+        }
         prelude = None if self.prelude is None else self.prelude.over(steps)
         return replace(self, prelude=prelude, **parts)
 

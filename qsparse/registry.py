@@ -31,6 +31,7 @@ _HOMES = {
     "compressor": "qsparse.compressors",
     "memory": "qsparse.memory",
     "trigger": "qsparse.triggers",
+    "participation": "qsparse.participation",
     "local": "qsparse.local",
     "schedule": "qsparse.schedules",
     "server": "qsparse.server",
@@ -46,6 +47,7 @@ _HOMES = {
 AXES = {
     "local": "local",
     "trigger": "trigger",
+    "participation": "participation",
     "compressor": "compressor",
     "memory": "memory",
     "server": "server",
@@ -55,6 +57,8 @@ AXES = {
 }
 #: Kinds of which no other kind of part is made; parts of the other kinds may be settings of any.
 _ALONE = frozenset(("algorithm", "model", "data", "sharding", "wire"))
+#: Parts of another kind in earlier releases: what texts of these call them, and their kind now.
+_RENAMED = {("trigger", "ask"): "participation"}
 _parts: dict[str, dict[str, Callable[..., Any]]] = {kind: {} for kind in _HOMES}
 _plugins_loaded = False
 #: Why entries of the group could not be loaded, by "name = module".
@@ -96,6 +100,8 @@ def names(kind: str) -> list[str]:
 def find(name: str, kind: str) -> Callable[..., Any]:
     """The class (or preset function) of a name; UnknownPart with the nearest names otherwise."""
     _load(kind)
+    if (kind, name) in _RENAMED:
+        return find(name, _RENAMED[kind, name])
     try:
         return _parts[kind][name]
     except KeyError:

@@ -41,7 +41,9 @@ class Rule:
 
 def natural_exchange(algorithm: Algorithm) -> ParameterServer:
     """The exchange that an algorithm is run over unless another is asked for."""
-    serves = any(not each.meeting.claims.waits or each.trigger.claims.asks for each in _phases(algorithm))
+    serves = any(
+        not each.meeting.claims.waits or each.participation.claims.chooses for each in _phases(algorithm)
+    )
     return ParameterServer(works=not serves)
 
 
@@ -222,7 +224,9 @@ def _every_gradient(algorithm: Algorithm, exchange: Exchange, size: int) -> str 
 
 
 def _step_size(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
-    return _refused(lambda: algorithm.trigger.bind(algorithm.server.claims.rate))
+    rate = algorithm.server.claims.rate
+    reason = _refused(lambda: algorithm.trigger.bind(rate))
+    return reason or _refused(lambda: algorithm.participation.bind(rate))
 
 
 def _same_steps(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
@@ -236,38 +240,50 @@ def _same_steps(algorithm: Algorithm, exchange: Exchange, size: int) -> str | No
 
 
 def _workers(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
-    return _refused(lambda: algorithm.trigger.check(len(exchange.workers(size))))
+    workers = len(exchange.workers(size))
+    reason = _refused(lambda: algorithm.trigger.check(workers))
+    return reason or _refused(lambda: algorithm.participation.check(workers))
 
 
 def _unasked(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
-    trigger, local, memory = algorithm.trigger, algorithm.local, algorithm.up.memory
-    if not trigger.claims.asks or (local.claims.reports_gradient and memory.claims.skip_repeats):
+    chosen, local, memory = algorithm.participation, algorithm.local, algorithm.up.memory
+    if not chosen.claims.by_change or (local.claims.reports_gradient and memory.claims.skip_repeats):
         return None
     return (
-        f"trigger {spell(trigger)}: who is not asked says nothing, and that must stand for what it "
+        f"participation {spell(chosen)}: who is not asked says nothing, and that must stand for what it "
         f"said last, not for nothing as with {spell(local)} and memory {spell(memory)}: use local "
         "step gradient with memory innovation"
     )
 
 
 def _untold(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
-    trigger = algorithm.trigger
+    chosen = algorithm.participation
     together = algorithm.meeting.claims.waits
-    if not trigger.claims.asks or (together and not algorithm.answer.memory.claims.remembers):
+    if not chosen.claims.chooses or (together and not algorithm.answer.memory.claims.remembers):
         return None
     return (
-        f"trigger {spell(trigger)}: who is not asked is told nothing, so workers must meet "
+        f"participation {spell(chosen)}: who is not asked is told nothing, so workers must meet "
         "synchronously, and the down link have memory stateless"
     )
 
 
 def _answering_some(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     claims = exchange.claims
-    if not algorithm.trigger.claims.asks or (claims.broadcasts_to_some and claims.serves):
+    if not algorithm.participation.claims.chooses or (claims.broadcasts_to_some and claims.serves):
         return None
     return (
-        f"trigger {spell(algorithm.trigger)} needs a coordinator that only serves, and answers some and not "
-        f"others, unlike {spell(exchange)}: use exchange server(works=false)"
+        f"participation {spell(algorithm.participation)} needs a coordinator that only serves, and answers "
+        f"some and not others, unlike {spell(exchange)}: use exchange server(works=false)"
+    )
+
+
+def _one_chooser(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    trigger, chosen = algorithm.trigger, algorithm.participation
+    if not chosen.claims.chooses or not (trigger.claims.may_skip or trigger.claims.differs):
+        return None
+    return (
+        f"participation {spell(chosen)} chooses who reports, so trigger {spell(trigger)}, by which workers "
+        "choose as well, does not go with it: use trigger every"
     )
 
 
@@ -406,17 +422,22 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "unasked",
         _unasked,
-        "Where the coordinator asks, silence stands for the gradient that was said last.",
+        "Where workers with little news are left out, silence stands for the gradient that was said last.",
     ),
     Rule(
         "untold",
         _untold,
-        "Where the coordinator asks, workers meet synchronously, and the down link remembers nothing.",
+        "Where workers may be left out, they meet synchronously, and the down link remembers nothing.",
     ),
     Rule(
         "answering some",
         _answering_some,
-        "Where the coordinator asks, it only serves, and its exchange can answer some and not others.",
+        "Where workers may be left out, the coordinator only serves, and can answer some and not others.",
+    ),
+    Rule(
+        "one chooser",
+        _one_chooser,
+        "Where the coordinator chooses who reports, workers do not choose as well.",
     ),
     Rule(
         "skips",

@@ -16,6 +16,7 @@ _CLAIMING: Final = {
     "memory": "Memories",
     "local": "Local steps",
     "trigger": "Triggers",
+    "participation": "Participations",
     "server": "Server rules",
     "exchange": "Exchanges",
 }

@@ -25,7 +25,16 @@ _OURS: Final = ("out", "quiet", "name", "resume")
 _LENGTHS: Final = ("epochs", "steps")
 
 #: Options that say what a method is: with one of them a published method would be another one under its name.
-_PUBLISHED: Final = ("algorithm", "compressor", "memory", "trigger", "server", "meeting", "sync_every")
+_PUBLISHED: Final = (
+    "algorithm",
+    "compressor",
+    "memory",
+    "trigger",
+    "participation",
+    "server",
+    "meeting",
+    "sync_every",
+)
 
 #: The options of train that all runs of a sweep may share.
 SHARED: Final = [p for p in train.params if p.name not in (*_OURS, "config")]

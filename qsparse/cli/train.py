@@ -125,6 +125,7 @@ def _unlike(parameter: click.Parameter, value: Any) -> str:
 )
 @click.option("--local", help="Replace the local step, e.g. 'adamw(lr=0.001)'.")
 @click.option("--trigger", help="Replace the trigger, e.g. 'randomgap(H=8)'.")
+@click.option("--participation", help="Leave workers out of rounds, e.g. 'sample(fraction=0.25)'.")
 @click.option("--server", help="Replace the server rule.")
 @click.option("--meeting", help="Replace the meeting, e.g. 'asynchronous(ahead=4)'.")
 @click.option("--lr", help="Learning rate: a number or a schedule, e.g. 'cosine(0.1)'.")

@@ -60,7 +60,7 @@ def _rehearsals() -> Iterator[Callable[[], None]]:
     compressors, memories = _parts("compressor"), _parts("memory")
     rows = _parts("algorithm")
     plain = build("sgd", "algorithm")
-    for axis in ("local", "trigger", "server"):
+    for axis in ("local", "trigger", "participation", "server"):
         rows += [replace(plain, **{axis: part}) for part in _parts(axis)]
     for kind in (np.float32, np.float64):
         for n in _LENGTHS:

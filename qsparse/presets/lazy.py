@@ -14,10 +14,11 @@ from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import LASG, Gradient
 from qsparse.memory import Innovation
+from qsparse.participation import Ask
 from qsparse.registry import register, spell
 from qsparse.schedules import PerWorker, Rate
 from qsparse.server import Descend
-from qsparse.triggers import Ask, Lazy
+from qsparse.triggers import Lazy
 
 
 @register("gd", "algorithm")
@@ -78,8 +79,8 @@ def lag_ps(
     """
     if xi is None and smoothness is None:
         xi = 2 / D
-    trigger = Ask(D, xi, patience=5, smoothness=smoothness)
-    return replace(gd(lr, alpha), trigger=trigger, up=Link(memory=Innovation()))
+    chosen = Ask(D, xi, patience=5, smoothness=smoothness)
+    return replace(gd(lr, alpha), participation=chosen, up=Link(memory=Innovation()))
 
 
 @register("slaq", "algorithm")

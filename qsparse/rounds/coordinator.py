@@ -69,10 +69,12 @@ class Coordinator:
         # In float64 a worker has the model as float32 rounds it, and would take the step from there.
         self._replays = travels and algorithm.replays and start.dtype == np.float32
         self._reports: Sequence[Payload] = ()
-        self._trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
-        self.asking = self._trigger.init(seed.at(use="ask"))
-        if self._trigger.claims.asks:
-            self._trigger.heard(self.asking, start)
+        #: Which workers take part, and what that goes by.
+        self.participation = algorithm.participation.bind(algorithm.server.claims.rate)
+        self.asking = self.participation.init(seed.at(use="ask"))
+        self.participation.heard(self.asking, start)
+        # Of some workers the mean is over these; what is repeated stands for the others.
+        self._of_some = self.participation.claims.chooses and not algorithm.up.memory.claims.skip_repeats
 
     @property
     def model(self) -> Vector:
@@ -88,6 +90,8 @@ class Coordinator:
             u = self.receiver.merge(payloads)
             if self._part != 1:
                 u = u * (self._part * len(payloads))
+            if self._of_some and (sent := sum(payload.kind is Kind.DATA for payload in payloads)):
+                u = u * (len(payloads) / sent)
             self.algorithm.server.absorb(self.server, u, clock)
 
     def reply(self, t: int, sender: Sender, number: int = 0) -> Payload:
@@ -113,11 +117,11 @@ class Coordinator:
                 return bundle(self._reports, self.model.size, seed)
         return draft.payload
 
-    def asks(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
-        """Which workers, in rank order, are told the model; all of them at the last meeting."""
+    def invited(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
+        """Which workers, in rank order, are told the model and work next; all, after the last round."""
         changes = [self._change(payload) for payload in payloads]
-        asked = self._trigger.asked(self.asking, changes, self.model, t)
-        return [True] * len(asked) if last else asked
+        invited = self.participation.invited(self.asking, changes, self.model, t)
+        return [True] * len(invited) if last else invited
 
     def _change(self, payload: Payload) -> float | None:
         """‖·‖² of what a worker has just said; None where it said nothing."""
@@ -129,9 +133,8 @@ class Coordinator:
 
     def ask_anew(self) -> None:
         """Forget who was asked when, because the workers are others."""
-        self.asking = self._trigger.init(self.seed)
-        if self._trigger.claims.asks:
-            self._trigger.heard(self.asking, self.model)
+        self.asking = self.participation.init(self.seed)
+        self.participation.heard(self.asking, self.model)
 
     def leave(self) -> Vector:
         """The model with which a phase ends."""
@@ -139,7 +142,6 @@ class Coordinator:
 
     def enter(self, x: Vector, before: Coordinator) -> None:
         """A phase begins at x, after the phase of another coordinator."""
-        if self._trigger.claims.asks:
-            self._trigger.heard(self.asking, x)
+        self.participation.heard(self.asking, x)
         self.sender.memory.enter(self.sender.state, x)
         self.algorithm.server.enter(self.server, x, before.server)

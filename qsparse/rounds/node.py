@@ -109,11 +109,11 @@ class Node:
             signal = max([signal, *(payload.asked for payload in payloads)])
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
             self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
-        if self.algorithm.trigger.claims.asks:
+        if self.algorithm.participation.claims.chooses:
             asked = (
                 None
                 if payloads is None or self.coordinator is None
-                else self.coordinator.asks(payloads, t, last)
+                else self.coordinator.invited(payloads, t, last)
             )
             with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
                 reply = self.exchange.broadcast_to(self.wire, reply, asked)

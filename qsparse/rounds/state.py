@@ -48,7 +48,7 @@ class CoordinatorState:
         server: of the server rule.
         decoupled_decay: as of `WorkerState`.
         tally: what it has counted.
-        asking: of a trigger that asks; None: it begins to ask anew.
+        asking: of its participation; None: it begins anew.
     """
 
     receiver: State

@@ -72,7 +72,7 @@ class Virtual:
             raise SettingError(
                 "virtual workers are given one gradient a step, and the local step asks for more"
             )
-        self._asks = algorithm.trigger.claims.asks
+        self._chooses = algorithm.participation.claims.chooses
         self._exact = algorithm.answer.memory.claims.exact
         self.ledger = ledger or Ledger()
         self.models = np.tile(start, (workers, 1))
@@ -116,8 +116,8 @@ class Virtual:
         self._coordinator.take(payloads, self.t)
         reply = self._coordinator.reply(self.t, self._coordinator.sender)
         asked = [True] * len(meeting)
-        if self._asks:
-            asked = self._coordinator.asks(payloads, self.t, last)
+        if self._chooses:
+            asked = self._coordinator.invited(payloads, self.t, last)
         model = None
         for worker, told in zip(meeting, asked, strict=True):
             answer = reply if told else reply.skip()

@@ -70,7 +70,7 @@ def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> N
     _step(replace(row, trigger=Every(1)), 1, start, layout)
     # Alone, nothing is divided.
     rehearse_link(row.up, start, layout)
-    if row.trigger.claims.may_skip or row.trigger.claims.asks:
+    if row.trigger.claims.may_skip or row.participation.claims.chooses:
         # Asked of a draft that is then perhaps not sent; of a model by comparison with the one before.
         _step(row, 2, start, layout)
 

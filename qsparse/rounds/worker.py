@@ -59,6 +59,7 @@ class WorkerEnd:
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
         self.receiver = Receiver(algorithm.answer, start)
+        self._chosen = algorithm.participation.claims.chooses
         self._server = algorithm.server
         self.trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
         # Who waits for the others must meet at the same steps as they do.
@@ -70,6 +71,7 @@ class WorkerEnd:
         self.decoupled_decay = DecoupledDecay(self.local)
         #: Does this rank work in the next round?
         self.asked = True
+        self._idle = False
         #: What the local step remembers; None before `begin`, and on a rank that does not work.
         self.state: State | None = None
         self._works = works
@@ -103,8 +105,10 @@ class WorkerEnd:
 
     def adopt(self, model: Vector | None) -> None:
         """Go on from the model that was answered, (n,); None: from this rank's own."""
-        if self.state is not None:
+        if self.state is not None and not self._idle:
             self.local.heard(self.state, model, self.sent)
+        elif self.state is not None and model is not None:
+            self.local.adopt(self.state, model)  # it has not moved, so there is nothing to keep
         elif model is not None:
             np.copyto(self._x, model)
 
@@ -125,7 +129,8 @@ class WorkerEnd:
             last: there is no later meeting, so what a skip would leave for later is said now.
         """
         assert self.sender is not None, "a rank that does not work has no message"
-        if not self.asked:
+        self._idle = not self.asked
+        if self._idle:
             self.sent = False
             payload = Payload.build(kind=Kind.SKIP, origin=self.seed.rank, step=t, n=v.size)
             self.ledger.count_message(payload)
@@ -146,7 +151,7 @@ class WorkerEnd:
 
     def hear(self, reply: Payload, clock: int) -> Vector | None:
         """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
-        if self.trigger.claims.asks:
+        if self._chosen:
             self.asked = reply.kind is Kind.DATA
         if reply.kind is not Kind.DATA:
             return None
@@ -174,6 +179,6 @@ class WorkerEnd:
 
     def note(self, model: Vector) -> None:
         """The model is this one now: triggers go by how it moves."""
-        # Where the coordinator asks, what models were like is its own business.
-        if not self.trigger.claims.asks:
+        # A worker that may be left out does not hear of every model.
+        if not self._chosen:
             self.trigger.heard(self.trigger_state, model)

@@ -102,7 +102,9 @@ class Job:
             )
         self.fingerprint = self._fingerprint()
         # So does evaluating, and all must be told every model.
-        self._shared = self._together and not any(row is not None and row.trigger.claims.asks for row in rows)
+        self._shared = self._together and not any(
+            row is not None and row.participation.claims.chooses for row in rows
+        )
 
     @property
     def step(self) -> int:

@@ -147,7 +147,7 @@ def reshard(
                 state = _worker(part, workers, coordinator, mine)
                 state.worker = replace(state.worker, sender=sender, asked=True)
             if exchange.coordinates(rank):
-                anew = part.trigger.claims.asks
+                anew = part.participation.claims.chooses
                 state.coordinator = replace(coordinator, asking=None if anew else coordinator.asking)
             walk.phases[name].append(state)
     differences = {"memory_difference": largest, "update_difference": 0.0}
@@ -177,7 +177,7 @@ def _worker(
         return NodeState(base.worker)
     local = base.local if mine < len(workers) else _mean([each.local or {} for each in workers])
     # Who was not asked is told the model now, as it will be asked.
-    told = {"anchor": part.server.model(coordinator.server)} if part.trigger.claims.asks else {}
+    told = {"anchor": part.server.model(coordinator.server)} if part.participation.claims.chooses else {}
     if part.up.memory.claims.skip_repeats:  # whose contents are other ones now
         local = part.local.afresh(local)
     return NodeState(base.worker, local={**local, **told})

@@ -199,7 +199,9 @@ def _training(row: Row, name: str, x: Vector) -> bool:
             if isinstance(happened, Answered) or not walk.node.works:
                 continue
             if happened.loss is None:
-                hold(fitted.trigger.claims.asks and happened.t > 1, "a worker that works has no loss")
+                hold(
+                    fitted.participation.claims.chooses and happened.t > 1, "a worker that works has no loss"
+                )
             else:
                 hold(np.isfinite(happened.loss), f"the loss is {happened.loss}")
         return mine.tobytes()

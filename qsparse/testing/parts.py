@@ -37,11 +37,16 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "lazy",
         "lazy(D=3, xi=0.1, patience=2)",
         "lazy(errors=1.5, floor=0.2, newest=2)",
-        "ask",
-        "ask(D=3, xi=0.5, patience=4, smoothness=[1.0, 2.0])",
         "drift(delta=0.5)",
         "every(H=3) & drift(delta=steps(start=0.5, after=[2]))",
         "every(H=4) | (lazy & drift(delta=0.1))",
+    ),
+    "participation": (
+        "everyone",
+        "ask",
+        "ask(D=3, xi=0.5, patience=4, smoothness=[1.0, 2.0])",
+        "sample(fraction=0.5)",
+        "sample(fraction=1.0)",
     ),
     "local": (
         "sgd(lr=0.1)",

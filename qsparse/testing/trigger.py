@@ -14,7 +14,7 @@ from qsparse.errors import SettingError
 from qsparse.memory import Draft
 from qsparse.registry import build, spell
 from qsparse.schedules import Schedule
-from qsparse.testing.base import SEED, Broken, apart, hold, is_moderate, law, same_state, saved
+from qsparse.testing.base import SEED, Broken, apart, hold, law, same_state, saved
 from qsparse.triggers import Trigger
 from qsparse.types import State, Vector
 
@@ -138,24 +138,6 @@ def _worth(part: Trigger, name: str, x: Vector) -> bool:
         part.settled(state, worth)
         part.heard(state, x)
         hold(bytes(draft.payload.frame) == frame and x.tobytes() == target, "a draft or model was changed")
-    return True
-
-
-@law("asked", "trigger")
-def _asked(part: Trigger, name: str, x: Vector) -> bool:
-    """asked has one answer for each worker; it is yes to all where the trigger does not claim to ask."""
-    if not is_moderate(x):
-        return False
-    part = _lasting(part)
-    state = part.init(SEED)
-    part.heard(state, x)
-    for t in (1, 2, 3):
-        model = x.copy()
-        asked = part.asked(state, [1.0, None], model, t)
-        fine = len(asked) == 2 and all(isinstance(each, bool | np.bool_) for each in asked)
-        hold(fine, f"of two workers asked says {asked!r}")
-        hold(all(asked) or part.claims.asks, "it leaves a worker out, and does not claim to ask")
-        hold(model.tobytes() == x.tobytes(), "asked changed the model")
     return True
 
 

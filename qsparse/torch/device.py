@@ -190,7 +190,7 @@ class DeviceSender(Sender):
     def serves(sender: Sender, algorithm: Algorithm, n: int) -> bool:
         """Whether there is something to do on the device, and nobody who asks for the vector on the host."""
         trigger = algorithm.trigger
-        alone = trigger.claims.may_skip or trigger.claims.asks
+        alone = trigger.claims.may_skip or algorithm.participation.claims.chooses
         known = type(sender.memory) in (Stateless, ErrorFeedback)
         return known and not alone and _chooses(sender.compressor, n)
 

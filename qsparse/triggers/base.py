@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qsparse.errors import CompositionError
 from qsparse.memory import Draft
 from qsparse.registry import spell
 from qsparse.schedules import Rate
@@ -24,7 +23,6 @@ class TriggerClaims:
         always_due: a message is due after every step, whatever the state.
         may_skip: `worth` may say no.
         differs: the settings give each worker steps of its own.
-        asks: the coordinator says who works, and not the workers who speaks; `asked` is asked.
         gap: (rank of a worker, step t) → the gap between two meetings, if it begins with step t; None: gaps
             follow from more than that.
         drawn: gaps are drawn from 1 … ``gap``, anew for every seed.
@@ -33,7 +31,6 @@ class TriggerClaims:
     always_due: bool = False
     may_skip: bool = False
     differs: bool = False
-    asks: bool = False
     gap: Callable[[int, int], int] | None = None
     drawn: bool = False
 
@@ -88,17 +85,6 @@ class Trigger(ABC):
     def heard(self, state: State, model: Vector) -> None:
         """A model was received, the first before step 1."""
 
-    def asked(self, state: State, changes: Sequence[float | None], model: Vector, t: int) -> list[bool]:
-        """Which workers are told the model, and work in the next round? Asked of the coordinator.
-
-        Args:
-            state: the coordinator's own.
-            changes: ‖·‖² of what the workers, in rank order, have just said; None: nothing.
-            model: what came of it, (n,).
-            t: the step at which they did.
-        """
-        return [True] * len(changes)
-
     def __and__(self, other: Trigger) -> Trigger:
         return Both(self, other) if isinstance(other, Trigger) else NotImplemented
 
@@ -113,12 +99,6 @@ class Combined(Trigger):
     left: Trigger
     right: Trigger
     sign: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        if self.left.claims.asks or self.right.claims.asks:
-            raise CompositionError(
-                f"{self.spelling()}: where the coordinator asks, no other trigger has a say"
-            )
 
     def spelling(self) -> str:
         """``left & right``, with brackets where the grammar needs them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -20,8 +20,11 @@ from qsparse.types import State, Vector
 _LARGE: Final = 0.25
 
 
-class LazyRule(Trigger):
-    """What such triggers share: (1/ᾱ²)·Σ_{d} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² over the last D moves of the model."""
+class LazyRule:
+    """What trigger `Lazy` and participation `Ask` share: the sum over the last D moves of the model.
+
+    That is (1/ᾱ²)·Σ_{d} ξ_d‖θ^{k+1−d} − θ^{k−d}‖².
+    """
 
     #: Σ_d ξ_d unless ξ is given.
     total: ClassVar[float] = 0.8
@@ -38,7 +41,7 @@ class LazyRule(Trigger):
         if not isinstance(self.patience, int) or self.patience < 0:
             raise SettingError(f"{spell(self)}: patience must be a whole number of at least 0")
 
-    def bind(self, rate: Rate | None) -> Trigger:
+    def bind(self, rate: Rate | None) -> Any:
         """Take ᾱ from the server rule; CompositionError where it has none, or another one."""
         if self.rate not in (None, rate):
             raise CompositionError(f"{spell(self)}: the step size is the server rule's, so leave rate out")
@@ -49,13 +52,9 @@ class LazyRule(Trigger):
             )
         return replace(self, rate=rate)  # type: ignore[type-var]
 
-    def init(self, seed: Seed) -> State:
-        """No move is known."""
+    def moves(self) -> State:
+        """The state in which no move is known."""
         return {"model": np.empty(0), "moves": np.zeros(self.D), "heard": -1}
-
-    def due(self, state: State, t: int) -> bool:
-        """At every step."""
-        return True
 
     def heard(self, state: State, model: Vector) -> None:
         """Take down how far the model has moved."""
@@ -81,7 +80,7 @@ class LazyRule(Trigger):
 
 @register("lazy")
 @dataclass(frozen=True)
-class Lazy(LazyRule):
+class Lazy(LazyRule, Trigger):
     """Speak only if the news is worth it (LAQ: Sun et al., 2019, eqs. 7a and 7b).
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² + 3(‖ε‖² + ‖ε̂‖²): δQ is the
@@ -135,7 +134,11 @@ class Lazy(LazyRule):
 
     def init(self, seed: Seed) -> State:
         """Nothing is known, and nothing was skipped."""
-        return super().init(seed) | {"error": 0.0, "pending": 0.0, "skipped": 0}
+        return self.moves() | {"error": 0.0, "pending": 0.0, "skipped": 0}
+
+    def due(self, state: State, t: int) -> bool:
+        """At every step."""
+        return True
 
     def worth(self, state: State, draft: Draft) -> bool:
         """The criterion, for the model before step t."""

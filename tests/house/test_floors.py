@@ -18,7 +18,7 @@ FLOORS = (
     ("compressors", "ledger", "local", "server"),
     ("memory", "tuning", "wire"),
     ("exchange", "promises", "triggers"),
-    ("link",),
+    ("link", "participation"),
     ("algorithm",),
     ("presets", "rules"),
     ("rounds",),

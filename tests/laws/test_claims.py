@@ -21,12 +21,13 @@ from qsparse.kernels import vector
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local, LocalClaims
 from qsparse.memory import ErrorFeedback, Innovation, Memory, MemoryClaims
+from qsparse.participation import Everyone
 from qsparse.rules import check
 from qsparse.schedules import Cosine, Rate
 from qsparse.server import Descend, ServerClaims, ServerRule
 from qsparse.testing import laws
 from qsparse.testing.vectors import hostile
-from qsparse.triggers import Drift, Every, Trigger, TriggerClaims
+from qsparse.triggers import Drift, Every, TriggerClaims
 from qsparse.types import aligned
 
 SOME = {name: hostile()[name] for name in ("nine", "spiky")}
@@ -349,11 +350,8 @@ def test_claims_of_triggers_and_exchanges_are_held():
             return TriggerClaims(always_due=True)
 
     @dataclass(frozen=True)
-    class Choosing(Trigger):
-        def due(self, state, t):
-            return True
-
-        def asked(self, state, changes, model, t):
+    class Choosing(Everyone):
+        def invited(self, state, changes, model, t):
             return [False] * len(changes)
 
     @dataclass(frozen=True)
@@ -369,7 +367,7 @@ def test_claims_of_triggers_and_exchanges_are_held():
 
     assert broken(Always()) == {"due"}
     assert broken(Reluctant()) == {"worth"}
-    assert broken(Choosing()) == {"asked"}
+    assert broken(Choosing()) == {"invited"}
     assert "workers" in broken(Serving())
     assert broken(Alike()) == {"some"}
 

@@ -24,6 +24,7 @@ from qsparse.exchange.base import receive_any_kind, receive_one, same_step
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local
 from qsparse.memory import ErrorFeedback, Innovation, Memory
+from qsparse.participation import Sample
 from qsparse.payload import Payload
 from qsparse.presets import classic
 from qsparse.registry import build, kinds, names
@@ -837,6 +838,7 @@ def stranger(monkeypatch):
     module.mixed = [
         ErrorFeedback(),
         Every,
+        Sample(0.5),
         SGD(0.1),
         Descend(),
         Cosine(0.1),
@@ -860,8 +862,8 @@ def test_parts_of_any_kind_are_loaded_and_held_to_their_laws(stranger):
     loaded = laws.load("stranger_parts:mixed")
     assert loaded[1] == Every()
     assert [parts.kind_of(part) for part in loaded] == [
-        "memory", "trigger", "local", "server", "schedule", "exchange", "meeting", "algorithm", "model",
-        "data", "sharding", "wire",
+        "memory", "trigger", "participation", "local", "server", "schedule", "exchange", "meeting",
+        "algorithm", "model", "data", "sharding", "wire",
     ]  # fmt: skip
     report = laws.run(loaded, NINE)
     assert not report.failures

@@ -20,6 +20,7 @@ from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
 from qsparse.memory import Draft, ErrorFeedback, Innovation
+from qsparse.participation import Ask
 from qsparse.payload import Kind, Payload
 from qsparse.registry import build, spell
 from qsparse.rounds.asynchronous import Answered
@@ -29,7 +30,7 @@ from qsparse.rules import check
 from qsparse.schedules import Cosine, Steps, over
 from qsparse.seeds import Seed
 from qsparse.server import Descend
-from qsparse.triggers import Ask, Drift, Every, Lazy, RandomGap, Trigger
+from qsparse.triggers import Drift, Every, Lazy, RandomGap, Trigger
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
@@ -197,7 +198,11 @@ def test_statistics_meet_whether_the_model_is_said_or_not() -> None:
     for algorithm, exchange, size in (
         (Algorithm(SGD(0.1), Drift(1e9)), ParameterServer(), R),
         (Algorithm(shrinking, up=EF, down=Link(TopK(k=4), Innovation())), ParameterServer(), R),
-        (Algorithm(Gradient(), Ask(), LAG, Descend(0.1)), ParameterServer(works=False), R + 1),
+        (
+            Algorithm(Gradient(), Every(1), LAG, Descend(0.1), participation=Ask()),
+            ParameterServer(works=False),
+            R + 1,
+        ),
     ):
         ranks = walked(algorithm, exchange, size, buffers=lambda rank: np.array([1.0, rank]))
         asked = [
@@ -226,7 +231,7 @@ def test_decoupled_decay_is_that_of_a_model_alone() -> None:
 
 def test_who_is_not_asked_is_silent_and_told_nothing() -> None:
     """Each answer brings one report; in the end everybody is told; SKIPs are no messages."""
-    algorithm = Algorithm(Gradient(), Ask(D=3), LAG, Descend(0.1))
+    algorithm = Algorithm(Gradient(), Every(1), LAG, Descend(0.1), participation=Ask(D=3))
     ranks = walked(algorithm, ParameterServer(works=False), R + 1)
     (server, _, served), *others = ranks
     assert served.ledger.messages == {"up": 0, "down": 0}
@@ -254,7 +259,13 @@ def test_only_a_star_answers_some() -> None:
 def test_a_phase_that_asks_knows_where_it_begins() -> None:
     """All are asked first, and asked there, though the model has moved since the phase last ended."""
     asking = Algorithm(
-        Gradient(), Ask(D=2, patience=3), LAG, Descend(0.1), prelude=Algorithm(SGD(0.1), length=4), length=5
+        Gradient(),
+        Every(1),
+        LAG,
+        Descend(0.1),
+        prelude=Algorithm(SGD(0.1), length=4),
+        length=5,
+        participation=Ask(D=2, patience=3),
     )
     exchange = ParameterServer(works=False)
     check(asking, exchange, R + 1)
@@ -354,8 +365,8 @@ def test_text_of_two(text: str) -> None:
 
 
 def test_what_cannot_be_joined() -> None:
-    for text in ("ask & every", "lazy | (every & ask)"):
-        with pytest.raises(CompositionError, match="where the coordinator asks, no other trigger"):
+    for text in ("ask & every", "lazy | (every & ask)"):  # ask is a participation
+        with pytest.raises(CompositionError, match="cannot be joined that way"):
             build(text, "trigger")
     with pytest.raises(CompositionError, match="cannot be joined that way"):
         build("every >> lazy", "trigger")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,12 +21,13 @@ from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Gradient, Local
 from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.participation import Ask, Sample
 from qsparse.registry import build, spell
 from qsparse.rules import check
 from qsparse.schedules import Cosine, Rate, Steps, over, rate_at
 from qsparse.seeds import Seed
 from qsparse.server import Descend, Majority, ServerRule
-from qsparse.triggers import Ask, Drift, Every, Lazy, RandomGap, Trigger
+from qsparse.triggers import Drift, Every, Lazy, RandomGap, Trigger
 from qsparse.types import Vector
 
 N = 37
@@ -272,6 +274,12 @@ def test_descend_averages_models_unless_told_otherwise() -> None:
     assert state["x"].tolist() == [1.0]
 
 
+def asking(**more: Any) -> Algorithm:
+    """Gradients of which the coordinator asks for some."""
+    row = Algorithm(Gradient(), up=Link(memory=Innovation()), server=Descend(0.1), participation=Ask())
+    return replace(row, **more)
+
+
 # --- what may not be composed --------------------------------------------------------------------
 
 EF = ErrorFeedback()
@@ -306,24 +314,30 @@ REFUSED: list[tuple[Algorithm, Exchange, int, type[Exception], str]] = [
      r"every\(H=\[1, 2\]\) gives each worker steps of its own.*use meeting asynchronous"),
     (Algorithm(SGD(0.1), RandomGap((1, 2)) | Drift(1.0), meeting=Async()), SERVING, 4, SettingError,
      r"randomgap\(H=\[1, 2\]\): H is a list of 2 for 3 workers"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), ParameterServer(), 2,
+    (asking(), ParameterServer(), 2,
      CompositionError, r"ask needs a coordinator that only serves.*unlike server: use exchange"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), TreeBroadcast(), 2,
+    (asking(), TreeBroadcast(), 2,
      CompositionError, "ask needs a coordinator that only serves, and answers some"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), AllGather(), 2,
+    (asking(), AllGather(), 2,
      CompositionError, "unlike allgather"),
-    (Algorithm(SGD(0.1), Ask(), Link(TopK(k=3), EF)), SERVING, 2, CompositionError,
+    (Algorithm(SGD(0.1), Every(1), Link(TopK(k=3), EF), participation=Ask()), SERVING, 2, CompositionError,
      r"not for nothing as with sgd\(lr=0.1\) and memory errorfeedback"),
-    (Algorithm(Gradient(), Ask(), Link(TopK(k=3), EF), Descend(0.1)), SERVING, 2, CompositionError,
+    (asking(up=Link(TopK(k=3), EF)), SERVING, 2, CompositionError,
      "not for nothing as with gradient and memory errorfeedback"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1), Link(memory=Innovation())),
+    (asking(down=Link(memory=Innovation())),
      SERVING, 2, CompositionError, "who is not asked is told nothing"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1), meeting=Async()),
+    (asking(meeting=Async()),
      SERVING, 2, CompositionError, "who is not asked is told nothing"),
-    (Algorithm(Gradient(), Ask(smoothness=(1.0, 2.0)), Link(memory=Innovation()), Descend(0.1)),
+    (asking(participation=Ask(smoothness=(1.0, 2.0))),
      SERVING, 4, SettingError, "smoothness is a list of 2 for 3 workers"),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Still()), SERVING, 4, CompositionError,
+    (asking(server=Still()), SERVING, 4, CompositionError,
      "ask compares news with the server's last steps"),
+    (Algorithm(Gradient(), Lazy(), Link(memory=Innovation()), Descend(0.1), participation=Sample(0.5)),
+     SERVING, 4, CompositionError, "by which workers choose as well"),
+    (Algorithm(SGD(0.1), Every(2), Link(TopK(k=3), EF), down=Link(TopK(k=3), Innovation()),
+               participation=Sample(0.5)), SERVING, 4, CompositionError, "who is not asked is told nothing"),
+    (Algorithm(SGD(0.1), participation=Sample(0.5)), ParameterServer(), 4, CompositionError,
+     r"sample\(fraction=0.5\) needs a coordinator that only serves"),
     (Algorithm(SHRINKING), ParameterServer(), 2, CompositionError,
      "every rank applies by itself needs a model that both ends of the down link know"),
     (Algorithm(SHRINKING, Every(2), down=Link(memory=Innovation())), ParameterServer(), 2, CompositionError,
@@ -353,7 +367,11 @@ ALLOWED: list[tuple[Algorithm, Exchange, int]] = [
     (Algorithm(SGD(0.1), Every(4) & (Lazy() | Drift(1.0))), AllGather(), 2),
     (Algorithm(SGD(0.1), Every((1, 2, 3)) & Drift(1.0), meeting=Async()), SERVING, 4),
     (Algorithm(Gradient(), Lazy() & Drift(1.0), Link(TopK(k=3), Innovation()), meeting=Async()), SERVING, 4),
-    (Algorithm(Gradient(), Ask(), Link(memory=Innovation()), Descend(0.1)), SERVING, 2),
+    (
+        asking(),
+        SERVING,
+        2,
+    ),
     (Algorithm(SHRINKING, down=Link(Sign(), Innovation())), TreeBroadcast(), 2),
     (Algorithm(SGD(0.1, decoupled=True), Every(2)), ParameterServer(), 2),
     (Algorithm(SGD(0.1)), TreeBroadcast(root=3), 4),

@@ -1,4 +1,4 @@
-"""A trigger by which the coordinator asks."""
+"""Workers whose gradient may have changed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import ClassVar
 import numpy as np
 
 from qsparse.errors import SettingError
+from qsparse.participation.base import Participation, ParticipationClaims
 from qsparse.registry import register, spell
 from qsparse.schedules import Rate
 from qsparse.seeds import Seed
-from qsparse.triggers.base import TriggerClaims
 from qsparse.triggers.lazy import LazyRule
 from qsparse.types import State, Vector
 
 
 @register("ask")
 @dataclass(frozen=True)
-class Ask(LazyRule):
+class Ask(LazyRule, Participation):
     """The coordinator asks worker m only if its gradient may have changed (LAG-PS: Chen et al., 2018).
 
     It does where L_m²‖θ̂_m − θ^k‖² > (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖², θ̂_m being the model at
@@ -47,9 +47,9 @@ class Ask(LazyRule):
             raise SettingError(f"{spell(self)}: smoothness must be positive")
 
     @property
-    def claims(self) -> TriggerClaims:
-        """A worker that is not asked says so."""
-        return TriggerClaims(always_due=True, asks=True)
+    def claims(self) -> ParticipationClaims:
+        """Workers with little to report are left out."""
+        return ParticipationClaims(by_change=True)
 
     def check(self, workers: int) -> None:
         """A list must have one for each worker."""
@@ -60,9 +60,9 @@ class Ask(LazyRule):
 
     def init(self, seed: Seed) -> State:
         """Nobody was asked."""
-        return super().init(seed) | {"at": np.empty((0, 0)), "L": np.empty(0), "alone": np.empty(0, int)}
+        return self.moves() | {"at": np.empty((0, 0)), "L": np.empty(0), "alone": np.empty(0, int)}
 
-    def asked(self, state: State, changes: Sequence[float | None], model: Vector, t: int) -> list[bool]:
+    def invited(self, state: State, changes: Sequence[float | None], model: Vector, t: int) -> list[bool]:
         """The criterion, for the model after step t."""
         before, workers = state["model"], len(changes)
         if not state["L"].size:
