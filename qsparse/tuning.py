@@ -68,7 +68,7 @@ class Family:
         if self.selector is None:
             return quantizer
         selector = self.selector(k=k)
-        return selector if isinstance(quantizer, Float32) else selector >> quantizer
+        return selector if quantizer.claims.lossless else selector >> quantizer
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _smallest(family: Family, quantizer: Quantizer, high: int, draws: int, gauge
 
     low = 1
     if family.selector is not None:
-        if isinstance(quantizer, Float32):
+        if quantizer.claims.lossless:
             # The more is kept exactly, the less is lost.
             if high < 1 or not reaches(high):
                 return None

@@ -242,7 +242,7 @@ def _case(settings: Settings, text: str, memory: str, torch: _Torch | None) -> l
     said = SAID.get(text.partition(" >> ")[2])
     rivals: dict[str, Any] = {}
     if said is not None:
-        kept = _kept(compressor, n)
+        kept, _ = _kept(compressor, n)
         rivals["argpartition"] = NumpyTopK(n, kept, said)
         if torch is not None:
             rivals["torch_topk"] = torch.pipeline(n, kept, said)
@@ -276,12 +276,12 @@ def _timed(seconds: list[float]) -> Iterator[None]:
 def _rows(
     text: str, memory: str, compressor: Compressor, payload: Payload, seconds: dict[str, list[float]]
 ) -> list[Row]:
-    n, kept = payload.n, _kept(compressor, payload.n)
+    n = payload.n
+    kept, bits = _kept(compressor, n)
     wire = 8 * len(payload)
     positions = bound = None
-    if isinstance(compressor, Composed) and kept < n:
-        values = compressor.quantizer.claims_for(kept).bits or 0
-        positions, bound = (wire - values) / kept, log2_binomial(n, kept) / kept
+    if kept < n:
+        positions, bound = (wire - bits) / kept, log2_binomial(n, kept) / kept
 
     def ratio(over: str, under: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
@@ -310,10 +310,12 @@ def _rows(
     return [row("encode"), row("decode")]
 
 
-def _kept(compressor: Compressor, n: int) -> int:
+def _kept(compressor: Compressor, n: int) -> tuple[int, int]:
+    """How many values of n are kept, and the bits of these where they have positions."""
     if not isinstance(compressor, Composed):
-        return n
-    return compressor.selector.claims_for(n).kept or n
+        return n, 0
+    kept = compressor.selector.claims_for(n).kept or n
+    return kept, compressor.quantizer.claims_for(kept).bits or 0
 
 
 def log2_binomial(n: int, k: int) -> float:

@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, Async
-from qsparse.compressors import QSGD, Blockwise, Compressor, Float32, RandK, Sign, Ternary, TopK
+from qsparse.compressors import Blockwise, Compressor
 from qsparse.compressors.composed import Composed
 from qsparse.errors import QsparseError
 from qsparse.link import Link
-from qsparse.memory import ErrorFeedback, Stateless
 from qsparse.registry import AXES, build, call, preset_and_settings, spell
-from qsparse.triggers import Every
 
 #: Presets that are one method each.
 _PAPERS: Final = {
@@ -88,12 +86,12 @@ def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[st
     link = replace(algorithm.up, **up)
     trigger = parts.get("trigger", algorithm.trigger)
     told = {"compressor", "meeting"}
-    if isinstance(trigger, Every):
+    if _name(trigger) == "every":
         told.add("trigger")
     name, tells_memory = _said(link)
     if tells_memory:
         told.add("memory")
-    elif not isinstance(link.memory, Stateless | ErrorFeedback):
+    elif _name(link.memory) not in ("stateless", "errorfeedback"):
         replaced.setdefault("memory", spell(link.memory))
     rest = {axis: replaced[axis] for axis in _ORDER if axis in replaced and axis not in told}
     H = 1 if "trigger" in rest else getattr(trigger, "H", 1)
@@ -117,30 +115,40 @@ def _preset(options: Mapping[str, Any], text: str) -> Algorithm:
     return algorithm
 
 
+#: What papers call compressors by themselves, with and without error feedback.
+_ALONE: Final = {
+    "sign": ("EF-signSGD", "signSGD"),
+    "qsgd": ("EF-QSGD", "QSGD"),
+    "ternary": ("EF-TernGrad", "TernGrad"),
+}
+#: What they call selectors, and quantizers in front of these.
+_SELECTORS: Final = {"topk": "TopK", "randk": "RandK"}
+_QUANTIZERS: Final = {"sign": "Sign", "qsgd": "Q", "ternary": "Tern"}
+
+
+def _name(part: object) -> str:
+    """The name that a part was registered by; none of what is joined of parts."""
+    return str(getattr(part, "registered_name", ""))
+
+
 def _said(link: Link) -> tuple[str, bool]:
     """The usual name of a compressor and its memory, and whether it tells which memory."""
     compressor: Compressor = link.compressor
     while isinstance(compressor, Blockwise):
         compressor = compressor.inner
-    remembers, forgets = isinstance(link.memory, ErrorFeedback), isinstance(link.memory, Stateless)
-    if isinstance(compressor, Float32):
+    remembers, forgets = (_name(link.memory) == name for name in ("errorfeedback", "stateless"))
+    if _name(compressor) == "float32":
         return "SGD", forgets
-    alone: dict[type, tuple[str, str]] = {
-        Sign: ("EF-signSGD", "signSGD"),
-        QSGD: ("EF-QSGD", "QSGD"),
-        Ternary: ("EF-TernGrad", "TernGrad"),
-    }
-    for kind, names in alone.items():
-        if isinstance(compressor, kind):
-            return names[not remembers], remembers or forgets
-    selectors: dict[type, str] = {TopK: "TopK", RandK: "RandK"}
-    quantizers: dict[type, str] = {Sign: "Sign", QSGD: "Q", Ternary: "Tern"}
-    quantizer, selector = "", compressor
+    if _name(compressor) in _ALONE:
+        return _ALONE[_name(compressor)][not remembers], remembers or forgets
+    selector, quantizer = compressor, ""
     if isinstance(compressor, Composed):
-        quantizer, selector = quantizers.get(type(compressor.quantizer), ""), compressor.selector
-    if type(selector) not in selectors or (isinstance(compressor, Composed) and not quantizer):
+        selector, quantizer = compressor.selector, _QUANTIZERS.get(_name(compressor.quantizer), "")
+        if not quantizer:
+            return spell(compressor), False
+    if _name(selector) not in _SELECTORS:
         return spell(compressor), False
-    name = quantizer + selectors[type(selector)]
+    name = quantizer + _SELECTORS[_name(selector)]
     return name + (", no memory" if forgets else ""), remembers or forgets
 
 

@@ -145,20 +145,21 @@ def _lossless(part: Memory, name: str, x: Vector) -> bool:
 @law("accounts", "memory")
 def _account(part: Memory, name: str, x: Vector) -> bool:
     """What was said is what was sent and what is kept; both ends know the same, where both know something."""
-    claims = part.claims
-    if not is_moderate(x) or not any(
-        (claims.keeps_error, claims.skip_repeats, claims.exact, claims.adds_nothing, not claims.remembers)
-    ):
+    if not is_moderate(x):
         return False
+    checked = False
     for link in _links(part, x.size):
-        _accounts(link, x)
-        _accounts(link, x.astype(np.float64))
-    return True
+        for v in (x, x.astype(np.float64)):
+            checked |= _accounts(link, v)
+    return checked
 
 
-def _accounts(link: Link, x: Vector) -> None:
+def _accounts(link: Link, x: Vector) -> bool:
+    """Whether there was something to hold."""
     part, claims = link.memory, link.memory.claims
     sender, receiver = Sender(link, _start(x)), Receiver(link, _start(x))
+    told_by = (claims.keeps_error, claims.skip_repeats, claims.exact, claims.adds_nothing)
+    checked = any(told_by) or not claims.remembers
     owed = np.zeros(x.size)
     told = part.shared(sender.state).astype(np.float64) if claims.skip_repeats else owed.copy()
     for t in range(_ROUNDS):
@@ -184,13 +185,26 @@ def _accounts(link: Link, x: Vector) -> None:
             _near(
                 shared, told, 1 + _largest(x), f"what both ends know in round {t}, against all that was sent,"
             )
+        added = part.addend(sender.state, t + 1)
+        kept = np.zeros(x.size) if added is None else added[0] * added[1].astype(np.float64)
         if claims.keeps_error:
             owed = v + owed - sent
             # A reset after this step drops what is kept before the next one.
             owed *= 0 if t in claims.resets else claims.decay
-            added = part.addend(sender.state, t + 1)
-            kept = np.zeros(x.size) if added is None else added[0] * added[1].astype(np.float64)
             _near(kept, owed, _largest(x), f"what round {t} keeps, against said − sent,")
+        elif added is not None and t == 0:
+            checked = True
+            hold(
+                not _parallel(kept, v - sent), "it adds the error of the last message, and does not claim to"
+            )
+    return checked
+
+
+def _parallel(one: Vector, other: Vector) -> bool:
+    """Whether two vectors of several coordinates point the same way."""
+    lengths = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
+    several = bool(np.count_nonzero(one) > 3)
+    return several and 0 < lengths < np.inf and float(one @ other) > 0.999 * lengths
 
 
 @law("repetition", "memory")

@@ -248,7 +248,13 @@ def test_claims_of_memories_are_held():
         def claims(self):
             return replace(super().claims, decay=0.5)
 
-    for part in (Shifted(), Blank(), Whole(), Exact()):
+    @dataclass(frozen=True)
+    class Unsaid(Mine):
+        @property
+        def claims(self):
+            return MemoryClaims()
+
+    for part in (Shifted(), Blank(), Whole(), Exact(), Unsaid(), Unsaid(kept=0.5)):
         assert "accounts" in broken(part), part
 
 
