@@ -19,6 +19,7 @@ _CLAIMING: Final = {
     "participation": "Participations",
     "server": "Server rules",
     "exchange": "Exchanges",
+    "meeting": "Meetings",
 }
 #: The length of the vector that claims of compressors are asked about.
 _N: Final = 1000

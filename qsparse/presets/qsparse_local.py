@@ -31,12 +31,13 @@ def qsparse_local_sgd(
     given; ``random_gaps`` draws the synchronisation set with gaps of 1 … H; ``reset_memory`` drops m_r
     where a learning rate of steps falls, as the authors' code does.
     """
-    if reset_memory and (memory is not None or not isinstance(lr, Steps)):
+    falls = lr.after if isinstance(lr, Steps) else None
+    if reset_memory and (memory is not None or falls is None):
         raise SettingError(
             "reset_memory goes with a learning rate of steps, such as steps(start=0.1, after=[100]), and "
             "without a memory of your own: give that one its reset"
         )
-    kept = ErrorFeedback(reset=lr.after) if reset_memory and isinstance(lr, Steps) else ErrorFeedback()
+    kept = ErrorFeedback(reset=falls) if reset_memory and falls else ErrorFeedback()
     trigger = RandomGap(H) if random_gaps else Every(H)
     return Algorithm(SGD(lr), trigger, Link(compressor, memory or kept))
 

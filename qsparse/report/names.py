@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Blockwise, Compressor
 from qsparse.compressors.composed import Composed
 from qsparse.errors import QsparseError
@@ -96,7 +96,7 @@ def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[st
     rest = {axis: replaced[axis] for axis in _ORDER if axis in replaced and axis not in told}
     H = 1 if "trigger" in rest else getattr(trigger, "H", 1)
     steps = f"_{spell(H) if not isinstance(H, int) else H}L" if H != 1 else ""
-    meets = " async" if isinstance(parts.get("meeting", algorithm.meeting), Async) else ""
+    meets = "" if parts.get("meeting", algorithm.meeting).claims.waits else " async"
     return _with(name + steps + meets, rest)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
@@ -13,7 +13,6 @@ from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Blockwise, Sign
 from qsparse.errors import NotFinite, SettingError
 from qsparse.ledger import Ledger
-from qsparse.local import SGD
 from qsparse.payload import Payload
 from qsparse.presets import (
     dist_ef_blocksgd,
@@ -165,9 +164,7 @@ def train(job: Job, data: Dataset) -> Measured:
     steps = job.steps or job.net.epochs * min(each.steps_per_epoch for each in batches)
     algorithm = job.row.algorithm.with_(lr=Cosine(job.lr, steps, warmup=int(WARMUP * steps)))
     if job.decay:
-        assert isinstance(algorithm.local, SGD)
-        local = replace(algorithm.local, weight_decay=job.decay, decoupled=job.row.name == BLOCK)
-        algorithm = replace(algorithm, local=local)
+        algorithm = algorithm.with_(weight_decay=job.decay, decoupled=job.row.name == BLOCK)
     network = Network(data, job.net.model, seed)
     layout, start = network.layout, network.vector.copy()
     virtual = Virtual(algorithm, WORKERS, start, seed=seed, layout=layout, ledger=_Ledger())

@@ -107,7 +107,9 @@ def test_the_page_has_the_tables_of_the_command() -> None:
     assert PAGE.endswith(done.output), where
 
 
-@pytest.mark.parametrize("kind", ["compressor", "memory", "local", "trigger", "server", "exchange"])
+@pytest.mark.parametrize(
+    "kind", ["compressor", "memory", "local", "trigger", "server", "exchange", "meeting"]
+)
 def test_every_part_and_every_claim_is_on_the_page(kind: str) -> None:
     section = capabilities._section(kind, "Title")
     rows = [line for line in section.splitlines() if line.startswith("| `")]
