@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -49,12 +50,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(qsparse, ["sweep", *map(str, args)])
+def invoke(*args: object, drawn: bool = False) -> Result:
+    """What a sweep says; its pictures take longer than a run, and are drawn where they are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("qsparse.report.draw", lambda shown, folder, **_: folder / "index.html")
+        return CliRunner().invoke(qsparse, ["sweep", *map(str, args)])
 
 
-def swept(*args: object) -> Result:
-    result = invoke(*args)
+def swept(*args: object, drawn: bool = False) -> Result:
+    result = invoke(*args, drawn=drawn)
     assert result.exit_code == 0, result.output
     return result
 
@@ -97,7 +102,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Result]:
     return (
         folder / "two.toml",
         out,
-        swept(folder / "two.toml", "--seeds", 2, "--evaluations", 2, "--out", out),
+        swept(folder / "two.toml", "--seeds", 2, "--evaluations", 2, "--out", out, drawn=True),
     )
 
 
@@ -224,12 +229,42 @@ def test_a_grid_of_learning_rates(file: Path, tmp_path: Path) -> None:
 
 # --- what is run again ---------------------------------------------------------------------------
 
+SHORT = ("--epochs", 0.2)
 
-def test_only_what_is_missing_is_run(file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    quick = (file, "--epochs", 0.2, "--out", out)
-    first = swept(*quick, "--method", "rare")
-    assert begun(first) == ["rare, seed 0"]
+
+class Stages:
+    """A short sweep, first of one method, then of another: copies of it go on in several ways.
+
+    Attributes:
+        file: of the sweep, with a method more.
+        out: its folder.
+        rare, dense: what was said when each was run.
+        first: the record of the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.out = folder / "three.toml", folder / "out"
+        self.file.write_text(FILE + "[methods.whole]\nalgorithm = 'gd'\n")
+        self.rare = swept(self.file, *SHORT, "--out", self.out, "--method", "rare")
+        self.first = record(self.out)
+        self.dense = swept(self.file, *SHORT, "--out", self.out, "--method", "dense")
+
+    def copied(self, folder: Path) -> tuple[object, ...]:
+        """The words of a sweep of two methods that goes on with a copy."""
+        (folder / "two.toml").write_text(FILE)
+        shutil.copytree(self.out, folder / "out")
+        return folder / "two.toml", *SHORT, "--out", folder / "out"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    return Stages(tmp_path_factory.mktemp("stages"))
+
+
+def test_only_what_is_missing_is_run(stages: Stages, tmp_path: Path) -> None:
+    out, quick = tmp_path / "out", stages.copied(tmp_path)
+    assert begun(stages.rare) == ["rare, seed 0"]
+    shutil.rmtree(out / "dense")
     kept = (out / "rare" / "seed-0" / "summary.json").stat().st_mtime_ns
     second = swept(*quick)
     assert begun(second) == ["dense, seed 0"]
@@ -246,17 +281,14 @@ def test_only_what_is_missing_is_run(file: Path, tmp_path: Path) -> None:
     assert len(commands(invoke(*quick, "--seeds", 3, "--dry-run"))) == 4
 
 
-def test_methods_that_are_not_run_now_stay_in_the_table(file: Path, tmp_path: Path) -> None:
-    file.write_text(FILE + "[methods.whole]\nalgorithm = 'gd'\n")
-    out = tmp_path / "out"
-    quick = (file, "--epochs", 0.2, "--out", out)
-    rare = swept(*quick, "--method", "rare")
-    (row,) = record(out)["rows"]
+def test_methods_that_are_not_run_now_stay_in_the_table(stages: Stages, tmp_path: Path) -> None:
+    out, rare, both = stages.out, stages.rare, stages.dense
+    quick = (stages.file, *SHORT, "--out", out)
+    (row,) = stages.first["rows"]
     assert row["gain"] is None
     assert "How many times fewer is against dense, of which no run with these settings is done" in rare.stdout
-    both = swept(*quick, "--method", "dense")
     assert "against dense" not in both.stdout
-    again = swept(*quick, "--method", "rare")
+    again = swept(*quick, "--method", "rare", drawn=True)
     assert begun(again) == []
     assert again.stdout == both.stdout
     found = record(out)
@@ -267,6 +299,8 @@ def test_methods_that_are_not_run_now_stay_in_the_table(file: Path, tmp_path: Pa
     page = (out / "plot" / "index.html").read_text()
     assert page.count("<li>") == 2
     # Who does not take an option, or was run with others, is not shown, and no error.
+    quick = (stages.file, *stages.copied(tmp_path)[1:])
+    out = tmp_path / "out"
     swept(*quick, "--method", "whole")
     assert [row["method"] for row in record(out)["rows"]] == ["dense", "rare", "whole"]
     with_momentum = swept(*quick, "--method", "rare", "--momentum", 0.5, "--fresh")
@@ -297,11 +331,9 @@ def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
     assert begun(swept(*quick, "--steps", 10, "--fresh")) == []
 
 
-def test_a_run_of_an_older_version_had_the_defaults(file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    quick = (file, "--method", "dense", "--steps", 4, "--out", out)
-    swept(*quick)
-    config = out / "dense" / "seed-0" / "config.toml"
+def test_a_run_of_an_older_version_had_the_defaults(stages: Stages, tmp_path: Path) -> None:
+    quick = (*stages.copied(tmp_path), "--method", "dense")
+    config = tmp_path / "out" / "dense" / "seed-0" / "config.toml"
     text = config.read_text()
     config.write_text(text.replace('precision = "float32"\n', "").replace("label_smoothing = 0.0\n", ""))
     assert len(config.read_text().splitlines()) == len(text.splitlines()) - 2
@@ -398,14 +430,12 @@ def test_a_method_that_fails_is_reported(file: Path, tmp_path: Path) -> None:
     assert begun(invoke(file, "--epochs", 0.5, "--out", out)) == ["wild, seed 0"]
 
 
-def test_a_run_that_never_learned_ends_no_sweep(file: Path, tmp_path: Path) -> None:
+def test_a_run_that_never_learned_ends_no_sweep(stages: Stages, tmp_path: Path) -> None:
     """Nobody learns in a single step that is very short: here one was never right."""
-    out = tmp_path / "out"
-    quick = (file, "--steps", 4, "--out", out)
-    swept(*quick)
+    out, quick = tmp_path / "out", stages.copied(tmp_path)
     lines = out / "rare" / "seed-0" / "history.jsonl"
     lines.write_text(re.sub(r'"test_accuracy": [\d.]+', '"test_accuracy": 0.0004', lines.read_text()))
-    result = swept(*quick)
+    result = swept(*quick, drawn=True)
     assert record(out)["target"] == 0
     assert (
         "an accuracy of 0 (the highest that every run below reaches, rounded down to 0.001; rare sets it)"
@@ -424,7 +454,7 @@ def test_what_failed_is_said_also_where_nothing_can_be_drawn(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     file.write_text(FILE.replace("[methods.rare]", "[methods.rare]\nlr = 1e38"))
-    result = invoke(file, "--steps", 4, "--out", tmp_path / "out")
+    result = invoke(file, "--steps", 4, "--out", tmp_path / "out", drawn=True)
     assert result.exit_code == 1
     assert "FAILED: rare, seed 0: " in result.stdout
     assert "lacks a library" in result.stderr
