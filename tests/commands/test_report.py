@@ -54,6 +54,12 @@ def plot(*args: object) -> Result:
     return CliRunner().invoke(qsparse, ["plot", *map(str, args)])
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have tables only: of what nobody looks at, 14 pictures take seconds."""
+    monkeypatch.setattr("qsparse.report.page.PICTURES", {})
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -348,6 +354,7 @@ def test_the_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> None:
     page = Page(draw([runs / "signtopk8"], tmp_path, target=0.3))
     head, row = page.rows
@@ -388,6 +395,7 @@ def test_the_table_has_the_numbers_of_the_runs(runs: Path, tmp_path: Path) -> No
     assert "not reached" in Page(draw([runs / "signtopk8"], tmp_path, target=1.0)).rows[1]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_only_what_all_seeds_reach_is_marked(runs: Path, tmp_path: Path) -> None:
     (sgd,) = methods([runs / "sgd"])
     best = sorted(max(line["test_accuracy"] for line in run.history) for run in sgd.runs)
@@ -453,7 +461,9 @@ def test_a_way_that_nobody_went_has_no_panel() -> None:
 
 
 def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Path, tmp_path: Path) -> None:
-    draw([run_folder], tmp_path / "plots")
+    (tmp_path / "plots").mkdir()
+    for name in PICTURES:
+        (tmp_path / "plots" / f"{name}.png").write_bytes(b"of an earlier call")
     lines = history(run_folder)
     for line in lines:
         for field in ("contraction", "error_memory", "layer_bytes", "seconds"):
@@ -463,7 +473,8 @@ def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Pa
     missing = {"contraction", "error-memory", "layer-bytes", "accuracy-time", "loss-time"}
     assert set(page.images) == set(PICTURES) - missing
     # Those of an earlier call are gone as well.
-    assert {path.stem for path in (tmp_path / "plots").glob("*.png")} == set(PICTURES) - missing
+    left = {path.stem: path.read_bytes() for path in (tmp_path / "plots").glob("*.png")}
+    assert left == page.images
 
 
 def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> None:
@@ -508,7 +519,7 @@ def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:
     assert set(page.images) == set(PICTURES)
 
 
-def test_the_command(runs: Path, tmp_path: Path) -> None:
+def test_the_command(runs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     done = plot(runs / "sgd", runs / "blocks", "--out", tmp_path, "--target", 0.5)
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
@@ -519,6 +530,7 @@ def test_the_command(runs: Path, tmp_path: Path) -> None:
     ]
     assert "…" not in done.output
     assert lines[-1] == f"written to {tmp_path / 'index.html'}"
+    request.getfixturevalue("no_pictures")
     assert plot(runs, "--out", tmp_path, "--quiet").output == ""
     wrong = plot(tmp_path / "none")
     assert wrong.exit_code == 1
