@@ -16,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from mpirun import mpi_run
 from tiny_files import cifar_files
 
+from qsparse.cli.commands import qsparse
 from qsparse.registry import build
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -58,7 +60,9 @@ def test_ci_runs_the_second_command(root: Path) -> None:
 @pytest.mark.parametrize(
     "command", [c for c in commands() if re.search("qsparse train(?! --import)", c) and "pip" not in c]
 )
-def test_options_of_the_training_commands_exist(command: str, tmp_path: Path) -> None:
+def test_options_of_the_training_commands_exist(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each training command runs, shortened to a few steps of the embedded data, on one rank if it can."""
     words = shlex.split(command)
     if "-async" in command:  # needs a coordinator beside its workers
@@ -70,10 +74,9 @@ def test_options_of_the_training_commands_exist(command: str, tmp_path: Path) ->
             words[words.index(option) + 1] = value
     if "--out" not in words:
         words += ["--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(qsparse, words[1:])
+    assert done.exit_code == 0, done.output
     assert (tmp_path / "summary.json").is_file()
 
 
@@ -253,17 +256,38 @@ def test_the_resnet_example_ends_where_one_rank_fails(root: Path, tmp_path: Path
     assert "a batch of 34 examples is larger than the rank's shard of 33" in done.stderr, done
 
 
+#: Calls a program several times in one job, because most of a short one is loading torch.
+CALLS = """
+    import contextlib, io, json, runpy, sys
+
+    program, calls = sys.argv[1], json.loads(sys.argv[2])
+    for words in calls:
+        sys.argv = [program, *words]
+        said, status = io.StringIO(), 0
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                runpy.run_path(program, run_name="__main__")
+            except SystemExit as end:
+                status = end.code
+        print(json.dumps([status, said.getvalue()]))
+"""
+
+
 def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
     """No epochs and no steps are refused as options are; no warm-up is one."""
     cifar_files(tmp_path)
-    words = [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
-    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}}
-    for option, value, least in (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0)):
-        refused = mpi_run(1, [*words, f"--{option}", str(value)], check=False, **settings)
-        assert refused.returncode == 2, refused
-        assert f"error: --{option} must be at least {least}, not {value}" in refused.stderr
-    done = mpi_run(1, [*words, "--warmup", "0", "--steps", "3"], **settings)
-    assert "after 3 steps" in done.stdout
+    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
+    lengths = (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0))
+    calls = [[*words, f"--{option}", str(value)] for option, value, _ in lengths]
+    calls.append([*words, "--warmup", "0", "--steps", "3"])
+    env = {"QSPARSE_CACHE": str(tmp_path / "cache")}
+    job = mpi_run(1, CALLS, root / CIFAR_EXAMPLE, json.dumps(calls), env=env)
+    *refused, (status, said) = map(json.loads, job.stdout.splitlines())
+    for (option, value, least), (code, why) in zip(lengths, refused, strict=True):
+        assert code == 2, why
+        assert f"error: --{option} must be at least {least}, not {value}" in why
+    assert status == 0, said
+    assert "after 3 steps" in said
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(100, 400), (0, 50), (3, 4), (5, 5), (7, 2)])
