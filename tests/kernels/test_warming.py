@@ -128,7 +128,7 @@ def warm(tmp_path_factory):
     """The environment of a machine on which ``qsparse warm`` was called."""
     folder = tmp_path_factory.mktemp("kernels")
     cache = {"NUMBA_CACHE_DIR": str(folder)}
-    warmed = finish(start([sys.executable, "-W", "error", "-m", "qsparse", "warm"], env=cache), 120)
+    warmed = finish(start([sys.executable, "-W", "error", "-m", "qsparse", "warm"], env=cache), 240)
     assert warmed.returncode == 0, warmed
     assert int(warmed.stdout.split()[1]) == len(files(folder)) > 40
     assert str(folder) in warmed.stdout
@@ -225,16 +225,17 @@ def test_a_disk_that_is_full_ends_no_run(tmp_path):
     assert "File too large" in said
 
 
-def test_a_torn_cache_is_compiled_anew_and_healed(tmp_path):
-    ranks(ALLREDUCE, NUMBA_CACHE_DIR=tmp_path)
-    torn = files(tmp_path)
+def test_a_torn_cache_is_compiled_anew_and_healed(warm, tmp_path):
+    cache = shutil.copytree(warm["NUMBA_CACHE_DIR"], tmp_path / "cache")
+    torn = files(cache)
     assert len(torn) > 5
     for path in torn:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    compiled, _, said = ranks(ALLREDUCE, NUMBA_CACHE_DIR=tmp_path)
-    assert sum(bool(names) for names in compiled) == 1
+    compiled, _, said = ranks(ALLREDUCE, NUMBA_CACHE_DIR=cache)
+    (most,) = [names for names in compiled if names]
+    assert len(most) > 5
     assert said.count("cannot be read") == 1
-    compiled, _, said = ranks(ALLREDUCE, NUMBA_CACHE_DIR=tmp_path)
+    compiled, _, said = ranks(ALLREDUCE, NUMBA_CACHE_DIR=cache)
     assert not any(compiled)
     assert "cannot be" not in said
 
