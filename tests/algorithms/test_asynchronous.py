@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bowl import Bowl
 from click.testing import CliRunner
-from mpirun import mpi_run
+from mpirun import mpi_train
 
 from qsparse.algorithm import Algorithm, Async, Sync
 from qsparse.cli.commands import qsparse
@@ -357,21 +359,39 @@ def test_refusals() -> None:
         check(algorithm(meeting=build("asynchronous(ahead=2)", "meeting")), ParameterServer(), 3)
 
 
-def test_trains_under_mpirun(tmp_path: Any) -> None:
-    """Real processes train digits, with batch statistics too, and all that was promised is written."""
-    import json
+JOB = ("--trigger", "randomgap(H=4)", "--meeting", "asynchronous(ahead=8)", "--epochs", "15")
+SLOWED = ("--trigger", "randomgap(H=2)", "--meeting", "asynchronous", "--model", "resnet20", "--steps", "6")
 
-    common = ["--trigger", "randomgap(H=4)"]
-    job = ["-m", "qsparse", "train", *common, "--meeting", "asynchronous(ahead=8)", "--epochs", "15"]
-    done = mpi_run(3, [*job, "--out", str(tmp_path)], timeout=120)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+
+def repeating(folder: Path) -> tuple[str, ...]:
+    """Options that repeat the run in a folder, while another rank is slow."""
+    return "--repeat", str(folder / "arrivals.jsonl"), "--straggler", "1:3"
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one job of three ranks: ``once``, ``slowed``, and ``again`` as the first one went."""
+    folder = tmp_path_factory.mktemp("processes")
+    lines = (
+        [*JOB, "--out", folder / "once"],
+        [*SLOWED, "--straggler", "1:9", "--out", folder / "slowed"],
+        [*JOB, *repeating(folder / "once"), "--out", folder / "again"],
+    )
+    mpi_train(3, lines, timeout=240)
+    return folder
+
+
+def test_trains_under_mpirun(processes: Path, tmp_path: Path) -> None:
+    """Real processes train digits, with batch statistics too, and all that was promised is written."""
+    once = processes / "once"
+    summary = json.loads((once / "summary.json").read_text())
     assert summary["exchange"] == "server(works=false)"
-    assert summary["test_accuracy"] > 0.9, done
+    assert summary["test_accuracy"] > 0.9, summary
     assert summary["workers"] == 2
     assert summary["messages"]["up"] == summary["messages"]["down"] > 0
     assert summary["staleness"]["max"] >= summary["staleness"]["mean"] >= 0
     assert sum(summary["staleness"]["counts"].values()) == summary["messages"]["up"]
-    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (once / "history.jsonl").read_text().splitlines()]
     assert lines[-1]["paper_bits"] == summary["paper_bits"]
     assert lines[-1]["messages"] == summary["messages"]
     # The coordinator counts what it hears and says as it goes; every step is evaluated once.
@@ -383,31 +403,21 @@ def test_trains_under_mpirun(tmp_path: Any) -> None:
     assert steps == sorted(set(steps))
     assert set(lines[0]) <= set(lines[-1])
     # Processes and threads repeat the run from its arrivals, bit for bit; without them they do not.
-    arrivals = tmp_path / "arrivals.jsonl"
+    arrivals = once / "arrivals.jsonl"
     staleness = [json.loads(line)["staleness"] for line in arrivals.read_text().splitlines()]
     assert np.mean(staleness) == pytest.approx(summary["staleness"]["mean"])
-    again = ["--repeat", str(arrivals), "--straggler", "1:3"]
-    mpi_run(3, [*job, *again, "--out", str(tmp_path / "mpi")], timeout=120)
-    there = ["--wire", "threads", "--ranks", "3", "--quiet", "--out", str(tmp_path / "threads")]
-    result = CliRunner().invoke(qsparse, [*job[2:], *again, *there])
+    there = ["--wire", "threads", "--ranks", "3", "--quiet", "--out", str(tmp_path)]
+    result = CliRunner().invoke(qsparse, ["train", *JOB, *repeating(once), *there])
     assert result.exit_code == 0, result.output
-    for out in (tmp_path / "mpi", tmp_path / "threads"):
+    for out in (processes / "again", tmp_path):
         assert json.loads((out / "summary.json").read_text())["model_sha256"] == summary["model_sha256"]
         assert (out / "arrivals.jsonl").read_text() == arrivals.read_text()
 
 
-def test_batch_statistics_under_mpirun(tmp_path: Any) -> None:
+def test_batch_statistics_under_mpirun(processes: Path) -> None:
     """A straggler delays nobody: it takes fewer steps; and a model with batch statistics trains."""
-    import json
-
-    common = ["--trigger", "randomgap(H=2)", "--meeting", "asynchronous"]
-    mpi_run(
-        3,
-        ["-m", "qsparse", "train", *common, "--model", "resnet20", "--steps",
-         "6", "--out", str(tmp_path), "--straggler", "1:9"],
-        timeout=120,
-    )  # fmt: skip
-    taken = [json.loads(line) for line in (tmp_path / "arrivals.jsonl").read_text().splitlines()]
+    lines = (processes / "slowed" / "arrivals.jsonl").read_text().splitlines()
+    taken = [json.loads(line) for line in lines]
     assert {line["about"] for line in taken} == {"model", "statistics"}
     steps = {rank: max(line["step"] for line in taken if line["rank"] == rank) for rank in (1, 2)}
     assert steps[1] < steps[2]

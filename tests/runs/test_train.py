@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from mpirun import Finished, finish, mpi_run, start
+from mpirun import Finished, finish, mpi_train, start
 from terminal import on_terminal
 
 from qsparse.cli.commands import qsparse
@@ -50,27 +50,17 @@ def summary(out: Path) -> dict[str, Any]:
     return found
 
 
-#: Several runs in one job, because most of a short one is loading torch.
-SERIES = """
-    import json, sys
-    from qsparse.cli.commands import qsparse
-
-    for args in json.loads(sys.argv[1]):
-        qsparse.main(["train", *args], standalone_mode=False)
-"""
-
-
 #: The folder of a run with the configuration of another one.
 AGAIN = "again"
 
 
 def processes(ranks: int, runs: dict[Path, Sequence[object]]) -> dict[Path, dict[str, Any]]:
     """Train on real ranks, once for each folder."""
-    lines = [[*SMALL, "--out", str(out), *map(str, args)] for out, args in runs.items()]
+    lines: list[list[object]] = [[*SMALL, "--out", out, *args] for out, args in runs.items()]
     # The last goes by what the first has left.
     first, again = next(iter(runs)), next(iter(runs)).parent / AGAIN
-    lines.append(["--quiet", "--config", str(first / "config.toml"), "--out", str(again)])
-    mpi_run(ranks, SERIES, json.dumps(lines), timeout=60)
+    lines.append(["--quiet", "--config", first / "config.toml", "--out", again])
+    mpi_train(ranks, lines)
     return {out: summary(out) for out in (*runs, again)}
 
 

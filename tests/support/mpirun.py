@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,21 @@ def mpi_run(
     if check and (finished.returncode or timed_out):
         raise AssertionError(f"{n} ranks{' timed out' * timed_out}: {finished}")
     return finished
+
+
+#: Calls ``qsparse train`` once for each list of words.
+_SERIES = """
+    import json, sys
+    from qsparse.cli.commands import qsparse
+
+    for words in json.loads(sys.argv[1]):
+        qsparse.main(["train", *words], standalone_mode=False)
+"""
+
+
+def mpi_train(n: int, lines: Sequence[Sequence[object]], timeout: float = 60) -> Finished:
+    """Train on ``n`` real ranks, once for each line of options, in one job that loads torch once."""
+    return mpi_run(n, _SERIES, json.dumps([[*map(str, line)] for line in lines]), timeout=timeout)
 
 
 def clean_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
