@@ -20,8 +20,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from qsparse import run
 from qsparse._moved import install as _find_moved_modules
 from qsparse._version import __version__
 from qsparse.process.guard import Duties, watch
@@ -33,17 +35,22 @@ if TYPE_CHECKING:
     from qsparse.link import Link
     from qsparse.payload import Payload
     from qsparse.registry import build, register, spell
+    from qsparse.run import RunConfig
     from qsparse.seeds import Seed
+    from qsparse.train import Trained
+    from qsparse.wire.base import Wire
 
 __all__ = [
     "Algorithm",
     "CompressedAllreduce",
     "Link",
     "Payload",
+    "RunConfig",
     "Seed",
     "__version__",
     "build",
     "register",
+    "run",
     "spell",
 ]
 
@@ -52,11 +59,33 @@ _HOMES = {
     "CompressedAllreduce": "allreduce",
     "Link": "link",
     "Payload": "payload",
+    "RunConfig": "run",
     "Seed": "seeds",
     "build": "registry",
     "register": "registry",
     "spell": "registry",
 }
+
+
+class _Callable(ModuleType):
+    """The room `qsparse.run`, called as a function: one run of a configuration."""
+
+    def __call__(self, config: RunConfig, wire: Wire | None = None) -> Trained:
+        """Do what ``qsparse train`` does; see `qsparse.train.train`.
+
+        >>> import qsparse
+        >>> config = qsparse.RunConfig(algorithm="sgd", model="softmax", steps=3, ranks=2)
+        >>> summary, history = qsparse.run(config)
+        >>> summary["ranks"], summary["steps"], [line["step"] for line in history]
+        (2, 3, [3])
+        """
+        from qsparse.train import train
+
+        return train(config, wire)
+
+
+# A module is an object like any other, so `qsparse.run` is a room and what one does with a configuration.
+run.__class__ = _Callable
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ def main() -> None:
     from qsparse.cli.streams import complained_of, prepare_streams
 
     prepare_streams()
-    from qsparse.cli.launch import thread_settings, threads_of_a_rank
+    from qsparse.cli.launch import thread_settings
     from qsparse.errors import SettingError
-    from qsparse.process.launchers import launched
+    from qsparse.process.launchers import launched, threads_of_a_rank
     from qsparse.process.supervisor import split
 
     try:

@@ -81,18 +81,6 @@ def thread_settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if not environ.get(name)}
 
 
-def threads_of_a_rank(environ: Mapping[str, str]) -> int:
-    """What OMP_NUM_THREADS says, 1 where it says nothing; SettingError where it is no number."""
-    text = environ.get("OMP_NUM_THREADS") or "1"
-    first = text.partition(",")[0].strip()
-    if not (first.isdecimal() and int(first) >= 1):
-        raise SettingError(
-            f"OMP_NUM_THREADS is {text!r}, which is no number of threads: set it to a whole number of at "
-            "least 1, or unset it, which is 1"
-        )
-    return int(first)
-
-
 def mpiexec_command(ranks: int) -> list[str]:
     """The beginning of a command that starts ``ranks`` ranks; the program follows.
 

@@ -15,6 +15,7 @@ from qsparse.errors import LaunchError, QsparseError, RankError, SettingError, S
 from qsparse.process import notice
 from qsparse.process.launchers import launched, rank_above, refusal_within
 from qsparse.registry import build
+from qsparse.train import check_ranks
 from qsparse.wire.base import Ranks, Wire
 
 
@@ -53,8 +54,7 @@ def on_ranks(
 def _launched(ranks: int | None, body: Callable[[Wire], Any], wire: Wire) -> Any:
     """Run a body on a rank that is a process; an error ends the job."""
     try:
-        if ranks is not None and ranks != wire.size:
-            raise SettingError(f"--ranks {ranks} was asked for and the launcher started {wire.size}")
+        check_ranks(ranks, wire.size)
         result = body(wire)
         wire.close()
         return result

@@ -10,31 +10,21 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from qsparse.cli.settings import make_settings
-from qsparse.cli.train import by_name, config_text, load_data, settle, train
+from qsparse.cli.train import config_of, settle, train
 from qsparse.errors import QsparseError, SettingError, installing
 from qsparse.rules import check
+from qsparse.run.config import OPTIONS, by_name
+from qsparse.run.making import make_settings
 from qsparse.seeds import Seed
 from qsparse.sweep.methods import Method, Sweep
 from qsparse.sweep.running import Run
 from qsparse.torch.models import build_model
+from qsparse.train import load_data
 
 #: Options of train that a sweep chooses by itself.
-_OURS: Final = ("out", "quiet", "name", "resume")
+_OURS: Final = (*(name for name, option in OPTIONS.items() if option.by_sweep), "quiet")
 #: Of these, one excludes the other; of two places that say it, the nearer one wins.
 _LENGTHS: Final = ("epochs", "steps")
-
-#: Options that say what a method is: with one of them a published method would be another one under its name.
-_PUBLISHED: Final = (
-    "algorithm",
-    "compressor",
-    "memory",
-    "trigger",
-    "participation",
-    "server",
-    "meeting",
-    "sync_every",
-)
 
 #: The options of train that all runs of a sweep may share.
 SHARED: Final = [p for p in train.params if p.name not in (*_OURS, "config")]
@@ -56,7 +46,7 @@ def given(ctx: click.Context, found: Sweep, chosen: Sequence[Method], lrs: str |
         typed = source is ParameterSource.COMMANDLINE
         flag = parameter.opts[0]
         # What a file says and every method sets has no effect: the config.toml of any run has an algorithm.
-        if found.source and name in _PUBLISHED and (typed or not _all_set(name, found.methods)):
+        if found.source and OPTIONS[name].says_method and (typed or not _all_set(name, found.methods)):
             where = flag if typed else f"{name!r} of --config {ctx.params['config']}"
             raise SettingError(
                 f"{where} says what a method is, and sweep {found.name} is of published methods: leave it "
@@ -156,7 +146,8 @@ def _named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in _OURS:
         if name in options:
             raise SettingError(f"{where} has {name!r}, which a sweep chooses by itself: leave it out")
-    return by_name(SHARED, options, where)
+    known = {str(p.name): OPTIONS[str(p.name)] for p in SHARED}
+    return by_name(known, options, where)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,11 +177,10 @@ def _config(argv: Sequence[str], where: str) -> str:
     """What train writes to config.toml with these words; refuses what train would refuse."""
     try:
         with train.make_context("train", list(argv)) as ctx:
-            options = ctx.params
-            settle(options)
-            settings = make_settings(options)
-            check(settings.algorithm, settings.exchange, options["ranks"] or 1)
-            return config_text(options, options["ranks"] or 1)
+            config = settle(ctx.params)
+            settings = make_settings(config)
+            check(settings.algorithm, settings.exchange, config.ranks or 1)
+            return config.text(config.ranks or 1)
     except click.UsageError as error:
         raise SettingError(f"{where}: {error.format_message()}") from None
     except QsparseError as error:
@@ -217,14 +207,14 @@ def check_problems(runs: Sequence[Run]) -> None:
     checked = set()
     for run in runs:
         with train.make_context("train", list(run.argv)) as ctx:
-            options = ctx.params
-        problem = (options["data"], options["data_dir"], options["model"])
+            config = config_of(ctx.params)
+        problem = (config.data, config.data_dir, config.model)
         if problem in checked:
             continue
         checked.add(problem)
-        data = load_data(options)
+        data = load_data(config)
         try:
-            build_model(options["model"], data.shape, data.classes, Seed(0))
+            build_model(config.model, data.shape, data.classes, Seed(0))
         except ModuleNotFoundError as error:
             raise SettingError(
                 f"sweep needs more than is installed ({error}): {installing('train')}"

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from qsparse.errors import SettingError
+
 _MATCH = (
     f"Start the program with the mpiexec that belongs to the library ({sys.prefix}/bin/mpiexec if it came "
     "with pip), or let mpi4py load the launcher's library (variable MPI4PY_LIBMPI)."
@@ -59,6 +61,18 @@ def rank_of(environ: Mapping[str, str]) -> int:
     3
     """
     return next((found for name in _RANKS if (found := _number(environ.get(name))) is not None), 0)
+
+
+def threads_of_a_rank(environ: Mapping[str, str]) -> int:
+    """What OMP_NUM_THREADS says, 1 where it says nothing; SettingError where it is no number."""
+    text = environ.get("OMP_NUM_THREADS") or "1"
+    first = text.partition(",")[0].strip()
+    if not (first.isdecimal() and int(first) >= 1):
+        raise SettingError(
+            f"OMP_NUM_THREADS is {text!r}, which is no number of threads: set it to a whole number of at "
+            "least 1, or unset it, which is 1"
+        )
+    return int(first)
 
 
 def launched(environ: Mapping[str, str]) -> bool:

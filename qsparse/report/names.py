@@ -12,6 +12,7 @@ from qsparse.compressors.composed import Composed
 from qsparse.errors import QsparseError
 from qsparse.link import Link
 from qsparse.registry import AXES, build, call, preset_and_settings, spell
+from qsparse.run.config import OPTIONS
 
 #: Presets that are one method each.
 _PAPERS: Final = {
@@ -45,7 +46,7 @@ _ORDER: Final = sorted(
     AXES, key=lambda axis: (axis not in ("compressor", "memory")) + axis.startswith("down")
 )
 #: Options by which runs of one method may differ.
-_OF_A_RUN: Final = frozenset(("seed", "data_dir", "threads", "wire", "imports", "name", "repeat"))
+_OF_A_RUN: Final = frozenset(name for name, option in OPTIONS.items() if option.repeats)
 
 
 def method(options: Mapping[str, Any]) -> str:

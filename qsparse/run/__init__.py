@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qsparse.run.config import RunConfig
     from qsparse.run.problem import Problem, Score
     from qsparse.run.settings import Settings
     from qsparse.run.training import run
 
-__all__ = ["Problem", "Score", "Settings", "run"]
+__all__ = ["Problem", "RunConfig", "Score", "Settings", "run"]
 
-_HOMES = {"Problem": "problem", "Score": "problem", "Settings": "settings", "run": "training"}
+_HOMES = {
+    "Problem": "problem",
+    "RunConfig": "config",
+    "Score": "problem",
+    "Settings": "settings",
+    "run": "training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,11 @@ from mpirun import finish, mpi_run, start
 
 import qsparse as package
 from qsparse.cli.commands import qsparse
-from qsparse.cli.settings import make_settings
-from qsparse.cli.train import train
+from qsparse.cli.train import config_of, train
 from qsparse.errors import SettingError
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build, kinds, names
+from qsparse.run.making import make_settings
 from qsparse.seeds import Seed
 
 
@@ -305,7 +305,7 @@ def test_only_train_needs_torch() -> None:
 def algorithm(line: str) -> dict[str, str]:
     """The axes of the algorithm that a line of options makes."""
     context = train.make_context("train", shlex.split(line))
-    return make_settings(context.params).algorithm.axes()
+    return make_settings(config_of(context.params)).algorithm.axes()
 
 
 @pytest.mark.parametrize(

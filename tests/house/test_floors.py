@@ -24,7 +24,7 @@ FLOORS = (
     ("rounds",),
     ("allreduce", "run", "testing"),
     ("report", "torch"),
-    ("bench", "reproduce", "sweep"),
+    ("bench", "reproduce", "sweep", "train"),
     ("cli",),
     ("__main__",),
 )

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 import qsparse.run.folder
 from qsparse.cli.commands import qsparse as command
 from qsparse.cli.naming import default_folder
+from qsparse.cli.train import config_of
 from qsparse.cli.train import train as train_command
 from qsparse.errors import CheckpointError, RankError, SettingError
 from qsparse.rules import natural_exchange
@@ -254,7 +255,7 @@ def test_a_loop_keeps_and_finds_its_own(tmp_path: Path) -> None:
 )
 def test_a_folder_is_named_after_what_the_run_is(line: str, name: str) -> None:
     with train_command.make_context("train", line.split()) as ctx:
-        assert default_folder(ctx.params, train_command.params) == Path("runs", name)
+        assert default_folder(config_of(ctx.params)) == Path("runs", name)
 
 
 def test_long_names_are_told_apart() -> None:
@@ -262,7 +263,7 @@ def test_long_names_are_told_apart() -> None:
     for k in (1, 2):
         words = ["--compressor", f"blockwise(topk(k={k}) >> qsgd(levels=15), layers=true)" * 3]
         with train_command.make_context("train", words) as ctx:
-            found.add(default_folder(ctx.params, train_command.params).name)
+            found.add(default_folder(config_of(ctx.params)).name)
     assert len(found) == 2
     assert all(len(name) <= 100 for name in found)
 

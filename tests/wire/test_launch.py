@@ -14,6 +14,7 @@ from mpirun import ROOT, clean_environment, finish, mpi_run, start
 
 from qsparse.cli import launch
 from qsparse.errors import LaunchError, SettingError
+from qsparse.process import launchers
 
 SCRIPTS = sorted(path for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch"))
 
@@ -156,10 +157,10 @@ def test_a_status_of_mpiexec_is_believed_if_there_are_results(
 
 def test_threads_of_a_rank() -> None:
     for given, threads in (({}, 1), ({"OMP_NUM_THREADS": ""}, 1), ({"OMP_NUM_THREADS": " 4 , 2"}, 4)):
-        assert launch.threads_of_a_rank(given) == threads
+        assert launchers.threads_of_a_rank(given) == threads
     for text in ("0", "-1", "many", ",2", "1.5"):
         with pytest.raises(SettingError, match="whole number of at least 1"):
-            launch.threads_of_a_rank({"OMP_NUM_THREADS": text})
+            launchers.threads_of_a_rank({"OMP_NUM_THREADS": text})
 
 
 def test_shared_memory_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
