@@ -1,1 +1,1 @@
-"""The life of a process: what started it, who watches it, how it is asked to stop, how it ends."""
+"""The life of a process: how it is started, watched, asked to stop, and how it ends."""

@@ -1,4 +1,4 @@
-"""What ends a rank: its launcher, a signal, an exception that nobody catches, the end of its program."""
+"""What ends a rank: its launcher, a signal, an exception that is not caught, the end of its program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsparse.errors import PeerGone
 from qsparse.process.launchers import die_with_launcher
 
 _guarded: int | None = None
-#: The hook for exceptions that is installed, the process in which it acts, and who it asks for duties.
+#: The installed hook for exceptions, the process in which it acts, and the function that gives its duties.
 _hook: Callable[..., None] | None = None
 _watched: int | None = None
 _asked: Callable[[], Duties | None]
@@ -31,21 +31,21 @@ class Duties(NamedTuple):
 
 
 def guard(duties: Duties) -> None:
-    """See to it that a rank does not outlive its job, and the job not the failure of a rank.
+    """Make sure that a rank ends with its job, and that the job ends when a rank fails.
 
-    Called by the first wire of more than one rank; does nothing the second time.
+    The first wire of more than one rank calls this; a second call does nothing.
 
-    * An exception that nobody catches, in any thread, is printed with the rank before each line, and
+    * An exception that is not caught, in any thread, is printed with the rank before each line, and
       ends the whole job. Without this the other ranks would wait for ever. (In the main thread, where
-      it ends the rank for certain, this is so from `watch` on.)
-    * A rank that ends without closing its wires says so to the others, and stays until they end, too.
+      it ends the rank for certain, this holds from `watch` on.)
+    * A rank that ends without closing its wires tells the others, and stays until they end, too.
     * On Linux a rank is killed when the launcher that started it dies.
-    * SIGUSR1 no longer kills: MPICH's launcher sends it when another rank has failed, Slurm before
-      it takes back a machine. A handler that is installed already stays (`notice` has one).
-    * The rank's supervisor, if it has one (`supervisor`), is told of an end that is no surprise.
+    * SIGUSR1 no longer kills: MPICH's launcher sends it when another rank has failed, and Slurm before
+      it takes back a machine. A handler that is already installed stays (`notice` has one).
+    * The rank's supervisor, if it has one (`supervisor`), is told of an end that is expected.
     """
     global _guarded
-    # Not before: the package is imported ahead of the command ``python -m qsparse.process.supervisor``.
+    # Imported here, because the command ``python -m qsparse.process.supervisor`` first imports the package.
     from qsparse.process.supervisor import begun
 
     begun()
@@ -63,7 +63,7 @@ def guard(duties: Duties) -> None:
 
 
 def failure(error: BaseException) -> str:
-    """What the others are told of an error: one line."""
+    """The line that tells the other ranks of an error."""
     first_line = str(error).partition("\n")[0]
     return f"has failed with {type(error).__name__}: {first_line}"
 
@@ -81,12 +81,13 @@ def _note_signal(duties: Duties, number: int, frame: FrameType | None) -> None:
 
 
 def watch(duties: Callable[[], Duties | None]) -> None:
-    """Let an exception that nobody catches end the job: called when the package is imported.
+    """Let an exception that is not caught end the job; called when the package is imported.
 
     A rank may fail before it has made a wire, while others already wait for it to make theirs.
 
     Args:
-        duties: asked when an exception has ended the program; None from one that is no rank among several.
+        duties: called when an exception has ended the program; returns None in a process that is not one of
+            several ranks.
     """
     global _hook, _watched, _asked
     _asked = duties
@@ -96,7 +97,7 @@ def watch(duties: Callable[[], Duties | None]) -> None:
     before: Callable[..., Any] = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # A forked child is no rank; and an interactive session goes on after an error.
+        # A forked child is not a rank, and an interactive session goes on after an error.
         found = _asked() if os.getpid() == _watched and not hasattr(sys, "ps1") else None
         if found is None:
             before(kind, error, trace)
@@ -124,7 +125,7 @@ def _hook_threads(duties: Duties) -> None:
 
 
 def _print_failure(error: BaseException, rank: int) -> None:
-    """Print a traceback, or only one line where another rank is to blame; in one write."""
+    """Print a traceback, or only one line where another rank has failed first; in one write."""
     import textwrap
     import traceback
 

