@@ -12,7 +12,7 @@ from qsparse.payload import Payload
 
 T = TypeVar("T")
 
-#: Receive from whoever comes first.
+#: Receive the message that comes first, from any rank.
 ANY: Final = -1
 
 
@@ -20,13 +20,13 @@ class Wire(ABC):
     """Carries frames between ``size`` ranks; knows nothing of vectors.
 
     A wire belongs to one rank and one thread. Messages between two ranks arrive in the order in
-    which they were sent. Frames are checked when they arrive, and only frames of qsparse do.
+    which they were sent. Frames are checked when they arrive; only frames of qsparse are accepted.
 
     Attributes:
         rank: this rank, 0 to size − 1.
         size: number of ranks.
         ledger: counts the bytes of every frame that is sent or received.
-        doing: what the rank is at, for those who read of a long wait; see `at`.
+        doing: what the rank is doing, which the lines about a long wait name; see `at`.
     """
 
     rank: int
@@ -36,7 +36,7 @@ class Wire(ABC):
 
     @contextmanager
     def at(self, doing: str) -> Iterator[None]:
-        """Say what the block is for, e.g. ``"the meeting of step 120"``: a long wait names it."""
+        """Name the work of the block, e.g. ``"the meeting of step 120"``: a long wait names it."""
         before, self.doing = self.doing, doing
         try:
             yield
@@ -47,16 +47,16 @@ class Wire(ABC):
     def send(self, payloads: Sequence[Payload], dest: int) -> None:
         """Hand frames to the wire as one message; returns at once.
 
-        The frames must not be changed until `flush` has returned. Progress is made in every call of
+        The frames must not be changed until `flush` has returned. Messages make progress in every call of
         `send`, `receive` and `flush`.
         """
 
     @abstractmethod
     def receive(self, source: int = ANY) -> tuple[int, list[Payload]]:
-        """Wait for the next message of a rank, or of any; returns its rank and its frames.
+        """Wait for the next message of one rank, or of any rank; return its rank and its frames.
 
         Raises:
-            WireError: the message is no sequence of sound frames (see `qsparse.payload`).
+            WireError: the message is not a sequence of valid frames (see `qsparse.payload`).
         """
 
     @abstractmethod
@@ -65,11 +65,11 @@ class Wire(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the wire holds; collective, after the last message of a sound job."""
+        """Release what the wire holds; collective, after the last message of a job without errors."""
 
     @abstractmethod
     def abort(self, status: int = 1) -> None:
-        """End the whole job at once, after what was written to standard error has left."""
+        """End the whole job at once, when everything that was written to standard error has left."""
 
     def _count(self, payloads: Sequence[Payload]) -> None:
         for payload in payloads:

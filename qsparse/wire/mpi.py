@@ -1,23 +1,23 @@
 """Ranks as processes of an MPI job.
 
-The files ``mpi*.py`` are the only ones that talk MPI, and mpi4py is imported by who makes a wire, not by
-who imports them. Five habits:
+The files ``mpi*.py`` are the only ones that call MPI. mpi4py is imported when a wire is made, not when these
+files are imported. Five rules:
 
 * *Own communicator.* Wires work on a copy of the communicator they are given, so messages of other code
-  cannot collide with theirs. Those of one communicator share the copy (`mpi_channel`), and each has a tag.
+  cannot collide with theirs. Wires of one communicator share the copy (`mpi_channel`), and each has a tag.
 * *No long blocking call.* MPI libraries wait by spinning, which takes the core from ranks that
   compute. A wire polls a few times and then sleeps, 20 µs at first, then a tenth of its wait so far, at
   most 1 ms.
 * *Chunks.* A message longer than ``chunk_bytes`` travels as an announcement and pieces in order, because a
   count above 2³¹ − 1 fails in some libraries.
-* *Farewells.* A rank that closes its wire, fails or ends without closing says so to all others; who
-  waits for it then gets a `WireError` instead of waiting for ever. A rank that ends goes on taking in
-  what others send until they have said farewell, too: afterwards MPI moves nothing, and the memory of
-  what is still on its way is gone with the interpreter, before MPI is.
-* *No endless wait.* A wait says for whom it waits, and ends (`waiting`); ranks that wait for each other
-  find out (`mpi_cycles`).
+* *Farewells.* A rank that closes its wire, fails or ends without closing says so to all others. A rank that
+  waits for it then gets a `WireError` instead of waiting for ever. A rank that ends goes on receiving what
+  others send until they have said farewell, too. After that MPI moves nothing, and the memory of messages
+  that are still on their way is freed with the interpreter, before MPI ends.
+* *No endless wait.* A wait says for which ranks it waits, and ends (`waiting`); ranks that wait for each
+  other find this out (`mpi_cycles`).
 
-What a message is, its first four bytes say: a frame's magic; ``QSPL`` and two numbers of 8 bytes, the
+The first four bytes of a message say what it is: a frame's magic; ``QSPL`` and two numbers of 8 bytes, the
 length of a message and of its pieces, which follow; or ``QSPX`` and the reason of a farewell, which is
 empty where a wire was closed. So all messages of a wire have one tag, and MPI keeps their order.
 """
@@ -70,9 +70,9 @@ _Buffer = npt.NDArray[np.uint8]
 
 @dataclass
 class _Arrival:
-    """A message on its way in: its memory, how much of it is matched, and what still writes to it.
+    """An arriving message: its memory, how much of it is matched, and which requests still write to it.
 
-    Of one that comes in pieces, ``piece`` is the length of each but the last; otherwise it is 0.
+    If it comes in pieces, ``piece`` is the length of each but the last; otherwise it is 0.
     """
 
     buffer: _Buffer
@@ -85,22 +85,22 @@ class MpiWire(Wire):
     """The wire of one process of an MPI job.
 
     Making and closing it are collective over the communicator, in one order on all ranks. Received frames
-    are memory of the receiver. `receive` from any rank goes round the ranks, beginning after the one it
-    served last, and takes at most one message of each ahead of time: a rank that sends much does not delay
-    the others, and its messages wait at its side.
+    are memory of the receiver. `receive` from any rank takes the ranks in turn, beginning after the one it
+    served last, and receives at most one message of each rank in advance. So a rank that sends much does not
+    delay the others; its messages wait at the sender.
 
     Args:
         comm: an intra-communicator of mpi4py; None is ``COMM_WORLD``.
         ledger: counts what is sent; a new one if not given.
         chunk_bytes: longer messages travel in pieces of this size; need not agree among the ranks.
-        limits: how long to wait; as the environment says unless given (see `qsparse.wire.waiting`).
+        limits: how long to wait; taken from the environment unless given (see `qsparse.wire.waiting`).
 
     Raises:
         LaunchError: MPI cannot be loaded or does not run, or the launcher announces more ranks than MPI sees.
         DisagreementError: ranks that make their wires in different orders.
         Stranded: a rank has ended without making this wire.
-        WaitTimeout: a rank has not come to make it. In every wait of a wire this means that a rank has
-            waited too long.
+        WaitTimeout: a rank has not come to make it. Every wait of a wire may raise this: a rank has waited
+            too long.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class MpiWire(Wire):
             guard(DUTIES)
         hear_of_finalize()
         channel = channel_of(comm)
-        #: Which of the wires on this communicator it is, from 1 on; its tag.
+        #: The number of this wire among those on this communicator, from 1 on; it is also the tag.
         self.number = 1 if channel is None else channel.next_number()
-        #: By rank: its last message, how many it was sent, how many of it were had.
+        #: By rank: its last message, how many messages were sent to it, how many were received from it.
         self.heard: dict[int, Heard] = {}
         self.sent, self.had = [0] * self.size, [0] * self.size
-        # Ranks may arrive far apart: they meet by polling, so that Dup, which spins, is short.
+        # Ranks may arrive far apart: they wait by polling first, so that Dup, which spins, is short.
         before = {} if channel is None else channel.heard
         meet(comm if channel is None else channel.comm, self.number, self.limits, before)
         for wire in list(wires_open):
@@ -170,7 +170,7 @@ class MpiWire(Wire):
         if not payloads:
             raise WireError(f"rank {self.rank} sends rank {dest} a message without frames")
         frames = [payload.frame for payload in payloads]
-        # One frame leaves from where it lies; only several have to be laid end to end.
+        # A single frame is sent without a copy; several have to be put end to end.
         message = frames[0] if len(frames) == 1 else memoryview(bytearray().join(frames))
         if len(message) <= self._chunk:
             self._post(message, dest)
@@ -210,7 +210,7 @@ class MpiWire(Wire):
             wait.rest(self.move())
 
     def close(self) -> None:
-        """Release what the wire holds; collective, after the last message of a sound job.
+        """Release what the wire holds; collective, after the last message of a job without errors.
 
         Ranks that still wait for a message of this one get a `WireError`. Messages that were sent
         and never received are dropped with a warning.
@@ -242,9 +242,9 @@ class MpiWire(Wire):
     def leave(self) -> None:
         """Close the wire without waiting for the others, after an error; not collective.
 
-        Ranks that still wait for a message of this one get a `WireError`. What the others have sent and
-        still send is dropped. The wire is let go when they have closed or left it, too, and this rank makes
-        another; until then a rank that fails lets the others print their messages (see `abort`).
+        Ranks that still wait for a message of this one get a `WireError`. Messages that the others have sent
+        or still send are dropped. The wire is freed when the others have closed or left it, too, and this
+        rank makes another wire. Until then a rank that fails lets the others print their messages (`abort`).
         """
         if self._closed:
             return
@@ -255,26 +255,26 @@ class MpiWire(Wire):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed or left."""
+        """Whether the wire was closed or left."""
         return self._closed
 
     def let_go(self) -> None:
-        """Forget a wire that was left, if nothing more can come."""
+        """Free a wire that was left, if no more messages can come."""
         try:
             while self.move():
                 pass
-        except WireError:  # a message that nobody would read
+        except WireError:  # a message that no rank would read
             return
         if not self.busy():
             self.forget()
             self.channel.leave(self)
 
     def sum_dense(self, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
-        """MPI's own Allreduce of float32 arrays, not counted: what compressed exchanges are held against."""
+        """MPI's own Allreduce of float32 arrays, not counted; compressed exchanges are compared with it."""
         self._comm.Allreduce(x, out, self._mpi.SUM)
 
     def abort(self, status: int = 1) -> NoReturn:
-        """End the whole job at once, after what was written to standard error has left.
+        """End the whole job at once, when everything that was written to standard error has left.
 
         The other ranks are told, and get up to two seconds to print their own messages.
         """
@@ -284,34 +284,34 @@ class MpiWire(Wire):
     # --- What the other files of this wire use -----------------------------------------------
 
     def depart(self, reason: str) -> None:
-        """Tell every other rank that this one will send nothing more; why, unless it closes its wire."""
+        """Tell every other rank that this one will send nothing more, and why; no reason where it closes."""
         for rank in range(self.size):
             if rank != self.rank:
                 self._post(_FAREWELL + reason.encode()[:500], rank)
 
     def busy(self) -> bool:
-        """Whether something is on its way, or a rank has not said farewell, which comes last."""
+        """Whether a message is on its way, or a rank has not said farewell (its last message)."""
         return bool(self._flying) or len(self._gone) < self.size - 1
 
     def move(self) -> bool:
-        """Let go of what has left and take in what has arrived; whether there was any.
+        """Free what has left and receive what has arrived; return whether there was any.
 
-        Taking in what others send is what lets two ranks flush towards each other.
+        Two ranks can flush messages to each other because each receives what the other sends.
         """
         moved = self._progress()
         return self._pump(range(self.size)) or moved
 
     def awaited(self, source: int = ANY) -> list[int]:
-        """The ranks of which something can still come."""
+        """The ranks from which a message can still come."""
         ranks = range(self.size) if source == ANY else [source]
         return [rank for rank in ranks if rank != self.rank and rank not in self._gone]
 
     def takers(self) -> list[int]:
-        """The ranks that have not taken all that they were sent."""
+        """The ranks that have not received everything that was sent to them."""
         return sorted({rank for _, _, rank in self._flying})
 
     def forget(self) -> None:
-        """Be closed."""
+        """Mark the wire as closed, and drop it from the list of open wires."""
         self._closed = True
         wires_open.remove(self)
 
@@ -324,7 +324,7 @@ class MpiWire(Wire):
             raise WireError(f"there is no rank {rank} on a wire of {self.size} ranks")
 
     def _wait(self, text: str, ranks: Callable[[], list[int]], *, inquires: bool = False) -> Wait:
-        """A wait that says for whom it is; one for a message also asks what they wait for."""
+        """A wait that names the ranks it waits for; one for a message also asks what they wait for."""
         inquiry: Inquiry | None = None
 
         def waits() -> str:
@@ -355,7 +355,7 @@ class MpiWire(Wire):
             self._flying.append((request, buffer, dest))
 
     def _progress(self) -> bool:
-        """Let go of the memory of what has left; whether anything has."""
+        """Free the memory of messages that have left; return whether any has."""
         if not self._flying:
             return False
         done = self._mpi.Request.Testsome([request for request, _, _ in self._flying])
@@ -366,7 +366,7 @@ class MpiWire(Wire):
         return True
 
     def _pump(self, sources: Iterable[int]) -> bool:
-        """Take in what has arrived, at most one message of each source; whether anything has."""
+        """Receive what has arrived, at most one message of each source; return whether any has."""
         if not self._arrivals and not self._comm.Iprobe(self._mpi.ANY_SOURCE, self.number):
             return False  # one question for all ranks: the cost of waiting does not grow with them
         moved = False
@@ -379,7 +379,7 @@ class MpiWire(Wire):
         while True:
             arrival = self._arrivals.get(source)
             if arrival is None or arrival.matched < len(arrival.buffer):
-                # A matched probe: what is found here is what is received, also beside other threads.
+                # A matched probe receives exactly the message that it has found, also with other threads.
                 message = self._comm.Improbe(source, self.number, self._status)
                 if message is None:
                     return moved
@@ -402,7 +402,7 @@ class MpiWire(Wire):
             moved = True  # an announcement: its pieces are next
 
     def _complete(self, source: int, arrival: _Arrival) -> bool:
-        """Put a message where it belongs; False if it only announces one."""
+        """Take a complete message by its kind; return False if it only announces another."""
         if not arrival.piece:
             kind = arrival.buffer[:4].tobytes()
             if kind == _LONG:
@@ -425,7 +425,7 @@ class MpiWire(Wire):
             raise Corrupted(f"{where}: it announces {length} bytes, more than there is memory") from None
 
     def _refuse(self, source: int, message: Any, count: int) -> NoReturn:
-        """Give up a message whose pieces do not add up; what came instead of a piece is kept."""
+        """Give up a message whose pieces do not fit; what came instead of a piece is kept."""
         arrival = self._arrivals.pop(source)
         self._flying += [(request, arrival.buffer, source) for request in arrival.requests]
         where = f"rank {self.rank} refuses a message of rank {source}"
@@ -455,7 +455,7 @@ class MpiWire(Wire):
         return payloads
 
     def _hopeless(self, source: int) -> str:
-        """Why a rank with nothing to receive would wait for ever, or nothing."""
+        """Why a rank with nothing to receive would wait for ever; empty if it would not."""
         wait = f"rank {self.rank} waits for a message of"
         if source == ANY and not self._own:
             for rank, reason in sorted(self._gone.items()):

@@ -1,9 +1,9 @@
 """What the wires of one communicator share: a copy of it, and notes between its ranks.
 
-MPI libraries have some two thousand communicators in all, so the copy is made once and kept with the
-communicator; each wire has a tag of its own on it. Tag 0 is for notes: what a rank that has waited for
-some seconds says of its wait (see `mpi_cycles`), and that a rank has ended, also to ranks that wait for it
-to make their next wire.
+MPI libraries have about two thousand communicators in all, so the copy is made once and kept with the
+communicator. Each wire has its own tag on it. Tag 0 is for notes: a rank that has waited for some seconds
+describes its wait in one (see `mpi_cycles`), and a rank that has ended says so, also to ranks that wait for
+it to make their next wire.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Note(NamedTuple):
     """What a waiting rank says of its wait to another.
 
     Attributes:
-        serial: of the wait, among those of its process.
-        wire: on which it waits.
-        had: how many messages of the rank that is told it has had there.
-        alone: it waits for that rank alone, and no other thread of its process could send.
-        seen: the serial of the other's own wait, if a message of this rank is all that can end that.
-        waits: in words, for what.
+        serial: the number of the wait, among those of its process.
+        wire: the number of the wire on which it waits.
+        had: how many messages it has received there from the rank that gets the note.
+        alone: whether it waits for that rank only, and no other thread of its process could send.
+        seen: the serial of the other's own wait, if only a message of this rank can end that.
+        waits: in words, for what it waits.
     """
 
     serial: int
@@ -48,7 +48,7 @@ class Note(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A rank's newest note, and how it came."""
+    """A rank's newest note, and when, on which channel and from which rank it came."""
 
     at: float
     channel: Channel
@@ -63,7 +63,7 @@ notes: dict[Hashable, Received] = {}
 gone: dict[Hashable, str] = {}
 
 _keyval: int | None = None
-#: Meetings that were given up, and the memory that MPI may still write to.
+#: Requests of calls of `meet` that were given up, with the memory that MPI may still write to.
 _abandoned: list[Any] = []
 
 
@@ -99,12 +99,12 @@ class Channel:
         return number
 
     def enter(self, wire: MpiWire) -> None:
-        """A wire was made, on all ranks."""
+        """Note that a wire was made, on all ranks."""
         self._newest = wire.number
         self.wires[wire.number] = wire
 
     def leave(self, wire: MpiWire) -> None:
-        """A wire is closed, on all ranks."""
+        """Note that a wire is closed, on all ranks."""
         del self.wires[wire.number]
         self._free_if_done()
 
@@ -118,13 +118,13 @@ class Channel:
         return newest
 
     def clear(self, now: float) -> None:
-        """Take in notes from time to time, also where a rank never waits for long."""
+        """Receive notes from time to time, also where a rank never waits for long."""
         if now >= self._due:
             self._due = now + 5.0
             self.take_notes()
 
     def orphan(self) -> None:
-        """The communicator is freed; wires that are still open go on."""
+        """Note that the communicator is freed; wires that are still open go on."""
         self._orphan = True
         self._free_if_done()
 
@@ -134,7 +134,7 @@ class Channel:
             self.comm.Free()
 
     def post(self, dest: int, content: dict[str, Any]) -> None:
-        """Send a note: so short that it leaves whatever the other does."""
+        """Send a note, which is so short that it leaves whatever the other rank does."""
         text = json.dumps(content).encode()
         with self._lock:
             self._forget_sent()
@@ -156,7 +156,7 @@ class Channel:
         self._flying = [(request, text) for request, text in self._flying if not request.Test()]
 
     def take_notes(self) -> None:
-        """Take in the notes that have come."""
+        """Receive the notes that have come."""
         status = self._mpi.Status()
         while (message := self.comm.Improbe(self._mpi.ANY_SOURCE, _NOTES, status)) is not None:
             text = bytearray(status.Get_count(self._mpi.BYTE))
@@ -169,13 +169,13 @@ class Channel:
 
 
 def take_notes() -> None:
-    """Take in the notes that have come on any channel."""
+    """Receive the notes that have come on any channel."""
     for channel in list(channels):
         channel.take_notes()
 
 
 def channel_of(comm: Any) -> Channel | None:
-    """The channel of a communicator, where it has one."""
+    """The channel of a communicator, or None where it has none."""
     found: Channel | None = None if _keyval is None else comm.Get_attr(_keyval)
     return found
 
@@ -201,7 +201,7 @@ def meet(comm: Any, number: int, limits: Limits, heard: dict[int, Heard]) -> Non
     """
     MPI = running_mpi()
     rank, size = comm.Get_rank(), comm.Get_size()
-    # Each tells each its number, directly, so that what has arrived shows who is there.
+    # Each rank sends its number to each other, so that the arrivals show which ranks are there.
     said, told = np.full(size, number, np.int32), np.zeros(size, np.int32)
     each, places = [1] * size, list(range(size))
     request = comm.Ialltoallv([said, each, places, MPI.INT32_T], [told, each, places, MPI.INT32_T])
@@ -248,5 +248,5 @@ def world_ranks(comm: Any) -> list[Hashable]:
     finally:
         ours.Free()
         all_of_them.Free()
-    # A process of another world is known by its place here alone.
+    # A process of another world is named by its rank here.
     return [(id(comm), i) if rank == MPI.UNDEFINED else rank for i, rank in enumerate(found)]

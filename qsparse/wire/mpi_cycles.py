@@ -1,14 +1,14 @@
-"""Two ranks that wait for each other: found out in seconds, without being wrong.
+"""Two ranks that wait for each other find this out in seconds, and never by mistake.
 
-A rank waits for a message of another on one wire, the other for one of the first, mostly on another
-wire: objects that are called in another order on each rank. Neither can know alone. But each knows how
-many messages it has sent the other, so when it is told of the other's wait and how many of them the
-other has had there, it knows whether anything but a message of its own can end that wait. It says so in
-a note of its own. A rank that has seen that of the other's wait, and is told that the other has seen it
-of this very wait, knows that both last for ever.
+One rank waits for a message of another on one wire, and the other waits for a message of the first, mostly
+on another wire, because objects are called in another order on each rank. Neither can know this alone. But
+each knows how many messages it has sent the other. When it is told of the other's wait, and how many
+messages the other has received there, it knows whether anything but its own message can end that wait. It
+says so in a note. A rank that has seen this of the other's wait, and is told that the other has seen it of
+its own present wait, knows that both waits last for ever.
 
-All of that holds only where nobody else sends in a rank's name, so nothing is concluded in processes of
-several threads, nor of ranks that wait for one of several. Their waits end by time.
+This holds only where no other thread sends in a rank's name. So nothing is concluded in processes of several
+threads, nor for ranks that wait for any of several ranks. Their waits end by the limits of time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from qsparse.wire.mpi_channel import Channel, Note, Received, channels, notes, t
 if TYPE_CHECKING:
     from qsparse.wire.mpi import MpiWire
 
-#: A wait of so many seconds is told to those for whom it is, unless the first warning comes earlier.
+#: After so many seconds a wait is told to the ranks that it is for, unless the first warning comes earlier.
 TELLING: Final = 5.0
 
 _serials = itertools.count(1)
 
 
 class Inquiry:
-    """What a rank that waits to receive says to others, and hears of theirs.
+    """What a rank that waits to receive tells others of its wait, and hears of theirs.
 
     Args:
-        wire: on which it waits.
-        rank: for whom, if for one rank only.
-        waits: in words, for what.
+        wire: the wire on which it waits.
+        rank: the rank for which it waits, if for one only.
+        waits: in words, for what it waits.
     """
 
     def __init__(self, wire: MpiWire, rank: int | None, waits: Callable[[], str]) -> None:
@@ -48,14 +48,14 @@ class Inquiry:
         self._begin = time.monotonic()
 
     def look(self) -> None:
-        """Take in notes, and say what they change.
+        """Receive notes, and send what follows from them.
 
         Raises:
-            DisagreementError: the rank for whom this one waits waits for this one.
+            DisagreementError: this rank waits for another, which waits for this one.
         """
         take_notes()
         channel = self._wire.channel
-        # Another thread of this process could send, also one that has not yet done so.
+        # Another thread of this process could send, even if it has not yet done so.
         single = threading.active_count() == 1
         partner = None if self._rank is None else channel.world[self._rank]
         if partner is not None:
@@ -65,13 +65,13 @@ class Inquiry:
             if came is not None and seen and came.note.seen == self._serial:
                 raise DisagreementError(self._sentence(self._rank, came))
             self._say(channel, self._rank, partner, came, single, seen)
-        # Whoever waits for this rank learns what that waits for.
+        # Ranks that wait for this one learn what it waits for.
         for other, came in list(notes.items()):
             if other != partner and came.channel in channels:
                 self._say(came.channel, came.source, other, came, False, 0)
 
     def told(self, ranks: list[int]) -> str:
-        """What ranks have said of waits of theirs since this one began, in words."""
+        """In words, what ranks have said of their waits since this one began."""
         lines = []
         for rank in ranks[:8]:
             came = notes.get(self._wire.channel.world[rank])
@@ -88,7 +88,7 @@ class Inquiry:
             return
         self._said[who] = state
         wire = self._wire
-        # What it has had is asked of those only for whom this rank waits, on the wire's own channel.
+        # The number of received messages counts only for ranks that this one waits for, on its channel.
         had = wire.had[dest] if channel is wire.channel else 0
         channel.post(dest, Note(self._serial, wire.number, had, alone, seen, self._waits())._asdict())
 
@@ -107,6 +107,6 @@ class Inquiry:
 
 
 def _stuck(came: Received) -> bool:
-    """Can nothing but a message of this rank end the wait that was told?"""
+    """Whether only a message of this rank can end the wait that the note describes."""
     wire = came.channel.wires.get(came.note.wire)
     return came.note.alone and wire is not None and wire.sent[came.source] == came.note.had

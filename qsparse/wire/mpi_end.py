@@ -1,4 +1,4 @@
-"""What MPI wires do when a rank ends: they tell the others, and let messages arrive."""
+"""What MPI wires do when a rank ends: they tell the others, and wait until messages have arrived."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _rank = -1
 
 
 def world_rank() -> int:
-    """This process's rank in the job, also when MPI has ended; −1 where it has not begun."""
+    """This process's rank in the job, also after MPI has ended; −1 before it has begun."""
     global _rank
     MPI = load_mpi()
     if MPI.Is_initialized() and not MPI.Is_finalized():
@@ -40,7 +40,7 @@ def world_rank() -> int:
 
 
 def end_job(status: int, reason: str) -> NoReturn:
-    """Tell the others, let them print, end the job."""
+    """Tell the others, let them print their messages, and end the job."""
     MPI = load_mpi()
     _flush_output()
     ended()
@@ -57,7 +57,7 @@ def end_job(status: int, reason: str) -> NoReturn:
 
 
 def say_farewell() -> None:
-    """Tell the others that this rank ends, and stay until they do: MPI would wait for them as well."""
+    """Tell the others that this rank ends, and stay until they end: MPI would wait for them as well."""
     if load_mpi().Is_finalized():
         return
     if channels or wires_open:
@@ -88,18 +88,18 @@ def _tell(reason: str) -> Sequence[MpiWire]:
     for channel in channels:
         channel.say_farewell(reason)
     for wire in wires:
-        if not wire.closed:  # one that was left has said so, and the others may have let it go since
+        if not wire.closed:  # a wire that was left has said so, and the others may have freed it since
             wire.depart(reason)
     return wires
 
 
 def _stay(wires: Sequence[MpiWire], patience: Patience, seconds: float) -> None:
-    """Take in what others send until all have said farewell, too."""
+    """Receive what others send until all have said farewell, too."""
     deadline = time.monotonic() + seconds
     while any(wire.busy() for wire in wires) or not all(channel.silent() for channel in channels):
         moved = False
         for wire in wires:
-            with contextlib.suppress(WireError):  # a refused message, which nobody would read
+            with contextlib.suppress(WireError):  # a refused message, which no rank would read
                 moved |= wire.move()
         if time.monotonic() > deadline:
             return
@@ -108,7 +108,7 @@ def _stay(wires: Sequence[MpiWire], patience: Patience, seconds: float) -> None:
 
 @functools.cache
 def hear_of_finalize() -> None:
-    """Say farewell also where a program ends MPI by itself while its wires are open; by the first wire.
+    """Say farewell also where a program ends MPI while its wires are open; the first wire calls this.
 
     MPI_Finalize begins with deleting the attributes of ``COMM_SELF``, while messages still travel
     (MPI 4.1, section 11.2.4).
@@ -118,7 +118,7 @@ def hear_of_finalize() -> None:
 
     def ends(*_: object) -> None:
         say_farewell()
-        # Their communicators end with MPI, and may not be freed from then on.
+        # Their communicators end with MPI, and may not be freed after that.
         channels.clear()
 
     MPI.COMM_SELF.Set_attr(MPI.Comm.Create_keyval(delete_fn=ends), True)

@@ -1,4 +1,4 @@
-"""The MPI of this process: is it there, does it run, and who else is in the job?"""
+"""The MPI of this process: whether it is installed and runs, and which other ranks are in the job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsparse.process.launchers import REMEDIES, announced_size, processes_of_tor
 
 
 def load_mpi() -> Any:
-    """The module ``mpi4py.MPI``; importing it starts MPI, unless it is told not to.
+    """The module ``mpi4py.MPI``; importing it starts MPI, unless mpi4py is set not to start it.
 
     Raises:
         LaunchError: it cannot be loaded.
@@ -27,10 +27,10 @@ def load_mpi() -> Any:
 
 
 def running_mpi() -> Any:
-    """The module ``mpi4py.MPI``, of an MPI that runs; everything else it would answer by killing the process.
+    """The module ``mpi4py.MPI``, if MPI runs; calls to an MPI that does not run kill the process.
 
     Raises:
-        LaunchError: it does not run, not yet or not any more; or as `load_mpi`.
+        LaunchError: MPI does not run yet or any more, or cannot be loaded (see `load_mpi`).
     """
     MPI = load_mpi()
     if not MPI.Is_initialized():
@@ -47,11 +47,11 @@ def running_mpi() -> Any:
 
 
 def launch_check(environ: Mapping[str, str] | None = None) -> None:
-    """Refuse a launcher that announces several ranks beside a world of one, and a larger group of torch.
+    """Refuse a launcher that announces several ranks where MPI sees one, and a larger group of torch.
 
-    Launcher and MPI library of different makers do not fail: they start N jobs of one rank, each of
-    which trains alone and overwrites the results of the others. So do processes of which torch knows and
-    MPI does not.
+    A launcher and an MPI library of different makers do not fail: they start N jobs of one rank, each of
+    which trains alone and overwrites the results of the others. Processes that torch knows of and MPI does
+    not would do the same.
 
     Raises:
         LaunchError: with the launcher's variable, the library and the remedy; or MPI does not run.
@@ -86,7 +86,7 @@ def library() -> tuple[str, str]:
 
 
 def note_own_end() -> None:
-    """Let the others see that this rank has ended, also where it has never made a wire; see `ended_here`."""
+    """Show the others that this rank has ended, even if it has never made a wire; see `ended_here`."""
     MPI = running_mpi()
     if MPI.Comm.Get_parent() == MPI.COMM_NULL:
         launchers.note_end(MPI.COMM_WORLD.Get_rank())
@@ -95,12 +95,12 @@ def note_own_end() -> None:
 def ended_here() -> set[int]:
     """The ranks of COMM_WORLD on this machine that have ended."""
     MPI = running_mpi()
-    # Ranks that were spawned have a world of their own, with the same numbers.
+    # Spawned ranks have a world of their own, with the same numbers.
     return launchers.ended_here() if MPI.Comm.Get_parent() == MPI.COMM_NULL else set()
 
 
 def local_ranks(comm: Any = None) -> tuple[int, int]:
-    """This rank among the ranks on the same machine, and how many these are; collective."""
+    """The number of this rank among the ranks on its machine, and how many there are; collective."""
     MPI = running_mpi()
     node = (MPI.COMM_WORLD if comm is None else comm).Split_type(MPI.COMM_TYPE_SHARED)
     try:

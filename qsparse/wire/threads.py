@@ -1,7 +1,7 @@
 """Ranks as threads of one process: for tests, notebooks and more workers than cores.
 
-Frames are copied and parsed again by who receives them, so every check of `qsparse.payload` is as
-real here as between processes.
+Frames are copied, and the receiver parses them again, so every check of `qsparse.payload` is made here as
+between processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qsparse.registry import register
 from qsparse.wire.base import ANY, Ranks, T, Wire
 from qsparse.wire.waiting import Alarm, Heard, Limits, last_heard, named
 
-#: Seconds in which ranks that are left may end when another has waited too long for one of them.
+#: Seconds in which the other ranks may end when one has waited too long for another.
 _GRACE: Final = 2.0
 
 
@@ -39,7 +39,7 @@ class _Departure:
 class _Hub:
     """What the ranks share; everything is guarded by one lock.
 
-    Each rank has one queue per sender: `receive` can then go round the senders, and a sender of
+    Each rank has one queue per sender. So `receive` can take the senders in turn, and a sender of
     many messages does not delay the others.
     """
 
@@ -74,7 +74,7 @@ class _Hub:
             condition.notify_all()
 
     def hopeless(self, rank: int, source: int) -> str:
-        """Why a rank with nothing to receive would wait for ever, or nothing."""
+        """Why a rank with nothing to receive would wait for ever; empty if it would not."""
         if self.verdict:
             return self.verdict
         if source == ANY:
@@ -91,7 +91,7 @@ class _Hub:
         return ""
 
     def deadlocked(self) -> str:
-        """That every rank that is left waits for another, or nothing."""
+        """The sentence that every remaining rank waits for another; empty where that is not so."""
         if len(self.waiting) < self.size - len(self.departed):
             return ""
         if any(self.pending(rank, source) for rank, source in self.waiting.items()):
@@ -120,7 +120,7 @@ class ThreadWire(Wire):
 
     @classmethod
     def group(cls, size: int) -> list[ThreadWire]:
-        """The wires of ``size`` ranks, for who starts the threads himself or needs only one rank.
+        """The wires of ``size`` ranks, for code that starts the threads itself or needs only one rank.
 
         >>> (alone,) = ThreadWire.group(1)
         >>> alone.send([Payload.build([b"hello"])], 0)
@@ -168,7 +168,7 @@ class ThreadWire(Wire):
                 alarm.look()
             queues = hub.queues[self.rank]
             if source == ANY:
-                # Start after the sender served last: who sends much must not keep the others waiting.
+                # Start after the sender that was served last: one that sends much must not delay the others.
                 order = (rank % self.size for rank in range(self._next, self._next + self.size))
                 source = next(rank for rank in order if queues[rank])
                 self._next = source + 1
@@ -181,7 +181,7 @@ class ThreadWire(Wire):
         return source, payloads
 
     def flush(self) -> None:
-        """Nothing to wait for: frames are copied when they are sent."""
+        """Return at once: frames are copied when they are sent."""
 
     def close(self) -> None:
         if not self._closed:
@@ -189,7 +189,7 @@ class ThreadWire(Wire):
             self._hub.depart(self.rank, "has closed its wire", failed=False)
 
     def abort(self, status: int = 1) -> NoReturn:
-        """End the run: raises `WireError` here, and in every rank that waits or will wait."""
+        """End the run: raise `WireError` here, and in every rank that waits or will wait."""
         sys.stdout.flush()
         sys.stderr.flush()
         message = f"rank {self.rank} has aborted the run with status {status}"
@@ -210,12 +210,12 @@ class ThreadWire(Wire):
 
 
 def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None = None) -> list[T]:
-    """Run ``body(wire)`` on ``size`` ranks, each a thread; the results in the order of the ranks.
+    """Run ``body(wire)`` on ``size`` ranks, each a thread; return the results in the order of the ranks.
 
     If a rank fails, ranks that wait for it are woken, and the exception of the lowest rank that
     failed by itself is raised after all threads have ended. Ranks that wait for each other in a
-    circle, or for a rank that has ended, are found out at once; one that waits for a rank that computes
-    says so after a while, and ends the run after another (see `qsparse.wire.waiting`).
+    circle, or for a rank that has ended, are detected at once. A rank that waits for one that computes
+    says so after a first limit of time, and ends the run after a second one (see `qsparse.wire.waiting`).
 
     Args:
         size: number of ranks.
@@ -223,8 +223,8 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
         timeout: seconds for the whole run; None waits for ever.
 
     Raises:
-        WireError: the time is over (with the stack of every thread that still runs), or every rank
-            that is left waits for a message that nobody sends.
+        WireError: the time is over (with the stack of every thread that still runs), or every
+            remaining rank waits for a message that no rank sends.
         WaitTimeout: a rank has waited too long, with the stack of every thread that still runs.
 
     >>> def hello(wire: Wire) -> str:
@@ -248,7 +248,7 @@ def run_threads(size: int, body: Callable[[Wire], T], *, timeout: float | None =
         else:
             hub.depart(wire.rank, "has ended", failed=False)
 
-    # Daemons: a rank that never returns must not keep the interpreter from ending.
+    # Daemons, because a rank that never returns must not keep the interpreter from ending.
     threads = [
         threading.Thread(target=live, args=(wire,), name=f"rank {wire.rank}", daemon=True) for wire in wires
     ]
@@ -291,7 +291,7 @@ def _running(threads: Sequence[threading.Thread]) -> bool:
 
 
 def _stacks(threads: Sequence[threading.Thread]) -> str:
-    """Where each thread stands that has not ended."""
+    """The stack of each thread that has not ended."""
     frames = sys._current_frames()
     return "".join(
         f"\n{thread.name} is at\n{''.join(traceback.format_stack(frames[thread.ident]))}"
@@ -309,7 +309,7 @@ def _give_up(hub: _Hub, threads: Sequence[threading.Thread], timeout: float | No
 
 
 def _leave_behind(threads: Sequence[threading.Thread], failures: dict[int, BaseException]) -> None:
-    """A rank has waited too long: the rank that it has waited for is not waited for here, either."""
+    """Stop waiting for the threads after a rank has waited too long for one of them."""
     deadline = time.monotonic() + _GRACE
     while _running(threads) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,14 +1,14 @@
-"""Waiting for other ranks: asleep, and neither without a word nor for ever.
+"""Waiting for other ranks: asleep, with warnings, and not for ever.
 
-A wait that has lasted a while says on standard error for whom it waits, and says so again after twice the
-time, after four times, and so on. After another while it ends, with `WaitTimeout`. Both times are settable:
+A wait that has lasted a while says on standard error for which ranks it waits. It says so again after twice
+the time, after four times, and so on. After a longer time it ends, with `WaitTimeout`. Both times can be set:
 
 * ``QSPARSE_WAIT_WARN``: seconds until the first line; 60 unless set, 0 is never.
 * ``QSPARSE_WAIT_END``: seconds until the end; 1800 unless set, 0 is never. Ranks that only wait for the
-  others to end, with nothing left to say to them, wait for ever unless it is set: what the others do then
-  is not known here.
+  others to end, with nothing left to send them, wait for ever unless it is set, because what the others do
+  then is not known here.
 
-What counts is the time in which nothing has moved.
+The time counts from the last message that has moved.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SHORT, _LONG = 20e-6, 1e-3
 
 
 class Limits(NamedTuple):
-    """How long a rank waits, in seconds; infinite is never.
+    """How long a rank waits, in seconds; infinity means never.
 
     Attributes:
-        warn: until it says so.
-        end: until it gives up.
-        leave: until it gives up waiting for others to end, when it has ended itself.
+        warn: seconds until it says that it waits.
+        end: seconds until it gives up.
+        leave: seconds until it gives up waiting for others to end, when it has ended itself.
     """
 
     warn: float
@@ -44,10 +44,10 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Limits:
-        """What the environment says.
+        """The limits that the environment sets.
 
         Raises:
-            SettingError: a variable that is no number of seconds.
+            SettingError: a variable that is not a number of seconds.
         """
         warn, end = _seconds(environ, _WARN), _seconds(environ, _END)
         return cls(warn, end, end if environ.get(_END) else math.inf)
@@ -70,31 +70,31 @@ def _seconds(environ: Mapping[str, str], name: str) -> float:
 
 
 class Patience:
-    """Waiting that leaves the core to others: polls at once, then with growing sleeps."""
+    """Waiting that leaves the core to others: polls without sleeping at first, then with growing sleeps."""
 
     def __init__(self) -> None:
         self._polls = 0
         self._pause = _SHORT
 
     def rest(self, moved: bool) -> None:
-        """Called after each poll; ``moved`` says whether the poll found something to do."""
+        """Sleep if it is time to; called after each poll, and ``moved`` says whether that found work."""
         if moved:
             self._polls, self._pause = 0, _SHORT
         elif self._polls < 20:
             self._polls += 1
         else:
             time.sleep(self._pause)
-            # A tenth more each time is a tenth of the wait so far: what is overslept is little beside it.
+            # A sleep grows by a tenth each time, so it is a tenth of the wait so far: little is overslept.
             self._pause = min(1.1 * self._pause, _LONG)
 
 
 class Alarm:
-    """When a wait in which nothing moves is told of, and when it ends.
+    """Tells of a wait in which nothing moves, and ends it when it is too long.
 
     Args:
         rank: the rank that waits.
         warn, end: seconds, as in `Limits`.
-        describe: says for what, for whom, and what is known of them: ``"for a message of rank 1: …"``.
+        describe: says what it waits for, of which ranks, and what is known: ``"for a message of rank 1: …"``.
     """
 
     def __init__(self, rank: int, warn: float, end: float, describe: Callable[[], str]) -> None:
@@ -104,15 +104,15 @@ class Alarm:
         self._describe = describe
 
     def left(self) -> float:
-        """Seconds until something is due; infinite: never."""
+        """Seconds until a warning or the end is due; infinity means never."""
         return max(min(self._next, self._end) - self.waited(), 0.0)
 
     def waited(self) -> float:
-        """Seconds without a movement."""
+        """Seconds in which nothing has moved."""
         return time.monotonic() - self.since
 
     def look(self) -> None:
-        """Say what is due.
+        """Print the warning that is due, if any.
 
         Raises:
             WaitTimeout: the wait has lasted too long.
@@ -134,11 +134,11 @@ class Alarm:
 
 
 class Wait(Patience):
-    """Patience with an alarm, which is set when the sleeps have become long: before, it costs nothing.
+    """Patience with an alarm, which is made only when the sleeps have become long; a short wait needs none.
 
     Args:
         alarm: makes the alarm.
-        consult: asked about every tenth of a second from when the sleeps are long; may raise.
+        consult: called about every tenth of a second once the sleeps are long; may raise.
     """
 
     def __init__(self, alarm: Callable[[], Alarm], consult: Callable[[float], None] | None = None) -> None:
@@ -149,7 +149,7 @@ class Wait(Patience):
         self._due = 0.0
 
     def rest(self, moved: bool) -> None:
-        """As of `Patience`."""
+        """Sleep as `Patience` does, and look at the alarm."""
         super().rest(moved)
         if moved:
             self._alarm = None
@@ -174,7 +174,7 @@ class Heard(NamedTuple):
 
     @classmethod
     def now(cls, payload: Payload) -> Heard:
-        """The message of this payload, which has just come."""
+        """The message with this payload, which has just come."""
         return cls(time.monotonic(), payload.kind, payload.way, payload.step)
 
     def __str__(self) -> str:
@@ -186,7 +186,7 @@ class Heard(NamedTuple):
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Ranks in words, a few of many.
+    """Ranks in words; of many only the first few.
 
     >>> named([3]), named([0, 2]), named(range(20)), named([])
     ('rank 3', 'ranks 0, 2', 'ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more', 'no other rank')
@@ -199,6 +199,6 @@ def named(ranks: Sequence[int]) -> str:
 
 
 def last_heard(ranks: Sequence[int], heard: Mapping[int, Heard]) -> str:
-    """When each rank was last heard of, in words; a few of many."""
+    """In words, when each rank was last heard of; of many only the first few."""
     told = (str(heard[rank]) if rank in heard else "not heard of yet" for rank in ranks[:8])
     return ", ".join(f"rank {rank} {each}" for rank, each in zip(ranks, told, strict=False))
