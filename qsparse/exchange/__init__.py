@@ -1,4 +1,4 @@
-"""Exchanges: importing the room registers them all."""
+"""Exchanges; importing this package registers all of them."""
 
 from qsparse.exchange.allgather import AllGather
 from qsparse.exchange.base import Exchange, ExchangeClaims

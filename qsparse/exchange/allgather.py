@@ -1,4 +1,4 @@
-"""Everybody hears everybody, so every rank coordinates for itself."""
+"""Every rank receives every payload, so each rank is its own coordinator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qsparse.wire.base import Wire
 @register("allgather")
 @dataclass(frozen=True)
 class AllGather(Exchange):
-    """Each worker sends its payload to all others; the answer is worked out everywhere alike."""
+    """Each worker sends its payload to all others; every rank computes the same answer."""
 
     @property
     def claims(self) -> ExchangeClaims:
@@ -31,9 +31,9 @@ class AllGather(Exchange):
         return ExchangeClaims(answers=False)
 
     def gather(self, wire: Wire, message: Payload | None) -> list[Payload]:
-        """Send to the ranks behind this one in turn, so that no rank is everybody's first.
+        """Send to the ranks after this one in turn, so that not all ranks send to the same rank first.
 
-        An error is raised only when all have spoken, so that the next round finds nothing left over.
+        An error is raised only when all payloads have come, so that nothing is left over for the next round.
         """
         assert message is not None
         for step in range(1, wire.size):
@@ -47,10 +47,10 @@ class AllGather(Exchange):
         return same_step(payloads)
 
     def say(self, wire: Wire, make: Callable[[], Payload], step: int = 0) -> list[Payload]:
-        """Gather what ``make`` returns on each rank; where it raises, an ERROR is said in its place.
+        """Gather what ``make`` returns on each rank; where it raises, an ERROR is sent in its place.
 
-        That rank raises what it raised, the others RankError, and the next round finds nothing left
-        over.
+        That rank raises the error of ``make``, the others raise RankError, and nothing is left over for the
+        next round.
         """
         try:
             message = make()
@@ -62,12 +62,12 @@ class AllGather(Exchange):
         return self.gather(wire, message)
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
-        """Nothing travels: every rank has made the same answer."""
+        """Return the answer without a message: every rank has made the same one."""
         assert reply is not None
         return reply
 
     def fail(self, wire: Wire, error: Payload) -> None:
-        """Tell everyone."""
+        """Send the ERROR to every other rank."""
         for rank in range(wire.size):
             if rank != wire.rank:
                 wire.send([error], rank)

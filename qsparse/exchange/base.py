@@ -30,10 +30,10 @@ class ExchangeClaims:
 
 
 class Exchange(ABC):
-    """Brings the workers' payloads to whoever coordinates, and the answer back.
+    """Brings the workers' payloads to the coordinator, and the answer back.
 
     One round is one `gather` and one `broadcast` on every rank. An exchange has settings and no
-    state; the wire is handed to every call.
+    state; every call is given the wire.
     """
 
     kind: ClassVar[str] = "exchange"
@@ -48,7 +48,7 @@ class Exchange(ABC):
         """Refuse a number of ranks that the settings do not fit."""
 
     def workers(self, size: int) -> list[int]:
-        """The ranks that work."""
+        """The ranks that are workers."""
         return list(range(size))
 
     def coordinates(self, rank: int) -> bool:
@@ -57,7 +57,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def gather(self, wire: Wire, message: Payload | None) -> list[Payload] | None:
-        """Hand in this rank's payload (None from a rank that does not work).
+        """Hand in this rank's payload (None from a rank that is not a worker).
 
         Returns:
             The payloads of all workers in rank order where this rank coordinates, else None.
@@ -75,27 +75,27 @@ class Exchange(ABC):
         """
 
     def broadcast_to(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
-        """As `broadcast`, but of the workers only some are told; the others get a SKIP.
+        """Bring the answer to some of the workers only; the others get a SKIP.
 
         Args:
             wire, reply: as for `broadcast`.
-            asked: for each worker in rank order, whether it is told; None where no rank coordinates.
+            asked: for each worker in rank order, whether it gets the answer; None where no rank coordinates.
 
         Raises:
-            CompositionError: an exchange that answers all ranks alike.
+            CompositionError: this exchange sends all ranks the same answer.
         """
         raise CompositionError(f"{spell(self)} answers all ranks alike: use exchange server")
 
     @abstractmethod
     def fail(self, wire: Wire, error: Payload) -> None:
-        """Send an ERROR to the ranks that wait for this one, in place of what it owed them."""
+        """Send an ERROR to the ranks that wait for this one, in place of the payload that they expect."""
 
     def relays(self, rank: int) -> bool:
         """Whether a rank that was told of an error must tell the others."""
         return False
 
     def notify(self, wire: Wire, error: BaseException, step: int) -> None:
-        """Errors travel the road of the data: called by a rank that gives up, before it raises."""
+        """Send an error the same way as the data; a rank that gives up calls this before it raises."""
         if not isinstance(error, RankError):
             origin, reason = wire.rank, f"{type(error).__name__}: {error}"
         elif self.relays(wire.rank):
@@ -111,18 +111,18 @@ class Rooted(Exchange):
     root: int
 
     def check(self, size: int) -> None:
-        """The root must be a rank, and somebody must work."""
+        """Refuse a root that is not a rank, and an exchange without workers."""
         if not 0 <= self.root < size:
             raise SettingError(f"{spell(self)}: there is no rank {self.root} among {size} ranks")
         if not self.workers(size):
             raise SettingError(f"{spell(self)}: with {size} rank nobody is left to work; start more ranks")
 
     def coordinates(self, rank: int) -> bool:
-        """The root does."""
+        """Whether this rank is the root, which merges reports and makes the answer."""
         return rank == self.root
 
     def gather(self, wire: Wire, message: Payload | None) -> list[Payload] | None:
-        """Each worker sends to the root; the root receives in rank order."""
+        """Send this worker's payload to the root, which receives in rank order."""
         if wire.rank != self.root:
             assert message is not None
             wire.send([message], self.root)
@@ -137,11 +137,11 @@ class Rooted(Exchange):
         return same_step(payloads)
 
     def relays(self, rank: int) -> bool:
-        """The root does."""
+        """Whether this rank is the root, which must tell the others of an error."""
         return rank == self.root
 
     def fail(self, wire: Wire, error: Payload) -> None:
-        """The root tells everyone; the others tell the root."""
+        """Send the ERROR from the root to all others, or from another rank to the root."""
         told = range(wire.size) if wire.rank == self.root else (self.root,)
         for rank in told:
             if rank != wire.rank:
@@ -149,19 +149,19 @@ class Rooted(Exchange):
 
 
 def error_payload(origin: int, step: int, reason: str) -> Payload:
-    """What travels in place of the payload that a failing rank owed."""
+    """The message that a failing rank sends in place of its payload."""
     return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.CONTROL, origin=origin, step=step)
 
 
 def receive_one(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
-    """The next message, which holds one frame; an ERROR is raised as RankError."""
+    """Receive the next message, which holds one frame; an ERROR is raised as RankError."""
     rank, payload = receive_any_kind(wire, source)
     raise_error(payload)
     return rank, payload
 
 
 def receive_any_kind(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
-    """The next message, which holds one frame, an ERROR too."""
+    """Receive the next message, which holds one frame; an ERROR is returned like any other."""
     rank, payloads = wire.receive(source)
     if len(payloads) != 1:
         raise WireError(
@@ -171,25 +171,25 @@ def receive_any_kind(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
 
 
 def raise_error(payload: Payload) -> None:
-    """Raise an ERROR as RankError."""
+    """Raise RankError if the payload is an ERROR."""
     if payload.kind is Kind.ERROR:
         raise RankError(payload.origin, payload.step, payload.text)
 
 
-#: What ranks are in that send each other updates.
+#: The name of the call in which ranks send each other updates.
 UPDATES: Final = "an exchange of updates"
 #: The call that ends a loop, where ranks that took fewer steps than others are found.
 FINISH: Final = "finish()"
 
 
 def note(wire: Wire, call: str, step: int = 0, said: Any = None) -> Payload:
-    """Says that this rank is in a call for all ranks, and besides what JSON can say."""
+    """A control message that names the call for all ranks that this rank is in, with further JSON data."""
     text = json.dumps({"call": call, "said": said}).encode()
     return Payload.build([text], way=Way.CONTROL, origin=wire.rank, step=step)
 
 
 def call_of(payload: Payload) -> str:
-    """What the rank is in that sent a payload: an exchange of updates, or the call that its note names."""
+    """The call that the sender of a payload is in: an exchange of updates, or the call its note names."""
     if payload.way is not Way.CONTROL:
         return UPDATES
     try:
@@ -199,7 +199,7 @@ def call_of(payload: Payload) -> str:
 
 
 def same_step(payloads: list[Payload]) -> list[Payload]:
-    """Refuse a round in which ranks stand at different steps, or exchange updates while others call."""
+    """Refuse a round with ranks at different steps, or with updates of some and notes of other ranks."""
     if len({(payload.step, payload.way is Way.CONTROL) for payload in payloads}) > 1:
         raise DisagreementError(_apart(payloads))
     return payloads
@@ -213,7 +213,7 @@ def same_call(payloads: list[Payload]) -> list[Payload]:
 
 
 def _apart(payloads: list[Payload]) -> str:
-    """Why a round cannot go on."""
+    """The reason why a round cannot go on: which ranks are in which call."""
     ranks: dict[tuple[str, int], list[int]] = {}
     for payload in payloads:
         ranks.setdefault((call_of(payload), payload.step), []).append(payload.origin)

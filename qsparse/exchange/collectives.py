@@ -1,4 +1,4 @@
-"""How ranks talk about small things, as JSON: what each has, and whether all have the same."""
+"""Small control data between ranks, as JSON: what each rank has, and whether all have the same."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ T = TypeVar("T")
 
 
 def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str = "the start") -> T:
-    """Make something on every rank, and go on only if all could and all made the same.
+    """Make an object on every rank, and go on only if all ranks could, and all made the same.
 
     Args:
         wire: between the ranks.
-        make: returns the thing and the settings that must be equal on all ranks.
-        call: what is named where other ranks are elsewhere.
+        make: returns the object and the settings that must be equal on all ranks.
+        call: the name of this call in the error, where other ranks are in another call.
 
     Raises:
-        DisagreementError: on every rank, with both spellings, or with what ranks are in instead.
-        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+        DisagreementError: on every rank, with both spellings, or with the calls that ranks are in instead.
+        RankError: on the other ranks, where ``make`` raised on one; that rank raises the error of ``make``.
     """
     made: list[T] = []
 
@@ -38,7 +38,7 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str
     with wire.at(f"the agreement on settings in {call}"):
         greetings = AllGather().say(wire, greet)
     everybodys = [json.loads(greeting.text) for greeting in greetings]
-    # Another release may greet in another way.
+    # Another release may send other settings in its greeting.
     if len({settings.get("qsparse") for settings in everybodys}) == 1:
         same_call(greetings)
     difference = _difference(everybodys)
@@ -49,7 +49,7 @@ def agree(wire: Wire, make: Callable[[], tuple[T, Mapping[str, Any]]], call: str
 
 def _difference(settings: list[dict[str, Any]]) -> str:
     for rank, other in enumerate(settings):
-        # What else differs between releases is no reason of its own.
+        # Other differences between two releases are not reasons of their own.
         for name in sorted(settings[0].keys() | other.keys(), key=lambda name: (name != "qsparse", name)):
             ours, theirs = settings[0].get(name), other.get(name)
             if ours != theirs:
@@ -64,10 +64,10 @@ def _difference(settings: list[dict[str, Any]]) -> str:
 
 
 def everybodys(wire: Wire, make: Callable[[], Any], step: int = 0) -> list[Any]:
-    """What ``make`` returns on each rank, as JSON tells it; collective.
+    """What ``make`` returns on each rank, sent as JSON; collective.
 
     Raises:
-        RankError: on the other ranks where ``make`` raised on one, which raises what it raised.
+        RankError: on the other ranks, where ``make`` raised on one; that rank raises the error of ``make``.
     """
 
     def speak() -> Payload:

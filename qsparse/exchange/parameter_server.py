@@ -1,4 +1,4 @@
-"""Everybody talks to one rank."""
+"""All workers send to one rank, which answers each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ParameterServer(Rooted):
 
     Args:
         root: the rank that coordinates.
-        works: whether the root is a worker too, or only serves.
+        works: whether the root is a worker too, or only the coordinator.
     """
 
     root: int = 0
@@ -30,15 +30,15 @@ class ParameterServer(Rooted):
         return ExchangeClaims(broadcasts_to_some=True, serves=not self.works and self.root == 0)
 
     def workers(self, size: int) -> list[int]:
-        """All ranks, or all but the root."""
+        """All ranks, or all except the root."""
         return [rank for rank in range(size) if self.works or rank != self.root]
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
-        """The root sends the answer to each rank in turn."""
+        """Send the answer from the root to each rank in turn."""
         return self.broadcast_to(wire, reply, None)
 
     def broadcast_to(self, wire: Wire, reply: Payload | None, asked: Sequence[bool] | None) -> Payload:
-        """The root sends the answer to who is asked (None: to all), and a SKIP to the others."""
+        """Send the answer to the workers that are asked (None: to all), and a SKIP to the others."""
         if wire.rank != self.root:
             return receive_one(wire, self.root)[1]
         assert reply is not None

@@ -11,12 +11,12 @@ from qsparse.wire.base import Wire
 
 
 def children(position: int, size: int) -> list[int]:
-    """Whom a position of a binomial tree over 0 … size − 1 sends to, the largest subtree first.
+    """The children of a position in a binomial tree over 0 … size − 1, the largest subtree first.
 
     >>> children(0, 6), children(2, 6), children(4, 6)
     ([4, 2, 1], [3], [5])
     """
-    # Position p hangs below p without its lowest bit, so it may set any bit below that one.
+    # The parent of p is p without its lowest set bit, so p's children set any bit below that one.
     below = position & -position if position else 1 << (size - 1).bit_length()
     steps = []
     while below > 1:
@@ -37,7 +37,7 @@ class TreeBroadcast(Rooted):
     root: int = 0
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
-        """Receive from the parent and from nobody else, pass on to the children."""
+        """Receive from the parent only, and pass the answer on to the children."""
         if reply is None:
             position = (wire.rank - self.root) % wire.size
             parent = position & (position - 1)
@@ -48,7 +48,7 @@ class TreeBroadcast(Rooted):
         return reply
 
     def relays(self, rank: int) -> bool:
-        """Every rank does: its children wait for it alone."""
+        """True for every rank, because its children wait for it alone."""
         return True
 
     def fail(self, wire: Wire, error: Payload) -> None:
