@@ -18,9 +18,9 @@ from qsparse.errors import LaunchError, SettingError
 from qsparse.ledger import ACTIVITIES
 from qsparse.types import Vector
 
-#: Calls with the same vectors after which the mean of the results is held against the true mean.
+#: Calls with the same vectors after which the mean of the results is compared with the true mean.
 FEEDBACK: Final = 20
-#: What is measured of ours unless told otherwise: few bytes, and few errors.
+#: The compressors that are measured unless others are given: one of few bytes, one of small errors.
 COMPRESSORS: Final = ("topk(ratio=0.01) >> sign", "uniform(bits=10)")
 
 DENSE: Final = "MPI Allreduce, dense"
@@ -33,7 +33,7 @@ said, else of one result."""
 
 @dataclass
 class Call:
-    """One call on one rank: seconds, those of its parts, and bytes by ledger and by the link's counter."""
+    """One call on one rank: its seconds, those of its parts, bytes by ledger and by the link's counter."""
 
     seconds: float
     parts: dict[str, float] | None = None
@@ -42,18 +42,18 @@ class Call:
 
 
 class Method(ABC):
-    """A way to the mean of one vector."""
+    """A way to compute the mean of one vector over the ranks."""
 
     name: str
-    #: Does it say later what it has not said?
+    #: Whether it keeps what it has not sent, and sends it later.
     remembers = True
 
     def warm(self) -> None:
-        """What must happen before it is as it is used."""
+        """Do what happens once before normal use."""
 
     @abstractmethod
     def call(self) -> tuple[Call, Vector]:
-        """Once; what it took, and the mean, (n,), which the next call of any method may overwrite."""
+        """Call it once: what it took, and the mean, (n,), which the next call of any method may overwrite."""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class _Gloo(Method):
 @dataclass
 class _Hook(Method):
     name: str
-    hooked: Any  # torch's, which this room does not know
+    hooked: Any  # of torch, which this package does not import
     dense_steps: int
 
     @property
@@ -123,7 +123,7 @@ class _Ours(Method):
         return CompressedAllreduce(self.place.wire, self.name, "errorfeedback")
 
     def warm(self) -> None:
-        # What the first call of this size costs; the memory of the object that is measured stays empty.
+        # Another object pays for the first call of this size, so the memory of the measured one stays empty.
         self._make()(self.x.copy())
 
     def call(self) -> tuple[Call, Vector]:
@@ -141,11 +141,11 @@ def measure(place: Place, n: int, rounds: int, compressors: Sequence[str], seed:
     """All methods on the same vectors, in turn; collective.
 
     Args:
-        place: this rank's.
-        n: coordinates of each rank's vector, normal numbers of its own.
+        place: the place of this rank.
+        n: coordinates of each rank's vector; each rank draws its own normal numbers.
         rounds: calls of each method that are timed.
-        compressors: of ours, with error feedback.
-        seed: of the vectors.
+        compressors: those of qsparse that are measured, with error feedback.
+        seed: the seed of the vectors.
     """
     from qsparse.torch import ddp
 
@@ -217,7 +217,7 @@ def _in_turn(place: Place, methods: Sequence[Method], rounds: int, exact: Vector
 
 
 def _idle_bytes(place: Place) -> int:
-    """What the link sends for the barrier of a measurement, which is not the method's."""
+    """The bytes that the link sends for the barrier of a measurement, which do not belong to the method."""
     found = []
     for _ in range(9):
         place.barrier()
@@ -228,7 +228,7 @@ def _idle_bytes(place: Place) -> int:
 
 
 def _summary(everybody: Sequence[Sequence[dict[str, Any]]], rounds: int) -> Measured:
-    """Medians over the calls: of the slowest rank's seconds, of the mean rank's parts and bytes."""
+    """Medians over the calls: of the slowest rank's seconds, and of the ranks' mean parts and bytes."""
     together = list(zip(*everybody, strict=True))
     timed = together[:rounds]
 
@@ -254,7 +254,7 @@ def _summary(everybody: Sequence[Sequence[dict[str, Any]]], rounds: int) -> Meas
 
 
 def table(measured: Measured) -> str:
-    """What was measured, as a text."""
+    """The table of what was measured, as text."""
     settings, rows = measured["settings"], measured["methods"]
     dense = next(row["seconds"] for row in rows if row["name"] == DENSE)
     link = f"links of {settings['rate']}" if settings["rate"] else "shared memory"
@@ -283,7 +283,7 @@ def table(measured: Measured) -> str:
 
 
 def check(n: int, rounds: int) -> None:
-    """Refuse numbers that measure nothing."""
+    """Refuse numbers with which nothing would be measured."""
     for option, value in (("--n", n), ("--rounds", rounds)):
         if value < 1:
             raise SettingError(f"{option} must be at least 1, not {value}")

@@ -1,9 +1,9 @@
-"""Compressors on one rank: how long a message takes, beside the least that touches the same memory.
+"""Compressors on one rank: how long a message takes, compared with one addition over the same memory.
 
-What is timed goes through the public parts: ours is ``Sender.draft`` and ``Sender.commit`` of a link
-(add the memory, compress to a frame, keep what was not said), decoding is ``accumulate_into``. Beside them,
-in the same round, run one ``numpy.add(m, v, out=t)`` over three vectors of the same size, and for the
-top-k rows two pipelines that choose the same entries and keep the same residual, but code no frame.
+What is timed goes through the public parts: encoding is ``Sender.draft`` and ``Sender.commit`` of a link
+(add the memory, compress to a frame, keep what was not sent), decoding is ``accumulate_into``. In the same
+round, one ``numpy.add(m, v, out=t)`` over three vectors of the same size is timed, and for the top-k rows
+two pipelines that choose the same entries and keep the same residual, but write no frame.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Settings:
 
     Args:
         n: how many values a vector has.
-        shares: which parts of them top-k keeps.
-        rounds: how many are timed, after one that is not.
-        threads: of a rank.
+        shares: which shares of the values top-k keeps.
+        rounds: how many rounds are timed, after one that is not.
+        threads: the number of threads of a rank.
     """
 
     n: int = RESNET50
@@ -70,17 +70,18 @@ class Row:
     """One compressor on one vector length; times are medians over the rounds.
 
     Attributes:
-        compressor, memory: as they are spelled.
+        compressor, memory: their spellings.
         part: ``encode`` (draft and commit) or ``decode`` (decode and add).
-        kept: k, the values that speak.
-        milliseconds: of one message.
-        gigabytes_per_second: 4n bytes, the vector once, in that time.
-        to_add: that time over the one of `numpy.add` in the same round, median of these ratios.
-        torch_topk, argpartition: the pipeline's time over ours in the same round, median; None: no such.
-        wire_bits: 8 × bytes of the frame, header included, over k.
-        position_bits: the same without the bits of the values, where not all n values speak.
-        bound_bits: log2 C(n, k)/k, below which no code of k positions among n can stay for all sets.
-        every_millisecond: of each round.
+        kept: k, the number of values that are sent.
+        milliseconds: the time of one message.
+        gigabytes_per_second: 4n bytes, the vector once, divided by that time.
+        to_add: that time divided by the time of `numpy.add` in the same round; the median of these ratios.
+        torch_topk, argpartition: the pipeline's time divided by that of qsparse in the same round; the
+            median, None where there is no such pipeline.
+        wire_bits: 8 × bytes of the frame, header included, divided by k.
+        position_bits: the same without the bits of the values, where not all n values are sent.
+        bound_bits: log2 C(n, k)/k; no code of k positions among n can need fewer bits for all sets.
+        every_millisecond: the times of all rounds.
     """
 
     compressor: str
@@ -115,7 +116,7 @@ class Bar:
 
 
 _ONE_PERCENT: Final = ("topk(ratio=0.01) >> sign", "errorfeedback")
-#: For one thread and vectors of ResNet-50's size.
+#: The limits for one thread and vectors of ResNet-50's size.
 BARS: Final = (
     Bar(*_ONE_PERCENT, "encode", "to_add", 1.7),
     Bar("topk(ratio=0.001) >> sign", "errorfeedback", "encode", "to_add", 1.4),
@@ -130,7 +131,7 @@ BARS: Final = (
 
 
 def cases(shares: Sequence[float]) -> list[tuple[str, str]]:
-    """(compressor, memory) of every row."""
+    """The pair (compressor, memory) of every row."""
     sparse = [f"topk(ratio={share:g}) >> {quantizer}" for quantizer in
               ("sign", "uniform(bits=2)", "qsgd(levels=15)") for share in shares]  # fmt: skip
     return [
@@ -143,11 +144,11 @@ def cases(shares: Sequence[float]) -> list[tuple[str, str]]:
 
 
 def measure(settings: Settings, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure every row; the result is plain data, as it stands in the JSON file.
+    """Measure every row; the result is plain data, as written to the JSON file.
 
     Args:
         settings: what is measured.
-        say: told of each case before it begins.
+        say: called with a line about each case before it begins.
     """
     torch = _torch_with(settings.threads)
     rows: list[Row] = []
@@ -179,7 +180,7 @@ class NumpyTopK:
         self.residual, self._target, self._size = (np.zeros(n, np.float32) for _ in range(3))
 
     def step(self, v: Vector) -> np.ndarray:
-        """Say v; returns the kept positions, in no order."""
+        """Send v; returns the kept positions, in no particular order."""
         target = np.add(v, self.residual, out=self._target)
         size = np.abs(target, out=self._size)
         kept = np.argpartition(size, v.size - self.k)[v.size - self.k :]
@@ -190,24 +191,24 @@ class NumpyTopK:
 
 
 def said_by_sign(xp: Any, values: Any) -> Any:
-    """±‖v‖₁/k, with numpy or torch."""
+    """The values as ±‖v‖₁/k, with numpy or torch."""
     scale = xp.abs(values).mean()
     return xp.where(values < 0, -scale, scale)
 
 
 def said_by_uniform(xp: Any, values: Any) -> Any:
-    """The nearest of four points from −‖v‖∞ to ‖v‖∞, with numpy or torch."""
+    """The values rounded to the nearest of four points from −‖v‖∞ to ‖v‖∞, with numpy or torch."""
     radius = xp.abs(values).max()
     step = 2 * radius / 3
     return step * xp.floor((values + radius) / step + 0.5) - radius
 
 
-#: What pipelines say of the kept values, by the quantizer's spelling.
+#: The values that pipelines send for the kept ones, by the quantizer's spelling.
 SAID: Final = {"sign": said_by_sign, "uniform(bits=2)": said_by_uniform}
 
 
 def vectors(n: int, seed: int = 0) -> Iterator[Vector]:
-    """Vectors as `VECTORS` says; each overwrites the one before."""
+    """Vectors as `VECTORS` describes them; each overwrites the one before."""
     draw = np.random.default_rng(seed)
     scales = 10.0 ** draw.uniform(-3, -1, _LAYERS)
     v = np.empty(n, np.float32)
@@ -262,7 +263,7 @@ def _case(settings: Settings, text: str, memory: str, torch: _Torch | None) -> l
             with _timed(seconds[name]):
                 rival.step(v)
     assert payload is not None
-    # The first round compiles, and finds memories empty.
+    # The first round is left out: it compiles, and its memories are empty.
     return _rows(text, memory, compressor, payload, {name: all_[1:] for name, all_ in seconds.items()})
 
 
@@ -328,7 +329,7 @@ def log2_binomial(n: int, k: int) -> float:
 
 
 def _judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Each bar whose row was measured, with the figure; a figure that could not be had is left out."""
+    """Each bar whose row was measured, with the figure; figures that could not be measured are left out."""
     by_name = {(row.compressor, row.memory, row.part): row for row in rows}
     judged = []
     for bar in BARS:
@@ -340,7 +341,7 @@ def _judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _processor() -> str:
-    """The processor's name, as Linux has it."""
+    """The processor's name, as Linux gives it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

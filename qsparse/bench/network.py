@@ -1,7 +1,8 @@
 """A network of limited links on one machine: a private network namespace for each rank, and a switch.
 
-Nothing of it is seen outside. A namespace lives as long as a process in it, here a ``cat`` that reads from
-a pipe of ours: however this process ends, the pipe closes, ``cat`` ends, and links and limits are gone.
+Nothing of it is visible outside. A namespace lives as long as a process in it, here a ``cat`` that reads
+from a pipe of this process. However this process ends, the pipe closes, ``cat`` ends, and links and limits
+are gone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Final
 
 from qsparse.errors import LaunchError, SettingError
 
-#: What a rank's link is called in its namespace.
+#: The name of a rank's link in its namespace.
 INTERFACE: Final = "eth0"
-#: Makes MPICH use the link: ranks of one machine would go through shared memory.
+#: Makes MPICH use the link, because ranks of one machine would use shared memory otherwise.
 ENVIRONMENT: Final = {
     "MPIR_CVAR_NOLOCAL": "1",
     "MPIR_CVAR_CH4_NETMOD": "ofi",
@@ -30,7 +31,7 @@ ENVIRONMENT: Final = {
     "FI_TCP_IFACE": INTERFACE,
     "HYDRA_LAUNCHER": "fork",
 }
-#: Bytes of the largest packet, as in data centres; of 1,500 a twentieth would be headers.
+#: Bytes of the largest packet, as in data centres; with 1,500 a twentieth would be headers.
 _PACKET: Final = 9000
 _PROBES: Final = "/proc/sys/net/ipv4/tcp_early_retrans"
 _TOOLS: Final = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
@@ -38,13 +39,13 @@ _UNITS: Final = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 def bits_per_second(rate: str) -> float:
-    """A rate as ``tc`` spells it.
+    """The bits per second of a rate that is spelled as for ``tc``.
 
     >>> bits_per_second("200mbit")
     200000000.0
 
     Raises:
-        SettingError: it is spelled otherwise, or is below 100kbit or above 100gbit.
+        SettingError: it is not spelled like that, or is below 100kbit or above 100gbit.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate.lower())
     value = float(match[1]) * _UNITS[match[2]] if match else math.nan
@@ -59,7 +60,7 @@ def check() -> None:
     """Refuse a machine on which links cannot be limited.
 
     Raises:
-        LaunchError: what is missing and what to do.
+        LaunchError: with what is missing and what to do.
     """
     if not sys.platform.startswith("linux"):
         raise LaunchError(f"--rate limits links in network namespaces of Linux, and this is {sys.platform}")
@@ -74,18 +75,18 @@ def check() -> None:
 
 
 class Network:
-    """Ranks 0 to P − 1, each behind a link of the given rate both ways; a context manager.
+    """Ranks 0 to P − 1, each with a link of the given rate both ways; a context manager.
 
     Args:
-        ranks: P.
-        rate: as for `bits_per_second`.
+        ranks: P, the number of ranks.
+        rate: spelled as for `bits_per_second`.
 
     Raises:
-        LaunchError: this machine cannot do it.
+        LaunchError: this machine cannot limit links.
     """
 
     def __init__(self, ranks: int, rate: str) -> None:
-        # What may leave at once is little beside what is measured: two milliseconds' worth, or a packet.
+        # The bytes that may leave at once are few compared with what is measured: 2 ms of them, or a packet.
         burst = max(10_000, int(bits_per_second(rate) / 8 * 2e-3))
         check()
         self._holders: list[subprocess.Popen[str]] = []
@@ -99,13 +100,13 @@ class Network:
                 peer = f"peer name {INTERFACE} mtu {_PACKET} netns {mine}"
                 _run(switch, f"ip link add {port} mtu {_PACKET} type veth {peer}")
                 _run(switch, f"ip link set {port} master bridge up")
-                # 254 ranks would fit; a machine that simulates a network has fewer.
+                # There is room for 254 ranks; a machine that simulates a network has fewer.
                 _run(mine, f"ip addr add 10.77.0.{rank + 1}/24 dev {INTERFACE}")
                 _run(mine, f"ip link set {INTERFACE} up")
                 _run(mine, "ip link set lo up")
-                # To TCP the queue before a slow link looks like a loss: it would send the last packet twice.
+                # TCP takes the queue before a slow link for a loss, and would send the last packet twice.
                 _run(mine, f"tee {_PROBES}", "0")
-                # What leaves the rank, and what the switch sends to it.
+                # Limit what leaves the rank, and what the switch sends to it.
                 _run(mine, f"tc qdisc add dev {INTERFACE} {limit}")
                 _run(switch, f"tc qdisc add dev {port} {limit}")
         except BaseException:
@@ -113,11 +114,11 @@ class Network:
             raise
 
     def entering(self, rank: int) -> list[str]:
-        """The beginning of a command that runs in a rank's namespace."""
+        """The first words of a command that runs in a rank's namespace."""
         return _entering(self._holders[1 + rank].pid)
 
     def close(self) -> None:
-        """Let the namespaces go."""
+        """End the namespaces."""
         for holder in self._holders:
             assert holder.stdin is not None
             holder.stdin.close()
@@ -138,7 +139,7 @@ class Network:
         self.close()
 
     def _namespace(self) -> int:
-        """The process that keeps a new one."""
+        """Start a process that keeps a new namespace; return its id."""
         holder = subprocess.Popen(
             ["unshare", "--net", "sh", "-c", "echo made; exec cat"],
             stdin=subprocess.PIPE,
@@ -146,7 +147,7 @@ class Network:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # an interrupt is for us; we close the pipe
+            start_new_session=True,  # an interrupt is for this process, which closes the pipe
         )
         self._holders.append(holder)
         assert holder.stdout is not None
@@ -157,7 +158,7 @@ class Network:
 
 
 def sent_bytes(interface: str) -> int:
-    """What the link has sent since it was made, headers included: the kernel's counter."""
+    """The bytes that the link has sent since it was made, headers included: the kernel's counter."""
     for line in Path("/proc/self/net/dev").read_text(encoding="utf-8", errors="replace").splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == interface:

@@ -1,4 +1,4 @@
-"""Ranks of a bench: how they are started, and what a rank has in its hands."""
+"""Ranks of a bench: how they are started, and what each of them gets."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from qsparse.payload import Payload, Way
 from qsparse.wire.mpi import MpiWire
 from qsparse.wire.mpi_world import library
 
-#: What a bench measured, by name; goes into JSON.
+#: What a bench measured, by name; it is written as JSON.
 Measured = dict[str, Any]
 
 _TASK, _RESULT = "task.json", "result.json"
-#: Seconds that ranks get to end when the bench is interrupted.
+#: Seconds in which ranks may end when the bench is interrupted.
 _GRACE: Final = 5.0
 
 
@@ -48,10 +48,10 @@ def measure(
 
     Args:
         body: ``module:function``, called on each rank with a `Place` and the settings by name.
-        settings: what can be written as JSON.
-        ranks: how many, at least 2.
-        rate: of each rank's link; None is shared memory.
-        mpiexec: the command and what it needs, without a number of ranks.
+        settings: values that can be written as JSON.
+        ranks: the number of ranks, at least 2.
+        rate: the rate of each rank's link; None means shared memory.
+        mpiexec: the command and its options, without a number of ranks.
         environ: the environment of the ranks.
 
     Raises:
@@ -85,12 +85,12 @@ def measure(
 
 
 def _finish(command: Sequence[str], environ: Mapping[str, str]) -> None:
-    """Run the job to its end; whatever ends this process ends the job."""
+    """Run the job to its end; if this process ends, the job ends too."""
     job = subprocess.Popen(command, env=dict(environ), stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent)
     try:
         status = job.wait()
     finally:
-        # The launcher takes its ranks with it, unless it is killed outright.
+        # The launcher ends its ranks, unless it is killed by SIGKILL.
         job.terminate()
         with suppress(subprocess.TimeoutExpired):
             job.wait(_GRACE)
@@ -102,7 +102,7 @@ def _finish(command: Sequence[str], environ: Mapping[str, str]) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let a request to end unwind this process like an interrupt, so that it cleans up."""
+    """Let SIGTERM raise in this process like an interrupt, so that it cleans up."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -115,13 +115,13 @@ def _terminable() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent is gone, even killed."""
+    """Ask Linux for a SIGTERM when the parent ends, even if it is killed."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def run_rank(wire: MpiWire, folder: Path) -> None:
-    """One rank's part: find the task, do it, and on rank 0 write down what was measured."""
+    """Do one rank's part: read the task, do it, and on rank 0 write what was measured."""
     task = json.loads((folder / _TASK).read_text("utf-8"))
     module, function = task["body"].split(":")
     place = Place(wire, task["interface"], folder)
@@ -137,12 +137,12 @@ def run_rank(wire: MpiWire, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands.
+    """The place of one rank in a bench.
 
     Attributes:
-        wire: to the other ranks.
+        wire: the wire to the other ranks.
         interface: the limited link; None where there is none.
-        folder: which all ranks see.
+        folder: a folder that all ranks see.
     """
 
     wire: MpiWire
@@ -150,16 +150,16 @@ class Place:
     folder: Path
 
     def barrier(self) -> None:
-        """Wait for everybody."""
+        """Wait for all ranks."""
         one = np.ones(1, np.float32)
         self.wire.sum_dense(one, np.empty_like(one))
 
     def sent(self) -> int:
-        """What the link has sent, bytes; 0 where there is none."""
+        """The bytes that the link has sent; 0 where there is none."""
         return sent_bytes(self.interface) if self.interface else 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, on rank 0; an empty list elsewhere."""
+        """The values of all ranks, on rank 0; an empty list elsewhere."""
         if self.wire.rank:
             body = json.dumps(value).encode()
             self.wire.send([Payload.build([body], way=Way.CONTROL, origin=self.wire.rank)], 0)
@@ -169,14 +169,14 @@ class Place:
         return [value, *others]
 
     def say(self, line: str) -> None:
-        """A line of progress, from rank 0."""
+        """Print a line of progress on rank 0."""
         if self.wire.rank == 0:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
 
 def _versions() -> dict[str, Any]:
-    """What figures may depend on."""
+    """The versions that figures may depend on."""
     found: dict[str, Any] = {"qsparse": _version.__version__, "python": platform.python_version()}
     for name in ("numpy", "numba", "mpi4py", "mpich", "torch"):
         with suppress(metadata.PackageNotFoundError):

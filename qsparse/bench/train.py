@@ -1,4 +1,4 @@
-"""Time to a test accuracy: local steps and compressed reports beside torch's DDP and its hooks."""
+"""Time to a test accuracy: local steps and compressed reports compared with torch's DDP and its hooks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qsparse.bench.ranks import Measured, Place
 from qsparse.errors import SettingError
 from qsparse.seeds import Seed
 
-#: 1,528,350 parameters on MNIST.
+#: The model, with 1,528,350 parameters on MNIST.
 MODEL: Final = "mlp(1024, 700)"
-#: Examples of a rank's step.
+#: Examples in one step of a rank.
 BATCH: Final = 32
-#: Evaluations are so many steps apart, or as many as there are local steps, if these are more.
+#: Steps from one evaluation to the next, or the number of local steps, if that is larger.
 EVERY: Final = 16
 
 
 class Method(NamedTuple):
-    """What is trained with, its step size, the best of ``rates``, and its local steps, 1 for none."""
+    """A method: its name, its step size (the best of ``rates``), and its local steps, 1 for none."""
 
     name: str
     lr: float
@@ -51,15 +51,15 @@ def measure(
     data_dir: str | None,
     seed: int,
 ) -> Measured:
-    """Train with each method until the target; collective.
+    """Train with each method until the target is reached; collective.
 
     Args:
-        place: this rank's.
+        place: the place of this rank.
         methods: name, step size and local steps of each run.
-        target: test accuracy.
+        target: the test accuracy to reach.
         most: seconds after which a method is given up.
-        data_dir: where MNIST lies.
-        seed: of the model, the shares and the batches.
+        data_dir: the folder with MNIST.
+        seed: the seed of the model, the shares and the batches.
     """
     from qsparse.data import load
     from qsparse.torch import ddp
@@ -86,7 +86,7 @@ def measure(
 
 
 def _race(place: Place, loop: Any, every: int, tests: int, target: float, most: float) -> Measured:
-    """Steps are timed and counted, evaluations are not."""
+    """Train until the target; steps are timed and counted, evaluations are not."""
     seconds, sent, steps, accuracy = 0.0, 0, 0, 0.0
     course = []
     while accuracy < target and seconds < most:
@@ -95,7 +95,7 @@ def _race(place: Place, loop: Any, every: int, tests: int, target: float, most: 
         for _ in range(every):
             loop.step()
         place.barrier()
-        # All ranks must come to the same decision, so rank 0's clock is everybody's.
+        # All ranks must come to the same decision, so only rank 0's clock counts.
         spent = time.perf_counter() - begin if place.wire.rank == 0 else 0.0
         sent += place.sent() - before
         mine = np.array([spent, loop.right()], np.float64).astype(np.float32)
@@ -122,7 +122,7 @@ def _told(row: Measured) -> str:
 
 
 def best(measured: Measured) -> list[tuple[str, float, int]]:
-    """Of each method the run with the fewest steps, after `tuning`."""
+    """For each method, the run with the fewest steps, after `tuning`."""
     chosen = []
     for method in dict.fromkeys(run["name"] for run in measured["runs"]):
         mine = [run for run in measured["runs"] if run["name"] == method]
@@ -132,7 +132,7 @@ def best(measured: Measured) -> list[tuple[str, float, int]]:
 
 
 def table(measured: Measured) -> str:
-    """What was measured, as a text."""
+    """The table of what was measured, as text."""
     settings = measured["settings"]
     ours = measured["runs"][0]
     head = ["", "seconds", "× first", "steps", "accuracy, %", "η", "H"] + ["MB, link"] * bool(
@@ -162,7 +162,7 @@ def table(measured: Measured) -> str:
 
 
 def check(target: float, most: float) -> None:
-    """Refuse what would never end, or end at once."""
+    """Refuse settings with which a run would never end, or end at once."""
     if not 0 < target < 1:
         raise SettingError(f"--target must lie between 0 and 1, not {target}")
     if not most > 0:
