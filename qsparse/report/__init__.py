@@ -1,6 +1,6 @@
-"""Pictures and tables of runs: what ``qsparse plot`` draws.
+"""Pictures and tables of runs, as ``qsparse plot`` draws them.
 
-`draw` takes folders that ``qsparse train`` wrote, and writes a page that holds everything.
+`draw` takes folders that ``qsparse train`` wrote, and writes a page with all pictures and tables.
 """
 
 from qsparse.report.page import draw

@@ -1,4 +1,4 @@
-"""What pictures and tables share: numbers as text, tables, figures, and looks that can be told apart."""
+"""What pictures and tables share: numbers as text, tables, figures, and distinct line styles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MARKS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 class Table(NamedTuple):
-    """Ours beside theirs; ``note`` says what the columns do not."""
+    """A table that compares qsparse with others; ``note`` says what the columns do not."""
 
     title: str
     head: Sequence[str]
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def number(value: float) -> str:
-    """Short: whole below a million, else four figures.
+    """A number as short text: whole below a million, else four figures.
 
     >>> [number(x) for x in (2663, 1.94e7, 0.9082, 2541.25)]
     ['2,663', '1.94e+07', '0.9082', '2,541.2']
@@ -51,7 +51,7 @@ def number(value: float) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The range in which values lie, or nothing where there is one only.
+    """The range of values as text; empty where there is only one value.
 
     >>> spread([3, 1, 2]), spread([5])
     ('1 … 3', '')
@@ -60,12 +60,12 @@ def spread(values: Sequence[float]) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean."""
+    """The mean of the values."""
     return sum(values) / len(values)
 
 
 def legible(label: str, width: int) -> str:
-    """A label in lines of a width, as it stands: to matplotlib $ begins mathematics, and _ hides an entry.
+    """A label in lines of a width, shown as written: to matplotlib $ begins mathematics, _ hides an entry.
 
     >>> legible("_US$ and more", 8)
     ' _US\\\\$ and\\nmore'
@@ -75,10 +75,10 @@ def legible(label: str, width: int) -> str:
 
 
 def new_figure(command: str, width: float, height: float) -> Figure:
-    """An empty figure, in inches; without pyplot, which would look for a display.
+    """An empty figure of a size in inches; without pyplot, which would look for a display.
 
     Raises:
-        SettingError: there is no matplotlib; whoever computes first asks before that.
+        SettingError: matplotlib is not installed; callers check this before long computations.
     """
     try:
         figure = import_module("matplotlib.figure")
@@ -89,7 +89,7 @@ def new_figure(command: str, width: float, height: float) -> Figure:
 
 
 def look(place: int) -> dict[str, Any]:
-    """Colour, line and marker of the method of a place: no two of the first 64 are alike."""
+    """Colour, line and marker of the method with a number; the first 64 are all different."""
     turn, place = divmod(place, len(COLOURS))
     return {
         "color": COLOURS[place],

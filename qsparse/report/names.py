@@ -1,4 +1,4 @@
-"""What papers call a method, from the options of ``qsparse train``."""
+"""The name of a method in the papers, found from the options of ``qsparse train``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qsparse.link import Link
 from qsparse.registry import AXES, build, call, preset_and_settings, spell
 from qsparse.run.config import OPTIONS
 
-#: Presets that are one method each.
+#: Presets with one method each, and its name.
 _PAPERS: Final = {
     "signum-majority": "Signum, majority vote",
     "dist-ef-sgd": "dist-EF-SGD",
@@ -36,7 +36,7 @@ _PAPERS: Final = {
     "asyfpg": "AsyFPG",
     "acc-asyfpg": "Acc-AsyFPG",
 }
-#: Presets that differ in compressor, memory and H only, by which they are named.
+#: Presets that differ in compressor, memory and H only; the name is made of these.
 _FAMILY: Final = (
     "sgd", "local-sgd", "topk-sgd", "signtopk-sgd", "ef-signsgd", "qsgd", "terngrad",
     "qsparse-local-sgd", "qsparse-local-sgd-async",
@@ -50,11 +50,12 @@ _OF_A_RUN: Final = frozenset(name for name, option in OPTIONS.items() if option.
 
 
 def method(options: Mapping[str, Any]) -> str:
-    """The name of a run's method: the one it was given, or what the papers call it.
+    """The name of a run's method: the one it was given, or the name in the papers.
 
-    SGD_4L is SGD with 4 local steps between meetings, SignTopK_8L the signs of the largest entries of 8
-    (Basu et al., 2019); per layer or per block is not said. A part that was put in place of the method's own
-    follows, where the name does not tell of it; the same part with other settings makes no other method.
+    SGD_4L is SGD with 4 local steps between synchronizations, SignTopK_8L sends the signs of the largest
+    entries after 8 (Basu et al., 2019). The name does not say whether this is per layer or per block. A
+    part that replaces the method's own part is appended, where the name does not already say it; the same
+    part with other settings does not make another method.
 
     >>> method({"algorithm": "qsparse-local-sgd", "compressor": "topk(k=9)", "sync_every": 4})
     'TopK_4L'
@@ -72,7 +73,7 @@ def method(options: Mapping[str, Any]) -> str:
         parts = {axis: build(spelled, AXES[axis]) for axis, spelled in replaced.items()}
     except QsparseError:  # a part of somebody's own, which is not imported here
         return _with(_PAPERS.get(preset, text), replaced)
-    # A compressor makes a method, also where it is of the same kind; so does how models are said.
+    # Another compressor makes another method, even of the same kind; so does another down link.
     for axis in parts.keys() - {"compressor", "down"}:
         if type(parts[axis]) is type(algorithm.part(axis)):
             del replaced[axis]
@@ -82,7 +83,7 @@ def method(options: Mapping[str, Any]) -> str:
 
 
 def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[str, str]) -> str:
-    """The name by compressor, memory, local steps and meeting, and of what was replaced the rest."""
+    """The name made of compressor, memory, local steps and meeting, then the other replaced parts."""
     up = {axis: part for axis, part in parts.items() if axis in ("compressor", "memory")}
     link = replace(algorithm.up, **up)
     trigger = parts.get("trigger", algorithm.trigger)
@@ -102,7 +103,7 @@ def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[st
 
 
 def _with(name: str, replaced: Mapping[str, str]) -> str:
-    """A name and the parts that it does not tell of."""
+    """A name, followed by the parts that it does not mention."""
     parts = [part + (" down" if axis.startswith("down") else "") for axis, part in replaced.items()]
     return " with ".join(filter(None, [name, " and ".join(parts)]))
 
@@ -133,7 +134,7 @@ def _name(part: object) -> str:
 
 
 def _said(link: Link) -> tuple[str, bool]:
-    """The usual name of a compressor and its memory, and whether it tells which memory."""
+    """The usual name of a compressor and its memory, and whether it says which memory."""
     compressor: Compressor = link.compressor
     while isinstance(compressor, Blockwise):
         compressor = compressor.inner
@@ -154,13 +155,13 @@ def _said(link: Link) -> tuple[str, bool]:
 
 
 def same_method(options: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What must be equal in runs that are drawn as one method with several seeds."""
+    """The options that must be equal in runs that are drawn as one method with several seeds."""
     kept = {key: str(value) for key, value in options.items() if key not in _OF_A_RUN}
     return (("method", method(options)), *sorted(kept.items()))
 
 
 def told_apart(methods: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """The labels of different methods: their names, and where these are alike the options that differ."""
+    """The labels of different methods: their names, and where these are equal the options that differ."""
     labels = []
     for mine in map(dict, methods):
         others = [other for other in map(dict, methods) if other["method"] == mine["method"]]

@@ -1,4 +1,4 @@
-"""Pictures and tables of runs as files: a PNG for each picture, and one page that holds all of them."""
+"""Pictures and tables of runs as files: a PNG for each picture, and one page with all of them."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ class Drawn(NamedTuple):
 
 
 def draw(runs: Sequence[Path], out: Path, *, target: float | None = None, title: str | None = None) -> Path:
-    """Draw runs of ``qsparse train`` into a folder: a PNG of each picture, and ``index.html`` with them all.
+    """Draw runs of ``qsparse train`` into a folder: a PNG of each picture, and ``index.html`` with all.
 
     Args:
         runs: folders of runs, or folders in which such folders lie, however deep. Runs whose options
             differ in the seed only are one method, drawn as the mean and the range.
-        out: made if missing; pictures of an earlier call there are replaced.
-        target: a test accuracy; what it takes to reach it is marked.
-        title: of the page.
+        out: a folder, made if missing; pictures of an earlier call there are replaced.
+        target: a test accuracy; the cost to reach it is marked.
+        title: the title of the page.
 
     Returns:
         The page.
 
     Raises:
-        SettingError: a folder holds no run, none has come to an evaluation, ``out`` cannot be written, the
-            target is no accuracy, or there is no matplotlib.
+        SettingError: a folder holds no run, no run has come to an evaluation, ``out`` cannot be written, the
+            target is not an accuracy, or matplotlib is not installed.
         DataError: a file of a run cannot be read.
     """
     return draw_with_table(runs, out, target, title).page
 
 
 def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title: str | None) -> Drawn:
-    """As `draw`, and a table for whoever prints it."""
+    """Draw runs as `draw` does; return the page and a short table to print."""
     if target is not None and not 0 < target <= 1:
         raise SettingError(f"--target must be an accuracy in (0, 1], such as 0.9, not {target:g}")
-    new_figure("plot", 1, 1)  # found missing before the runs are read
+    new_figure("plot", 1, 1)  # raises before the runs are read if matplotlib is missing
     found, out = methods([named_path(run) for run in runs]), named_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
                 (out / f"{name}.png").write_bytes(pictures[name])
         table = _table(found, target, _range)
         page = out / "index.html"
-        # Folders and titles of a command line may have bytes that are no text.
+        # Folders and titles of a command line may have bytes that are not text.
         page.write_text(_page(title or "Runs", found, table, pictures), "utf-8", "backslashreplace")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
@@ -126,7 +126,7 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
 
 
 def _gains(method: Method, way: str) -> list[float]:
-    """How many times fewer bytes each run has sent than dense; known of those that ended, and trained."""
+    """How many times fewer bytes than dense each run has sent; only for runs that ended and trained."""
     found = []
     for summary in (run.summary for run in method.runs):
         if summary is not None and summary.get("outcome", TRAINED) == TRAINED:
@@ -143,7 +143,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    """The mean, and in a line of its own the range."""
+    """The mean, and the range on a separate line."""
     return "\n".join(filter(None, [_mean(values), spread(values) if len(set(values)) > 1 else ""]))
 
 

@@ -1,4 +1,4 @@
-"""The pictures of runs: functions from methods to a figure, or to None where nothing was measured."""
+"""The pictures of runs: functions that take methods and return a figure, or None if nothing was measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: So many layers have a bar of their own, the largest ones.
+#: The number of layers that have their own bar; these are the largest ones.
 _LAYERS: Final = 16
-#: So many panels of bars stand in a row.
+#: The number of panels of bars in a row.
 _ACROSS: Final = 4
-#: A legend's lines are broken here.
+#: The length of a legend's lines.
 _WIDTH: Final = 34
 
 ACCURACY: Final = at("test_accuracy")
@@ -28,12 +28,12 @@ class Curves:
     """One line a method, with the range of its seeds as a band.
 
     Args:
-        name: of the file.
+        name: the name of the file.
         title: what is shown.
-        x, y: how both are read off an evaluation.
-        xlabel, ylabel: what they are, with units.
-        xlog, ylog: logarithmic axes; what is not positive is left out there.
-        floor: what lies below is not shown.
+        x, y: how both are read from an evaluation.
+        xlabel, ylabel: the labels of the axes, with units.
+        xlog, ylog: whether the axes are logarithmic; values that are not positive are left out then.
+        floor: values below this are not shown.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Curves:
     floor: float | None = None
 
     def draw(self, methods: Sequence[Method], target: float | None) -> Figure | None:
-        """Draw it, with the target where y is the accuracy."""
+        """Draw the curves, with the target where y is the accuracy."""
         curves = [
             [
                 point
@@ -88,13 +88,13 @@ class Curves:
         if aimed is not None:
             reached = method.until(aimed, self.x)
             label += f": {number(mean(reached))}{method.some(reached)}" if reached else ": not reached"
-            # A mean over those seeds that happen to get there is no point of the method.
+            # A mean over only those seeds that reach the target is not a point of the method.
             if len(reached) == len(method.runs):
                 axes.plot(
                     [mean(reached)], [aimed], marker=style["marker"], color=style["color"], markersize=11,
                     markeredgecolor="white", linestyle="none", zorder=5, clip_on=False,
                 )  # fmt: skip
-        # A marker here and there, at other places than the others' markers.
+        # A few markers, at other places than those of the other methods.
         every = max(1, len(xs) // 8)
         axes.plot(
             xs, ys, label=legible(label, _WIDTH), linewidth=1.6, markersize=5,
@@ -135,12 +135,12 @@ def _curves() -> list[Curves]:
 
 
 def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
-    """Final accuracy over the bytes of the run, with the front: on the busiest link, then of all each way."""
+    """Final accuracy over the bytes of the run, with the front: on the busiest link, then all up and down."""
     sizes = {
         "on the busiest link": ("bytes on the busiest link, up and down", whole("link_bytes")),
         **{way: (f"wire bytes of the whole run, {way}", at("wire_bytes", way)) for way in ("up", "down")},
     }
-    # Where all tell each other, nothing goes down.
+    # With allgather nothing is sent down.
     sizes = {
         name: size for name, size in sizes.items() if any(any(method.ends(size[1])) for method in methods)
     }
@@ -161,7 +161,7 @@ def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
 
 
 def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
-    """A point for each method that sent anything, and the front: those that none beats in both."""
+    """A point for each method that sent anything, and the front: methods that no other beats in both."""
     ends = [
         (place, mean(method.ends(size)), method.ends(ACCURACY))
         for place, method in enumerate(methods)
@@ -184,7 +184,7 @@ def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
 
 
 def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | None:
-    """Bars: the wire bytes that each layer has in a message up, a panel for each method."""
+    """Bars of the wire bytes of each layer in a message up, one panel for each method."""
     shown = []
     for place, method in enumerate(methods):
         runs = [run.last["layer_bytes"] for run in method.runs if "layer_bytes" in run.last]
@@ -194,7 +194,7 @@ def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | Non
             shown.append((place, method.label, found, mean([run["frame"] for run in runs])))
     if not shown:
         return None
-    # Layers in the order of the model; the largest, by their largest share in any method.
+    # The largest layers, by their largest share in any method, in the order of the model.
     order: dict[str, float] = {}
     for _, _, found, _ in shown:
         total = sum(found.values()) or 1.0
@@ -243,7 +243,7 @@ def _axes(methods: Sequence[Method]) -> tuple[Figure, Any]:
 
 
 def _height(methods: Sequence[Method]) -> float:
-    """In inches, with room for the legend."""
+    """The height in inches, with room for the legend."""
     lines = sum(1 + len(method.label) // _WIDTH for method in methods)
     return max(4.6, 1.2 + 0.24 * lines)
 
@@ -254,7 +254,7 @@ def _target(axes: Axes, target: float, what: str) -> None:
 
 
 def _logarithmic(axes: Axes, direction: str) -> None:
-    """Labels at powers of ten; between them only where there would be hardly any."""
+    """Put labels at powers of ten, and between them only where there would be hardly any."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set(**{f"{direction}scale": "log"})
@@ -273,7 +273,7 @@ def _power_of_ten(value: float, _: object) -> str:
 
 
 def _legend(figure: Figure, *panels: Axes) -> None:
-    """Beside the picture, where it hides nothing; what is in several panels is named once."""
+    """Put the legend next to the picture; what is in several panels is named once."""
     found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""Runs as ``qsparse train`` leaves them, or has left them so far."""
+"""The runs that ``qsparse train`` has written, finished or not."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qsparse.report.base import mean
 from qsparse.report.names import same_method, told_apart
 
 Line = dict[str, Any]
-#: What is read off a line of a history; None where it was not measured.
+#: Reads a number from a line of a history; None where it was not measured.
 Reading = Callable[[Line], float | None]
 
-#: What every line of a history has, and every summary: the way to each number.
+#: The numbers that every line of a history has, and every summary: the names that lead to each.
 _EVALUATION: Final = (
     ("step",), ("epoch",), ("test_accuracy",),
     *((key, way) for key in ("paper_bits", "wire_bytes") for way in ("up", "down")),
@@ -33,10 +33,10 @@ class Run:
     """A folder that ``qsparse train`` wrote.
 
     Args:
-        folder: where.
+        folder: the folder of the run.
         options: its ``config.toml``; empty where there is none.
         history: its evaluations, at least one.
-        summary: how it ended; None where it has not yet.
+        summary: how it ended; None where it has not ended yet.
     """
 
     folder: Path
@@ -46,19 +46,19 @@ class Run:
 
     @property
     def last(self) -> Line:
-        """Where it stands."""
+        """The last evaluation."""
         return self.history[-1]
 
     @property
     def rate(self) -> float:
-        """Paper bits up in a step, by all workers."""
+        """Paper bits up per step, of all workers together."""
         return (at("paper_bits", "up")(self.last) or 0.0) / max(int(self.last["step"]), 1)
 
     def due(self) -> dict[tuple[int, int], Line]:
-        """The evaluations by the number of the one that was due, and how many there were of that number.
+        """The evaluations by the number that was due, and a count of the earlier ones with that number.
 
-        Meetings come when they come, so one may be late enough to be that of the next number too, which other
-        seeds have apart; at the end of a run there is another one, due or not.
+        An evaluation waits for a synchronization. So it may be so late that the next number is due as well,
+        which has an evaluation of its own in runs with other seeds. The end of a run always has one.
         """
         found: dict[tuple[int, int], Line] = {}
         seen: Counter[int] = Counter()
@@ -69,7 +69,7 @@ class Run:
         return found
 
     def reached(self, target: float) -> Line | None:
-        """The first evaluation with this accuracy."""
+        """The first evaluation with at least this accuracy, or None."""
         return next((line for line in self.history if line["test_accuracy"] >= target), None)
 
 
@@ -81,7 +81,7 @@ class Method:
     runs: list[Run]
 
     def curve(self, x: Reading, y: Reading) -> list[tuple[float, float, float, float]]:
-        """(x, y, least y, largest y) of each evaluation that all runs have; x and y are means."""
+        """The tuple (x, y, least y, largest y) of each evaluation that all runs have; x and y are means."""
         first, *others = (run.due() for run in self.runs)
         points = []
         for number in (number for number in first if all(number in other for other in others)):
@@ -95,22 +95,22 @@ class Method:
         return points
 
     def ends(self, reading: Reading) -> list[float]:
-        """What was read at the last evaluation of each run that has it."""
+        """The number at the last evaluation of each run that has it."""
         values = [reading(run.last) for run in self.runs]
         return [value for value in values if value is not None]
 
     def until(self, target: float, reading: Reading) -> list[float]:
-        """What was read at the first evaluation with this accuracy, of each run that has come to it."""
+        """The number at the first evaluation with this accuracy, for each run that has reached it."""
         lines = filter(None, (run.reached(target) for run in self.runs))
         return [value for value in map(reading, lines) if value is not None]
 
     def some(self, values: Sequence[float]) -> str:
-        """Of how many runs these values are, where that is not all of them."""
+        """A text with the number of runs that these values are of, if they are not all."""
         return "" if len(values) == len(self.runs) else f" ({len(values)} of {len(self.runs)} runs)"
 
 
 def at(*path: str) -> Reading:
-    """Reads one number of a line, by the names that lead to it."""
+    """A function that reads one number of a line, by the names that lead to it."""
 
     def reading(line: Line) -> float | None:
         value: Any = line
@@ -122,7 +122,7 @@ def at(*path: str) -> Reading:
 
 
 def whole(name: str) -> Reading:
-    """Reads bits or bytes up and down together: ``paper_bits``, or ``link_bytes`` of the busiest link."""
+    """A function that reads bits or bytes up and down added: ``paper_bits``, or a link's ``link_bytes``."""
 
     def reading(line: Line) -> float | None:
         found = link_bytes(line) if name == "link_bytes" else line[name]
@@ -134,7 +134,7 @@ def whole(name: str) -> Reading:
 def methods(paths: Sequence[Path]) -> list[Method]:
     """The runs in these folders and the folders within them, by method.
 
-    They come in the order of the folders; of those within one, who says most in a step comes first.
+    They come in the order of the folders; within one folder the method with most bits per step comes first.
 
     Raises:
         SettingError: a folder holds no run, or no run has come to an evaluation.
@@ -170,7 +170,7 @@ def _folders(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def read(folder: Path) -> Run | None:
-    """The run in a folder; None before its first evaluation. Errors as in `methods`."""
+    """The run in a folder; None before its first evaluation. The errors are those of `methods`."""
     path = folder / "history.jsonl"
     lines = read_text(path, str(path)).split("\n")
     history = []
@@ -180,7 +180,7 @@ def read(folder: Path) -> Run | None:
         try:
             line = _numbers(text, _EVALUATION)
         except ValueError as error:
-            if number == len(lines):  # half a line: it is being written, or the run was cut off
+            if number == len(lines):  # an incomplete line: it is being written, or the run was cut off
                 break
             raise DataError(
                 f"{path}, line {number}, is no evaluation of qsparse train ({error}): "
@@ -196,7 +196,7 @@ def read(folder: Path) -> Run | None:
         if not isinstance(options.get("evaluations", 1), int):
             raise DataError(f"{path} is no config.toml of qsparse train: evaluations is not a whole number")
     else:
-        # Of which nothing is known: two of them are two methods.
+        # Nothing is known of such a run, so each is a method of its own.
         options = {"name": folder.name, "folder": str(folder)}
     path = folder / "summary.json"
     if path.exists():
@@ -210,10 +210,10 @@ def read(folder: Path) -> Run | None:
 
 
 def _numbers(text: str, ways: Sequence[tuple[str, ...]]) -> Line:
-    """A JSON object that has a number at the end of each of these ways.
+    """Read a JSON object that has a number under each of these paths of names.
 
     Raises:
-        ValueError: it is another text, or a number is missing.
+        ValueError: the text is not such an object, or a number is missing.
     """
     try:
         found: Line = json.loads(text)
