@@ -1,4 +1,4 @@
-"""Compressors: one operator a file; importing the room registers them all."""
+"""Compressors, one operator in each file; importing this package registers all of them."""
 
 from qsparse.compressors.base import Claims, Compressor
 from qsparse.compressors.blockwise import Blockwise, BySize, Policy

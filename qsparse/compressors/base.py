@@ -1,10 +1,10 @@
 """What every compressor is: settings, claims, and two verbs.
 
-A compressor is a frozen dataclass without memory; randomness comes from the seed it is handed. A
-*selector* says which coordinates speak, a *quantizer* says how a value is spelled, and
+A compressor is a frozen dataclass without memory; randomness comes from the seed that it is given. A
+*selector* chooses which coordinates are sent, a *quantizer* turns values into few bits, and
 ``selector >> quantizer`` is the compressor of both (`qsparse.compressors.composed`).
 
-The body of a payload says by itself how it is read (``docs/wire-format.md``): `unpack` needs no
+The body of a payload says itself how it is read (``docs/wire-format.md``): `unpack` needs no
 compressor, so a receiver cannot decode with settings of its own.
 """
 
@@ -27,11 +27,11 @@ from qsparse.types import Layout, Vector
 
 @dataclass(frozen=True)
 class Claims:
-    """What a compressor promises; held by the laws (`qsparse.testing.laws`), not believed.
+    """What a compressor promises; the laws check it (`qsparse.testing.laws`).
 
     Attributes:
         unbiased: E C(x) = x.
-        homogeneous: C(a·x) = a·C(x) for a > 0, so that a step size may stand inside or outside.
+        homogeneous: C(a·x) = a·C(x) for a > 0, so that a step size may be applied before or after C.
         gamma: n → γ with E‖x − C(x)‖² ≤ (1 − γ)‖x‖², or None where no γ > 0 holds for all x.
         omega: n → ω with E‖C(x) − x‖² ≤ ω‖x‖² for an unbiased C, or None.
         bits: n → paper bits of one message, or None where they depend on x.
@@ -58,9 +58,9 @@ class Compressor(ABC):
 
     kind: ClassVar[str] = "compressor"
     registered_name: ClassVar[str]
-    #: The grammar of this compressor's bodies.
+    #: The number of the format of this compressor's bodies.
     codec: ClassVar[int]
-    #: Shorter ways, and the methods they pass by: who overrides one of these has no use for the shortcut.
+    #: Shortcuts, and the methods they replace: a class that overrides one of these cannot use the shortcut.
     shortcuts: ClassVar[dict[str, tuple[str, ...]]] = {"write_sum": ("write",)}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,15 +82,15 @@ class Compressor(ABC):
 
     @abstractmethod
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
-        """Append the body for x, all finite, to ``out``; returns its paper bits."""
+        """Append the body for x, whose entries are finite, to ``out``; return its paper bits."""
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
-        """As `write` for a sum, which is added on the way; for compressors that know a shorter one."""
+        """Append the body for a sum; compressors that can add while they compress override this."""
         if not total.rest or total.out is None:
             return self.write(total.add(), seed, out)
         mine = Writer()
         nbits = self.write(total.add(), seed, mine)
-        # Copied first, as it may be the very numbers that are subtracted from.
+        # Copied first, because the body may be a view of the numbers that are subtracted from.
         body = joined(mine.sections)
         reader = Reader(memoryview(body))
         subtract(read_body(reader, self.codec, total.size, 0, total.out.dtype), total.out)
@@ -98,11 +98,11 @@ class Compressor(ABC):
         return nbits
 
     def bind(self, layout: Layout) -> Compressor:
-        """The compressor for a model of this layout; those that go by layers look theirs up."""
+        """The compressor for a model of this layout; compressors that use layers look them up."""
         return self
 
     def limited(self, n: int) -> Compressor:
-        """The compressor for a part of n coordinates: k_t = min(k, n), as the papers have it."""
+        """The compressor for a part of n coordinates: k_t = min(k, n), as in the papers."""
         return self
 
     def check(self, n: int) -> None:
@@ -119,7 +119,7 @@ class Compressor(ABC):
 
         Raises:
             CompositionError: this compressor has one precision.
-            SettingError: the tolerance is negative or NaN, or x is nothing that `compress` takes.
+            SettingError: the tolerance is negative or NaN, or x is not what `compress` takes.
             NotFinite: as for `compress`.
         """
         raise CompositionError(
@@ -141,7 +141,7 @@ class Compressor(ABC):
         return self.compress_sum(Sum(x), seed)
 
     def compress_sum(self, total: Sum, seed: Seed) -> Payload:
-        """`compress` of x + scale·y; ``total.out`` is left as `Sum` says. Errors as there."""
+        """Spell x + scale·y; ``total.out`` then holds what `Sum` says. The errors are those of `compress`."""
         total = total._replace(x=as_vector(total.x))
         if total.y is not None and (total.out is None or not total.size == total.y.size == total.out.size):
             raise SettingError(
@@ -154,10 +154,10 @@ class Compressor(ABC):
             return framed(out, self.codec, total.size, nbits, seed)
         except NotFinite as error:
             if error.index < 0:
-                total.add()  # raises where it is an entry that is not finite
+                total.add()  # raises where the cause is an entry that is not finite
             if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
                 raise
-            # Found in a part, it was counted from there.
+            # An index that was found in a part is counted from the part's beginning.
             raise unsendable(total.out, error.index) from None
 
     def decompress(self, payload: Payload, out: Vector) -> Vector:
@@ -179,7 +179,7 @@ def framed(body: Writer, codec: int, n: int, nbits: int, seed: Seed) -> Payload:
 
 
 def refuse(part: object, reason: str) -> SettingError:
-    """A SettingError that names the part as it was spelled."""
+    """A SettingError that names the part by its spelling."""
     return SettingError(f"{spell(part)}: {reason}")
 
 

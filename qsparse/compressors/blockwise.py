@@ -3,9 +3,9 @@
 All of them cut the vector into stretches and give each stretch a compressor of its own
 ("piecewise" in Basu et al., 2019; blocks in Zheng et al., 2019). γ is the smallest of the parts.
 
-Body: the number of runs of stretches (varint), for each run its length (varint), how often it
-comes (varint) and the codec of its bodies (u8); then the bodies in order. Stretches without
-coordinates are left out, and stretches within stretches nest at most eight deep.
+Body: the number of runs of stretches (varint); for each run the length of a stretch (varint), the
+number of stretches (varint) and the codec of their bodies (u8); then the bodies in order. Stretches
+without coordinates are left out, and stretches within stretches nest at most eight deep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qsparse.types import Layout, Vector
 PIECES: Final = 2
 #: How deep stretches may nest in a frame; a forged one must not exhaust the stack.
 _DEEPEST: Final = 8
-#: How many values of equal blocks are decoded at a time: what the caches hold.
+#: How many values of equal blocks are decoded at a time: so many fit the caches.
 _TOGETHER: Final = 1 << 17
 
 
@@ -46,17 +46,17 @@ class Piecewise(Compressor):
 
     @property
     def sparse(self) -> bool:
-        """As soon as one part is."""
+        """Whether at least one part is sparse."""
         return any(part.sparse for _, part in self.parts(0))
 
     def check(self, n: int) -> None:
-        """Each part must fit its stretch, and a receiver must be able to read what lies within it."""
+        """Refuse parts that do not fit their stretches, or that nest deeper than a receiver can read."""
         _check_depth(self)
         for size, part, _ in self.runs(n):
             part.check(size)
 
     def runs(self, n: int) -> list[tuple[int, Compressor, int]]:
-        """Length and compressor of neighbours that have the same, and how many; none without coordinates."""
+        """Runs of equal neighbours: length, compressor and number; empty stretches are left out."""
         parts = [part for part in self.parts(n) if part[0]]
         return [(*part, len(list(same))) for part, same in itertools.groupby(parts)]
 
@@ -65,7 +65,7 @@ class Piecewise(Compressor):
         return self.write_sum(Sum(x), seed, out)
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
-        """As `write`, each stretch added by its own compressor; equal neighbours together where it can."""
+        """Append the body of a sum; each compressor adds its own stretch, or equal neighbours together."""
         runs = self.runs(total.size)
         table = [
             (*run, sum(count for _, _, count in same))
@@ -89,8 +89,8 @@ class Piecewise(Compressor):
 
     @property
     def claims(self) -> Claims:
-        """γ is the smallest and ω the largest of the parts; bits add up."""
-        # Whether it is unbiased or homogeneous does not depend on n, only on which parts there are.
+        """The smallest γ and the largest ω of the parts, and the sum of their bits."""
+        # Whether it is unbiased or homogeneous does not depend on n, only on the parts.
         kinds = [part.claims for _, part in self.parts(0)]
 
         def over(n: int) -> list[tuple[Claims, int]]:
@@ -123,7 +123,7 @@ class Piecewise(Compressor):
 
 
 def _write_run(part: Compressor, total: Sum, size: int, seed: Seed, number: int, out: Writer) -> int:
-    """Bodies of neighbouring stretches of one size and compressor, the first of them number ``number``."""
+    """Append bodies of neighbouring stretches of one size and compressor; the first has number ``number``."""
     if isinstance(part, Quantizer) and total.size > size:
         nbits = part.encode_blocks(total, size, lambda place: seed.child(number + place).child(1), out)
         if nbits is not None:
@@ -142,7 +142,7 @@ def _are_sizes(layers: object) -> bool:
 
 
 def _filled(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Neighbours added up as long as they are at most ``most`` together.
+    """The sizes with neighbours added together as long as their sum is at most ``most``.
 
     >>> _filled((3, 4, 1, 9, 2, 0), 8)
     (8, 9, 2)
@@ -157,7 +157,7 @@ def _filled(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 
 def _depth(part: Compressor) -> int:
-    """How deep the stretches of a part's stretches nest; 0 where it has none."""
+    """How deep the stretches of a part nest; 0 where it has none."""
     if not isinstance(part, Piecewise):
         return 0
     return 1 + max((_depth(inner) for _, inner in part.parts(0)), default=0)
@@ -176,7 +176,7 @@ def _check_inner(outer: Piecewise, *parts: object) -> None:
     for part in parts:
         if not isinstance(part, Compressor):
             raise refuse(outer, f"{part!r} is no compressor")
-        # A policy is spelled with colons, which cannot stand inside another part's text.
+        # A policy is spelled with colons, which are not allowed within another part's text.
         if isinstance(part, Policy):
             raise CompositionError(f"{spell(outer)}: a policy stands alone; write one policy with all rules")
     _check_depth(outer)
@@ -190,8 +190,8 @@ class Blockwise(Piecewise):
     Args:
         inner: the compressor of one block; a k beyond a block's size is lowered to it.
         size: blocks of this many coordinates, the last one shorter; or
-        layers: true for one block a layer of the model (known once the model is), or the blocks'
-            sizes; or
+        layers: true for one block for each layer of the model (known once the model is), or the
+            blocks' sizes; or
         bucket: one block for as many neighbouring layers as have at most this many coordinates
             together; a larger layer is a block of its own. 13107200 is 50 MiB of float32, as in the
             authors' ImageNet code of Zheng et al., 2019.
@@ -224,7 +224,7 @@ class Blockwise(Piecewise):
         return self
 
     def runs(self, n: int) -> list[tuple[int, Compressor, int]]:
-        """Equal blocks are counted, not listed: there may be very many."""
+        """Runs of equal blocks, counted and not listed, because there may be very many."""
         if self.size is None:
             return super().runs(n)
         whole, rest = divmod(n, self.size)
@@ -232,7 +232,7 @@ class Blockwise(Piecewise):
         return [run for run in runs if run[0] * run[2]]
 
     def parts(self, n: int) -> list[tuple[int, Compressor]]:
-        """Equal blocks and a shorter last one, or the layers, or buckets of them."""
+        """Equal blocks and a shorter last one, or the layers, or buckets of layers."""
         if self.size is not None:
             whole, rest = divmod(n, self.size)
             sizes = [self.size] * whole + ([rest] if rest else [])
@@ -241,7 +241,7 @@ class Blockwise(Piecewise):
             if n and sum(sizes) != n:
                 raise refuse(self, f"the layers have {sum(sizes)} coordinates together, the vector {n}")
         else:
-            # Not bound to a model: the whole vector is one layer.
+            # Without a model the whole vector is one layer.
             sizes = [n]
         if n == 0:
             return [(0, self.inner)]
@@ -283,13 +283,13 @@ class BySize(Piecewise):
 @register("policy")
 @dataclass(frozen=True)
 class Policy(Piecewise):
-    """A compressor for each layer by its name: the first pattern that matches decides.
+    """A compressor for each layer by its name: the first pattern that matches is used.
 
     Spelled ``"conv*: topk(ratio=0.01) >> sign; *: float32"``, patterns as in `fnmatch`.
 
     Args:
-        rules: (pattern, compressor) in order.
-        layers: (size, number of the rule) of each layer, once a model is bound.
+        rules: pairs (pattern, compressor) in order.
+        layers: pairs (size, number of the rule), one for each layer, once a model is bound.
     """
 
     rules: tuple[tuple[str, Compressor], ...]
@@ -301,11 +301,11 @@ class Policy(Piecewise):
         _check_inner(self, *(part for _, part in self.rules))
 
     def spelling(self) -> str:
-        """``pattern: compressor; …``; the layers are the model's and are not spelled."""
+        """The text ``pattern: compressor; …``; the layers belong to the model and are not spelled."""
         return "; ".join(f"{pattern}: {spell(part)}" for pattern, part in self.rules)
 
     def bind(self, layout: Layout) -> Compressor:
-        """Find the rule of each layer; a layer without one is refused by name."""
+        """Find the rule of each layer; a layer without a rule is refused by name."""
         found = []
         for layer in layout:
             matches = (i for i, (p, _) in enumerate(self.rules) if fnmatch.fnmatchcase(layer.name, p))
@@ -319,7 +319,7 @@ class Policy(Piecewise):
         return Policy(self.rules, tuple(found))
 
     def parts(self, n: int) -> list[tuple[int, Compressor]]:
-        """The layers; without a model the whole vector goes by the last rule."""
+        """The layers; without a model, the whole vector under the last rule."""
         if n == 0:
             return [(0, part) for _, part in self.rules]
         if self.layers is None:
@@ -351,7 +351,7 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
             if values is not None:
                 yield Piece(start, start + values.size, None, values)
             else:
-                # Not all alike: trying again at every block would take longer than reading them.
+                # The blocks differ. To try again at each block would take longer than to read them.
                 most = some = 1
                 yield from read_body(reader, codec, size, start, dtype)
             start += size * some

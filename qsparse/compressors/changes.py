@@ -1,4 +1,4 @@
-"""A vector told exactly by what has changed of it since it was told last."""
+"""Messages with the exact entries of a vector that have changed since it was last sent."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _PART: Final = 1 << 15
 
 
 def compress_changes(x: Vector, known: Vector, seed: Seed) -> Payload:
-    """Spell the entries of x that are not what the receiver has: their places, and their new values.
+    """Spell the entries of x that differ from what the receiver has: their places and their new values.
 
-    All of x is spelled where that is shorter. The receiver puts the values in the place of those that it has;
-    the body is that of ``selector >> float32`` (``docs/wire-format.md``). A zero has no sign, as in sums.
+    All of x is spelled where that is shorter. The receiver replaces its own values by the new ones. The body
+    is that of ``selector >> float32`` (``docs/wire-format.md``). A zero has no sign, as in sums.
 
-    Paper bits: min(32·k + min(k·⌈log2 n⌉, n), 32·n) for k changed entries, as their places are a list or a
-    bitmap.
+    Paper bits: min(32·k + min(k·⌈log2 n⌉, n), 32·n) for k changed entries, because their places are a list or
+    a bitmap.
 
     Args:
         x: (n,) float32 or float64, contiguous.
-        known: what the receiver has, like x; each entry a float32.
+        known: what the receiver has, shaped like x; each entry is a float32.
         seed: its rank, step and use go into the header; nothing is drawn.
 
     Raises:
@@ -58,7 +58,7 @@ def compress_changes(x: Vector, known: Vector, seed: Seed) -> Payload:
 
 
 def put_changes(payload: Payload, known: Vector) -> Vector:
-    """Put what `compress_changes` spelled into the vector that it was spelled for, (n,); returns that.
+    """Put the entries of `compress_changes` into the receiver's vector, (n,), and return it.
 
     Raises:
         Corrupted: the body contradicts itself or the header.
@@ -71,16 +71,16 @@ def put_changes(payload: Payload, known: Vector) -> Vector:
 
 
 def _changed(x: Vector, known: Vector) -> Indices | None:
-    """Where x, in float32, is not what is known; None where x as a whole is shorter."""
+    """The places where x, in float32, differs from ``known``; None where all of x is shorter."""
     n = x.size
-    # With a bit for each place, k values and their places are shorter than n values.
+    # Up to so many, k values with one bit for each place are shorter than n values.
     room = 31 * n / 32
     found, k = [], 0
     buffer = scratch("changed places", _PART, np.intp)
     for start in range(0, n, _PART):
         part = x[start : start + _PART]
         if x.dtype != np.float32:
-            with np.errstate(over="ignore"):  # found below, with its place
+            with np.errstate(over="ignore"):  # such an entry is found below, with its place
                 part = part.astype(np.float32).astype(x.dtype)
         count = int(select.differing(part, known[start : start + _PART], buffer))
         k += count

@@ -1,15 +1,15 @@
-"""Selector >> quantizer: the only place where the two meet.
+"""Selector >> quantizer: the only place where the two are put together.
 
-Body: index section, quantizer code (u8; 64 more where its codes are entropy-coded), quantizer section. The
-index section says how the kept positions are written, and is chosen for each message as the shortest:
+Body: index section, quantizer code (u8; plus 64 where its codes are entropy-coded), quantizer section. The
+index section says how the kept positions are written; each message uses the shortest coding:
 
 ====  ========  ====================================================================
 code  name      what follows
 ====  ========  ====================================================================
-0     ALL       nothing: every coordinate speaks
+0     ALL       nothing: every coordinate is sent
 1     FIXED     k (varint), positions of ⌈log2 n⌉ bits each
 2     BITMAP    k (varint), n bits
-3     RICE      k (varint), bytes (varint), Golomb–Rice codes of the gaps, a parameter a block
+3     RICE      k (varint), bytes (varint), Golomb–Rice codes of the gaps, a parameter per block
 4     SEEDED    k (varint), key (u64): positions drawn again by `kernels.random.sample`
 ====  ========  ====================================================================
 """
@@ -40,20 +40,20 @@ from qsparse.types import Vector
 COMPOSED: Final = 1
 #: Added to a quantizer's code where its codes are entropy-coded.
 _CODED: Final = 64
-#: How many values are decoded at a time: a multiple of what any quantizer needs, and what caches hold.
+#: How many values are decoded at a time: a multiple of what any quantizer needs, few enough for caches.
 _PART: Final = 512 * threads.GRAIN
-#: A length beyond every k.
+#: A length that is larger than every k.
 _LONG: Final = 1 << 48
-#: The bits of infinity; those of NaN without its sign are more.
+#: The bits of infinity; those of NaN, without the sign, are a larger number.
 _INFINITE: Final = 0x7F80_0000
 
 
 class Kept(NamedTuple):
-    """The coordinates that speak.
+    """The coordinates that are sent.
 
     Attributes:
         indices: ascending, (k,), or None for all n.
-        values: what they say, (k,) or (n,).
+        values: their values, (k,) or (n,).
         key: the key that draws the indices again, where they need not be sent.
     """
 
@@ -62,21 +62,21 @@ class Kept(NamedTuple):
     key: int | None = None
 
 
-#: Writes the values, or codes, from number ``start`` on into ``out``.
+#: A function that writes the values, or codes, from number ``start`` on into an array.
 Fill = Callable[[int, npt.NDArray[Any]], object]
 
 
 def copy_of(values: npt.NDArray[Any]) -> Fill:
-    """Copies of values that are there."""
+    """A `Fill` that copies the given values."""
     return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
 
 
-#: The name of earlier releases.
+#: The name of `copy_of` in earlier releases.
 stored = copy_of
 
 
 def finite_floats(values: npt.NDArray[Any]) -> Fill:
-    """Copies of values, as `stored`; Corrupted where one is not finite, which no sender writes."""
+    """A `Fill` that copies the given values; Corrupted where one is not finite, which no sender writes."""
 
     def fill(start: int, out: npt.NDArray[Any]) -> None:
         with np.errstate(invalid="ignore"):
@@ -94,7 +94,7 @@ class Section(NamedTuple):
         parts: its bytes.
         nbits: its paper bits.
         coded: whether its codes are entropy-coded.
-        subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what it does not say.
+        subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what the message does not say.
     """
 
     parts: list[Bytes | Floats]
@@ -105,10 +105,10 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class SelectorClaims:
-    """What a selector promises of S(x), the kept values unquantized.
+    """What a selector promises of S(x), the kept values without a quantizer.
 
-    ``kept(n)`` is k, or None where it depends on x; ``index_bits(n)`` the papers' bits for the
-    positions; the rest as in `Claims`.
+    ``kept(n)`` is k, or None where it depends on x; ``index_bits(n)`` are the papers' bits for the
+    positions. The other fields are those of `Claims`.
     """
 
     unbiased: bool
@@ -120,7 +120,7 @@ class SelectorClaims:
 
 @dataclass(frozen=True)
 class QuantizerClaims:
-    """What a quantizer promises of Q(v) for v of k values; see `Claims`."""
+    """What a quantizer promises of Q(v), for v with k values; see `Claims`."""
 
     unbiased: bool
     homogeneous: bool
@@ -133,7 +133,7 @@ class QuantizerClaims:
 
 
 class Selector(Compressor):
-    """Says which coordinates speak. Alone it sends their values as float32."""
+    """Chooses which coordinates are sent. Alone it sends their values as float32."""
 
     codec: ClassVar[int] = COMPOSED
     shortcuts: ClassVar[dict[str, tuple[str, ...]]] = {**Compressor.shortcuts, "select_sum": ("select",)}
@@ -143,12 +143,12 @@ class Selector(Compressor):
         """Choose among the coordinates of x, which is finite and not empty."""
 
     def select_sum(self, total: Sum, seed: Seed) -> Kept:
-        """As `select` for a sum, which is added on the way; for selectors that know a shorter one."""
+        """Choose among the coordinates of a sum; selectors that can add on the way override this."""
         return self.select(total.add(), seed)
 
     @abstractmethod
     def claims_for(self, n: int) -> SelectorClaims:
-        """What holds for vectors of n ≥ 1 coordinates."""
+        """The claims for vectors of n ≥ 1 coordinates."""
 
     def __rshift__(self, quantizer: Quantizer) -> Composed:
         if not isinstance(quantizer, Quantizer):
@@ -157,25 +157,25 @@ class Selector(Compressor):
 
     @property
     def claims(self) -> Claims:
-        """Those of the selector with exact values."""
+        """The claims of the selector with exact values."""
         return _join(self, FLOAT32)
 
     @property
     def sparse(self) -> bool:
-        """Yes: selecting is leaving out."""
+        """True, because a selector leaves coordinates out."""
         return True
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
-        """Append the body of ``self >> float32``."""
+        """Append the body of ``self >> float32`` for x."""
         return _write(self, FLOAT32, Sum(x), seed, out)
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
-        """Append the body of ``self >> float32``."""
+        """Append the body of ``self >> float32`` for a sum."""
         return _write(self, FLOAT32, total, seed, out)
 
 
 class Quantizer(Compressor):
-    """Says how a value is spelled. Alone it spells every coordinate.
+    """Turns values into few bits. Alone it spells every coordinate.
 
     Attributes:
         code: the quantizer's number on the wire; 128 to 255 are free for plug-ins.
@@ -194,7 +194,7 @@ class Quantizer(Compressor):
         super().__init_subclass__(**kwargs)
         if "code" in cls.__dict__:
             other = _quantizers.setdefault(cls.code, cls)
-            # dataclass(slots=True) makes a class twice under one name; two names are a collision.
+            # dataclass(slots=True) makes a class twice under one name; two names with one code collide.
             if other.__qualname__ != cls.__qualname__:
                 raise CompositionError(
                     f"quantizers {other.__name__} and {cls.__name__} both have wire code {cls.code}"
@@ -206,20 +206,20 @@ class Quantizer(Compressor):
         """Spell finite values, (k,) with k ≥ 1."""
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode` for a sum, which is added on the way; for quantizers that know a shorter one."""
+        """Spell the values of a sum; quantizers that can add on the way override this."""
         return self.encode(total.add(), seed)
 
     @staticmethod
     @abstractmethod
     def decode(section: Reader, k: int) -> Fill:
-        """Read the section of k values that `encode` wrote, in which all that is needed stands.
+        """Read the section of k values that `encode` wrote; it holds everything that decoding needs.
 
-        What comes back writes values start … start + out.size − 1 into ``out``, for a start that is a
-        multiple of 320, in any order: long vectors are decoded in parts.
+        The result writes values start … start + out.size − 1 into ``out``, for a start that is a multiple
+        of 320, in any order, because long vectors are decoded in parts.
         """
 
     def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
-        """Append the bodies of equal blocks, and return their paper bits; None: one at a time, please.
+        """Append the bodies of equal blocks, and return their paper bits; None if it cannot.
 
         For quantizers that spell many blocks faster together; `decode_blocks` reads them. ``seed_of`` gives
         the seed of a block.
@@ -228,12 +228,12 @@ class Quantizer(Compressor):
 
     @classmethod
     def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
-        """Read bodies of equal blocks into ``out``, (count·size,); False, nothing read: one at a time."""
+        """Read bodies of equal blocks into ``out``, (count·size,); False, with nothing read, if it cannot."""
         return False
 
     @abstractmethod
     def claims_for(self, k: int) -> QuantizerClaims:
-        """What holds for vectors of k ≥ 1 values."""
+        """The claims for vectors of k ≥ 1 values."""
 
     @property
     def claims(self) -> Claims:
@@ -243,11 +243,11 @@ class Quantizer(Compressor):
         return replace(joined, lossless=alone.lossless, any_precision=alone.any_precision)
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
-        """Append the body of ``everything >> self``."""
+        """Append the body of ``everything >> self`` for x."""
         return _write(EVERYTHING, self, Sum(x), seed, out)
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
-        """Append the body of ``everything >> self``."""
+        """Append the body of ``everything >> self`` for a sum."""
         return _write(EVERYTHING, self, total, seed, out)
 
 
@@ -258,8 +258,8 @@ _quantizers: dict[int, type[Quantizer]] = {}
 class Composed(Compressor):
     """First the selector, then the quantizer on the kept values.
 
-    Contraction (Basu et al., 2019, Lemmas 1–3): ‖x − Q(S(x))‖² ≤ (1 − γ_Q(k)·γ_S(n))‖x‖², since
-    what S drops is orthogonal to what it keeps. Variance of two unbiased parts:
+    Contraction (Basu et al., 2019, Lemmas 1–3): ‖x − Q(S(x))‖² ≤ (1 − γ_Q(k)·γ_S(n))‖x‖², because
+    what S drops is orthogonal to what it keeps. The variance of two unbiased parts is
     1 + ω = (1 + ω_S)(1 + ω_Q).
     """
 
@@ -271,61 +271,61 @@ class Composed(Compressor):
         raise cannot_join(self, other, "values are already quantized; one quantizer is enough")
 
     def spelling(self) -> str:
-        """``selector >> quantizer``."""
+        """The text ``selector >> quantizer``."""
         return f"{spell(self.selector)} >> {spell(self.quantizer)}"
 
     @property
     def claims(self) -> Claims:
-        """Those of both together."""
+        """The claims of both together."""
         return _join(self.selector, self.quantizer)
 
     @property
     def sparse(self) -> bool:
-        """As the selector."""
+        """Whether the selector is sparse."""
         return self.selector.sparse
 
     def check(self, n: int) -> None:
-        """The selector decides."""
+        """Refuse a vector length that does not fit the selector."""
         self.selector.check(n)
 
     def limited(self, n: int) -> Compressor:
-        """The selector is limited, the quantizer stays."""
+        """The same compressor with the selector limited to n coordinates."""
         selector = self.selector.limited(n)
         assert isinstance(selector, Selector)
         return Composed(selector, self.quantizer)
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
-        """Append index section and quantizer section."""
+        """Append index section and quantizer section for x."""
         return _write(self.selector, self.quantizer, Sum(x), seed, out)
 
     def write_sum(self, total: Sum, seed: Seed, out: Writer) -> int:
-        """Append index section and quantizer section."""
+        """Append index section and quantizer section for a sum."""
         return _write(self.selector, self.quantizer, total, seed, out)
 
 
 @register("everything")
 @dataclass(frozen=True)
 class Everything(Selector):
-    """Every coordinate speaks: what a quantizer alone stands behind."""
+    """Keep every coordinate; this is the selector of a quantizer without a selector."""
 
     def select(self, x: Vector, seed: Seed) -> Kept:
-        """All of x."""
+        """Keep all of x."""
         return Kept(None, x)
 
     def claims_for(self, n: int) -> SelectorClaims:
-        """Exact."""
+        """Exact: nothing is left out."""
         return SelectorClaims(unbiased=True, gamma=1.0, omega=0.0, kept=n, index_bits=0)
 
     @property
     def sparse(self) -> bool:
-        """No."""
+        """False: no coordinate is left out."""
         return False
 
 
 @register("float32")
 @dataclass(frozen=True)
 class Float32(Quantizer):
-    """Values as they are, 32 bits each: what a selector alone stands before."""
+    """Values as they are, 32 bits each; this is the quantizer of a selector without a quantizer."""
 
     code: ClassVar[int] = 0
 
@@ -334,7 +334,7 @@ class Float32(Quantizer):
         return Section([raw(values.astype("<f4", copy=False))], 32 * values.size)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode`; where nothing is added, whether they are finite shows as they are copied."""
+        """The bytes of the sum; where nothing is added, the copy also checks that all values are finite."""
         if total.y is None and total.x.dtype == np.float32:
             return Section([total.x.view(Floats)], 32 * total.size)
         return self.encode(total.add_max_abs()[0], seed)
@@ -354,7 +354,7 @@ class Float32(Quantizer):
         return fill
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
-        """As it is: exact."""
+        """This compressor itself, because it is exact."""
         return self
 
     def claims_for(self, k: int) -> QuantizerClaims:
@@ -384,7 +384,7 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
 
     def omega(n: int) -> float | None:
         s = selector.claims_for(n)
-        # The number of kept values may be random; ω_Q grows with it, so n bounds it.
+        # The number of kept values may be random. ω_Q grows with it, so the value at n is a bound.
         q = quantizer.claims_for(n if s.kept is None else s.kept)
         if not (s.unbiased and q.unbiased) or s.omega is None or q.omega is None:
             return None
@@ -401,13 +401,13 @@ def _join(selector: Selector, quantizer: Quantizer) -> Claims:
 
     q = quantizer.claims_for(1)
     return Claims(
-        # Asked for a vector that no k keeps whole: what keeps everything is unbiased.
+        # Computed for a vector that no k keeps whole, because keeping everything is always unbiased.
         unbiased=selector.claims_for(_LONG).unbiased and q.unbiased,
         homogeneous=q.homogeneous,
         gamma=gamma,
         omega=omega,
         bits=bits,
-        # Of what is not kept, everything is lost.
+        # Coordinates that are not kept are lost completely.
         gamma_max=lambda n: (
             quantizer.claims_for(n).gamma_max if isinstance(selector, Everything) and n else None
         ),
@@ -440,7 +440,7 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
         section = quantizer.encode(values, seed.child(1))
     out.u8(quantizer.code | (_CODED if section.coded else 0))
     if total.rest and total.out is not None and not section.subtracted:
-        # Copied first, as it may be the very numbers that are subtracted from.
+        # Copied first, because the body may be a view of the numbers that are subtracted from.
         body = joined(section.parts)
         reader = Reader(memoryview(body), section.coded)
         subtract(_pieces(quantizer.decode(reader, k), indices, k, n, 0, total.out.dtype), total.out)
@@ -485,7 +485,7 @@ def _pieces(
 
 
 def read_blocks(reader: Reader, size: int, count: int, dtype: np.dtype[Any]) -> Vector | None:
-    """The values of equal blocks in which all coordinates speak, at once; None: one at a time."""
+    """The values of equal blocks in which all coordinates are sent; None if it cannot read them together."""
     head = reader.peek(2)
     if head.size < 2 or head[0] != ALL or int(head[1]) not in _quantizers:
         return None

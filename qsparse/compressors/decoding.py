@@ -1,4 +1,4 @@
-"""What payloads spell: pieces of a vector, and how they are added to one."""
+"""Decoding payloads: the pieces of a vector, and how they are added to one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from qsparse.payload import Kind, Payload
 from qsparse.types import Vector
 
 Indices = npt.NDArray[np.intp]
-#: No vector has more entries: kernels count bits of positions in 64 bits.
+#: The largest number of entries of a vector: kernels count bits of positions in 64 bits.
 _LONGEST: Final = 1 << 48
-#: How many values are made of next to no bytes where nobody has said how many to expect, and of each byte.
+#: How many values may be made of almost no bytes, and more per byte, without an expected number.
 _MADE: Final = 1 << 26
 _MADE_OF_A_BYTE: Final = 64
 
 
 class Piece(NamedTuple):
-    """Decoded values: those of ``indices`` within start … stop − 1, or all of them where None.
+    """Decoded values: those of ``indices`` within start … stop − 1, or all of these where it is None.
 
     Values and indices may be overwritten when the next piece, of any payload, is read by the same thread.
     """
@@ -34,13 +34,13 @@ class Piece(NamedTuple):
     values: Vector
 
 
-#: How a body of a codec is read: (reader, n, start of the piece, dtype of the values) → pieces.
+#: A function that reads a body: (reader, n, start of the piece, dtype of the values) → pieces.
 BodyReader = Callable[[Reader, int, int, np.dtype[Any]], Iterator[Piece]]
 _bodies: dict[int, BodyReader] = {}
 
 
 def body_reader(codec: int) -> Callable[[BodyReader], BodyReader]:
-    """Decorator: the function that reads bodies of a codec."""
+    """A decorator that registers the function for reading bodies of a codec."""
 
     def add(function: BodyReader) -> BodyReader:
         _bodies[codec] = function
@@ -59,16 +59,16 @@ def read_body(reader: Reader, codec: int, n: int, start: int, dtype: np.dtype[An
 def unpack(
     payload: Payload, dtype: np.dtype[Any] | type = np.float32, n: int | None = None
 ) -> Iterator[Piece]:
-    """The values that a payload spells, from the payload alone.
+    """The values that a payload spells, read from the payload alone.
 
     Args:
-        payload: of kind DATA.
-        dtype: float32 or float64, of the values.
-        n: how many values are expected. A few bytes may stand for any number of them: without it, a payload
-            is refused that would make many more than its bytes let expect.
+        payload: a payload of kind DATA.
+        dtype: the type of the values, float32 or float64.
+        n: how many values are expected. A few bytes may stand for any number of values: without n, a payload
+            is refused if it would make many more values than is normal for its bytes.
 
     Raises:
-        Corrupted: the body contradicts itself or the header, or is none that a sender can write.
+        Corrupted: the body contradicts itself or the header, or cannot come from a sender.
         SettingError: the payload has another length.
     """
     if n is not None and payload.n != n:
@@ -90,29 +90,29 @@ def _pieces(reader: Reader, payload: Payload, dtype: np.dtype[Any]) -> Iterator[
 
 
 def accumulate_into(payload: Payload, out: Vector) -> Vector:
-    """out += the vector that a payload spells, without a dense temporary."""
+    """Add the vector that a payload spells to ``out``, without a dense temporary."""
     return apply(fitting(payload, out), out, np.add, accumulate.add_at)
 
 
 def subtract_from(payload: Payload, out: Vector) -> Vector:
-    """out −= the vector that a payload spells, without a dense temporary."""
+    """Subtract the vector that a payload spells from ``out``, without a dense temporary."""
     return subtract(fitting(payload, out), out)
 
 
 def fitting(payload: Payload, out: Vector) -> Iterator[Piece]:
-    """What `unpack` gives for a vector of this length and type."""
+    """The pieces that `unpack` gives for a vector of the length and type of ``out``."""
     return unpack(payload, out.dtype, out.size)
 
 
 def subtract(pieces: Iterable[Piece], out: Vector) -> Vector:
-    """out −= pieces."""
+    """Subtract pieces from ``out``."""
     return apply(pieces, out, np.subtract, accumulate.subtract_at)
 
 
 def apply(
     pieces: Iterable[Piece], out: Vector, dense: np.ufunc, sparse: Callable[[Indices, Vector, Vector], None]
 ) -> Vector:
-    """out = ``dense`` of it and pieces of all entries, ``sparse`` for those of some."""
+    """Apply pieces to ``out``: ``dense`` for pieces with all entries, ``sparse`` for those with some."""
     for piece in pieces:
         target = out[piece.start : piece.stop]
         if piece.indices is None:

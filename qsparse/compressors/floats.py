@@ -1,4 +1,4 @@
-"""Shorter floats."""
+"""Quantizers to floats of 16 bits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Float16(Quantizer):
     code: ClassVar[int] = 1
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """16 bits a value."""
+        """The values in 16 bits each."""
         most = np.finfo(np.float16).max
         halves = np.clip(values, -most, most).astype("<f2")
         return Section([raw(halves)], 16 * values.size)
@@ -53,7 +53,7 @@ class BFloat16(Quantizer):
     code: ClassVar[int] = 2
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """16 bits a value."""
+        """The values in 16 bits each."""
         bits = values.astype(np.float32, copy=False).view(np.uint32)
         upper = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
         # Rounding up the largest floats would give infinity.

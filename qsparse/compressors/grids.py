@@ -1,4 +1,4 @@
-"""What quantizers on a grid share: codes of b bits behind a short header, packed or by their entropy."""
+"""What quantizers on a grid share: codes of b bits after a short header, packed or entropy-coded."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Codes = npt.NDArray[Any]
 
 #: How many codes are made or read at a time.
 _PART: Final = 160 * GRAIN
-#: Bits of the widest code that a quantizer writes.
+#: The number of bits of the widest code that a quantizer writes.
 WIDEST: Final = 16
-#: Bits before the table of coded values.
+#: The number of bits before the table of coded values.
 _HEAD: Final = 28
 
 
 def code_width(levels: int) -> int:
-    """⌈log2(s + 1)⌉: bits for a level of 0 … s."""
+    """The bits for a level of 0 … s: ⌈log2(s + 1)⌉."""
     return levels.bit_length()
 
 
 def read_width(section: Reader, least: int) -> int:
-    """The width of codes (u8) as a section states it; Corrupted where no quantizer writes such codes."""
+    """Read the width of codes (u8) of a section; Corrupted where no quantizer writes such codes."""
     bits = section.u8()
     if not least <= bits <= WIDEST:
         raise Corrupted(f"a frame has codes of {bits} bits, which no quantizer writes")
@@ -44,24 +44,24 @@ def read_width(section: Reader, least: int) -> int:
 
 
 def are_scales(values: npt.NDArray[np.float32]) -> bool:
-    """Whether `Reader.scale` takes all of them."""
-    # Infinity, NaN and what is negative, zero too, have the larger bits.
+    """Whether `Reader.scale` accepts all of these values."""
+    # As integers, infinity, NaN and negative numbers, also −0, are larger.
     return bool(np.all(values.view(np.uint32) < 0x7F80_0000))
 
 
 def are_filled(rows: npt.NDArray[np.uint8], bits: int) -> bool:
-    """Whether the last bytes of rows that end with so many bits are filled with zeros."""
+    """Whether the last byte of each row, of which ``bits`` bits are used, is filled up with zeros."""
     return bits % 8 == 0 or not np.any(rows[:, -1] >> bits % 8)
 
 
 def check_coder(part: object, coder: str) -> None:
-    """Refuse a coder that there is not."""
+    """Refuse the name of a coder that does not exist."""
     if coder not in ("packed", "ans"):
         raise refuse(part, "coder must be 'packed' or 'ans'")
 
 
 class Grid(NamedTuple):
-    """Codes stand for origin + step·(code − zero)."""
+    """A grid on which a code stands for origin + step·(code − zero)."""
 
     zero: int
     origin: float
@@ -78,10 +78,11 @@ def encode_codes(
     grid: Grid | None = None,
     rest: Vector | None = None,
 ) -> Section:
-    """A section of codes behind a head: in ``bits`` each, or by ``coder`` where that is shorter.
+    """A section of codes after a head: in ``bits`` each, or by ``coder`` where that is shorter.
 
-    ``codes`` writes those from a number on into an array; all are zero where it is None. What they say on the
-    grid is subtracted from ``rest``, which may be what they are made of, where that is given.
+    ``codes`` writes the codes from a given number on into an array; all codes are zero where it is None.
+    Where ``rest`` is given, the values of the codes on the grid are subtracted from it; it may be the vector
+    that the codes are made of.
     """
     subtracted = codes is not None and grid is not None and rest is not None
     if codes is not None and grid is not None and rest is not None:
@@ -99,7 +100,7 @@ def encode_codes(
 
 
 def _leaving(codes: Fill, grid: Grid, rest: Vector) -> Fill:
-    """The same codes, which take what they say from ``rest``."""
+    """The same codes; writing them subtracts their values from ``rest``."""
 
     def fill(start: int, out: Codes) -> None:
         codes(start, out)
@@ -111,12 +112,12 @@ def _leaving(codes: Fill, grid: Grid, rest: Vector) -> Fill:
 
 
 def _kind(bits: int) -> type[np.uint8 | np.uint16]:
-    """Of codes that are packed."""
+    """The type of codes before they are packed."""
     return np.uint8 if bits <= 8 else np.uint16
 
 
 def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
-    """Codes in b bits each, made in parts that caches hold."""
+    """Codes in ``bits`` bits each, made in parts that fit the caches."""
     size = (count * bits + 7) // 8
     if codes is None:
         return bytes(size)
@@ -135,7 +136,7 @@ def packed(codes: Fill | None, count: int, bits: int) -> Bytes:
 
 
 def decode_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, high: int) -> Fill:
-    """The values of the codes that `spelled` wrote, of ``low`` to ``high``."""
+    """The values of the codes that `encode_codes` wrote, which lie in ``low`` to ``high``."""
     if section.coded:
         coded = ans_decode(section, count, 1 << bits, (count * bits + 7) // 8)
         return dequantize(copy_of(coded), np.int32, grid, low, high, 1 << 31)
@@ -143,9 +144,9 @@ def decode_grid(section: Reader, count: int, bits: int, grid: Grid, low: int, hi
 
 
 def dequantize(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: int) -> Fill:
-    """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not of low … high.
+    """The values of codes below ``end`` in arrays of a kind; Corrupted where one is not within low … high.
 
-    So is what leads beyond float32: only some codes of a grid may reach so far.
+    Values beyond float32 are Corrupted, too: some codes of a grid may reach so far.
     """
 
     def beyond(*some: int) -> bool:
@@ -158,7 +159,7 @@ def dequantize(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: in
         codes(start, some)
         if (low > 0 and some.min() < low) or (high < end - 1 and some.max() > high):
             raise Corrupted("a frame has codes that its quantizer does not write")
-        with np.errstate(over="ignore") if loud else nullcontext():  # it is said where the JIT is off
+        with np.errstate(over="ignore") if loud else nullcontext():  # without the JIT NumPy would warn of it
             quantize.grid_values(some, *grid, end, out)
         if far and not max_abs(out) <= LARGEST:
             raise Corrupted("a frame has values beyond float32")
@@ -178,10 +179,10 @@ def unpacked(section: Reader, count: int, bits: int) -> Fill:
 
 
 def ans_encode(codes: Codes, symbols: int, limit: int) -> Bytes | None:
-    """Codes < ``symbols`` by `kernels.ans`, or None where that takes ``limit`` bytes or more.
+    """Codes < ``symbols`` as `kernels.ans` writes them, or None where that takes ``limit`` bytes or more.
 
-    Length (varint); scale (4 bits), least code (12), greatest less least (12), table, to a whole
-    number of two bytes; two states (u32), stream.
+    Length (varint); scale (4 bits), least code (12), greatest minus least code (12) and table, filled up to
+    a multiple of two bytes; two states (u32); stream.
     """
     if symbols > 1 << ans.SCALE:
         return None
@@ -197,7 +198,7 @@ def ans_encode(codes: Codes, symbols: int, limit: int) -> Bytes | None:
     words[0] = scale | first << 4 | last - first << 16
     table = ans.table_encode(frequencies, _HEAD, words)
     head = bytes(bitstream.as_bytes(words, 16 * -(-table // 16)))
-    # The stream may take what is left of the limit; the coder looks ahead of what it writes.
+    # The stream may take the rest of the limit; the coder looks at some places after the one it writes.
     halves = np.empty(max(limit - len(head) - 8, 0) // 2 + ans.AHEAD, np.uint16)
     states = np.empty(2, np.int64)
     begin = ans.encode(codes, first, frequencies, scale, halves, states)
@@ -211,7 +212,7 @@ def ans_encode(codes: Codes, symbols: int, limit: int) -> Bytes | None:
 
 
 def ans_decode(section: Reader, count: int, symbols: int, limit: int | None = None) -> Codes:
-    """The codes that `squeezed` wrote."""
+    """The codes that `ans_encode` wrote."""
     length = section.varint()
     if limit is not None and varint_size(length) + length >= limit:
         raise Corrupted(f"a frame has coded values in no fewer than the {limit} bytes of packed ones")
@@ -247,15 +248,15 @@ def ans_decode(section: Reader, count: int, symbols: int, limit: int | None = No
 
 
 def _scale(count: int, counts: npt.NDArray[np.int64]) -> int:
-    """The binary digits of the sum of frequencies; a short message has no use for fine ones."""
+    """The number of binary digits of the sum of frequencies; a short message needs no finer ones."""
     return min(ans.SCALE, max(count.bit_length(), (int(np.count_nonzero(counts)) - 1).bit_length()))
 
 
 def contraction(omega: float) -> float | None:
-    """γ of an unbiased quantizer: ‖v − Q(v)‖² ≤ ω‖v‖² in expectation, so 1 − ω where positive."""
+    """The γ of an unbiased quantizer: ‖v − Q(v)‖² ≤ ω‖v‖² in expectation, so 1 − ω where that is positive."""
     return 1 - omega if omega < 1 else None
 
 
 def flat_variance(k: int) -> float:
-    """sup (‖v‖₁‖v‖∞ − ‖v‖₂²)/‖v‖₂² = (√k − 1)/2 over v of k values."""
+    """The supremum of (‖v‖₁‖v‖∞ − ‖v‖₂²)/‖v‖₂² over v of k values, which is (√k − 1)/2."""
     return (math.sqrt(k) - 1) / 2

@@ -35,10 +35,10 @@ class LowPrecision(Quantizer):
     """Stochastic rounding to δ·{−2ᵇ⁻¹, …, 2ᵇ⁻¹ − 1}, clipped outside (Yu et al., 2019, section 2).
 
     With δ = ‖v‖∞/(2ᵇ⁻¹ − 1) every value lies inside, so it is unbiased with
-    E‖Q(v) − v‖² ≤ kδ²/4. A fixed δ clips: biased, and not homogeneous.
+    E‖Q(v) − v‖² ≤ kδ²/4. A fixed δ clips, so it is biased and not homogeneous.
 
     Args:
-        bits: b, 2 to 16, and the floor under `within`; a message takes 32 + b·k bits.
+        bits: b, 2 to 16, and the smallest b that `within` may choose; a message takes 32 + b·k bits.
         delta: a fixed δ > 0, or None for the one above.
         coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
@@ -56,7 +56,7 @@ class LowPrecision(Quantizer):
         check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """Bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
+        """A section of: bits (u8), the grid's upper end δ(2ᵇ⁻¹ − 1) (f32), codes."""
         half = 1 << (self.bits - 1)
         if self.delta is None:
             end = float(np.float32(max_abs(values)))
@@ -80,8 +80,8 @@ class LowPrecision(Quantizer):
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """The least b ≥ ``bits`` with E‖Q(x) − x‖² = δ²·Σf_i(1 − f_i) ≤ tolerance (Yu et al., 2019, eq. 2).
 
-        f_i is the fractional part of x_i/δ. Where 16 bits are too few it is `Float32`, which is exact for
-        float32 vectors. See `Compressor.within` for arguments and errors; a fixed δ is refused.
+        f_i is the fractional part of x_i/δ. Where 16 bits are too few the result is `Float32`, which is exact
+        for float32 vectors. See `Compressor.within` for arguments and errors; a fixed δ is refused.
         """
         if self.delta is not None:
             raise CompositionError(
@@ -91,8 +91,8 @@ class LowPrecision(Quantizer):
         if not tolerance >= 0:
             raise refuse(self, f"a tolerance must be at least 0, not {tolerance}")
         end = float(np.float32(max_abs(x))) if x.size else 0.0
-        # The error does not always fall with b, as a value may lie on a coarse grid and between the points
-        # of a finer one. So b is searched from below; a width that is far too small shows after few values.
+        # The error does not always fall with b, because a value may lie on a coarse grid and between the
+        # points of a finer one. So b is searched from below; a far too small b shows after few values.
         for bits in range(self.bits, WIDEST + 1):
             half = 1 << (bits - 1)
             if end > 0:
@@ -105,15 +105,15 @@ class LowPrecision(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """δ·code."""
+        """The values δ·code."""
         bits, end = read_width(section, 2), section.scale()
         half = 1 << (bits - 1)
-        # A grid of no width has one code.
+        # A grid whose width is zero has one code.
         low, high = (0, 2 * half - 1) if end > 0 else (half, half)
         return decode_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """Unbiased unless δ is fixed."""
+        """The claims: unbiased unless δ is fixed."""
         free = self.delta is None
         most = (1 << (self.bits - 1)) - 1
         omega = k / (4 * most**2)

@@ -43,7 +43,7 @@ class MinMax(Quantizer):
         check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """Levels (u16), min (f32), max (f32), codes."""
+        """A section of: levels (u16), min (f32), max (f32), codes."""
         low, high = (float(np.float32(edge)) for edge in vector.min_max(values))
         width = code_width(self.levels)
         key = random.halves(seed.key)
@@ -57,7 +57,7 @@ class MinMax(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """min + (max − min)/s·code."""
+        """The values min + (max − min)/s·code."""
         levels, low, high = struct.unpack("<Hff", section.take(10))
         if levels == 0 or not -LARGEST <= low <= high <= LARGEST:
             raise Corrupted(f"a frame has {levels} levels from {low:g} to {high:g}: no quantizer writes them")
@@ -65,7 +65,7 @@ class MinMax(Quantizer):
         return decode_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """Unbiased."""
+        """The claims: unbiased, with ω = k/(2s²)."""
         omega = k / (2 * self.levels**2)
         return QuantizerClaims(
             unbiased=True,

@@ -1,4 +1,4 @@
-"""How the positions of kept coordinates are written: a coding for each message, the shortest."""
+"""How the positions of kept coordinates are written: each message uses the shortest coding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL, _FIXED, _BITMAP, _RICE, _SEEDED = range(5)
 
 
 def index_width(n: int) -> int:
-    """⌈log2 n⌉: the papers' bits for one position among n."""
+    """The papers' bits for one position among n: ⌈log2 n⌉."""
     return max(n - 1, 0).bit_length()
 
 
@@ -42,7 +42,7 @@ def write_indices(indices: Indices, n: int, out: Writer) -> None:
 
 
 def _shortest(n: int, k: int, rice: int) -> int:
-    """The coding of k positions that takes the fewest bytes; ``rice`` are the bits of theirs."""
+    """The coding of k positions that takes the fewest bytes; ``rice`` are the bits of the Rice codes."""
     length = (rice + 7) // 8
     sizes = (k * index_width(n) + 7) // 8, (n + 7) // 8, length + varint_size(length)
     return (_FIXED, _BITMAP, _RICE)[sizes.index(min(sizes))]
@@ -59,7 +59,7 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
     k = reader.varint()
     if k >= n:
         raise Corrupted(f"a frame names {k} of {n} coordinates, which is not fewer than all")
-    # Room is made for k indices once the bytes that spell them are there.
+    # Memory for k indices is allocated only when the bytes that spell them are there.
     if coding == _FIXED:
         data = reader.packed(k, index_width(n))
         indices = _places(k)
@@ -73,7 +73,7 @@ def _read_indices(reader: Reader, n: int) -> Indices | None:
         wrong = wrong or _shortest(n, k, _rice_bits(indices, n)) != _BITMAP
     elif coding == _RICE:
         data = reader.array(reader.varint(), "u1")
-        # A gap takes at least one bit.
+        # Each gap takes at least one bit.
         indices = _places(min(k, 8 * data.size))
         parameters = np.empty(_blocks(indices.size), np.uint8)
         used = int(gaps.rice_decode(bitstream.as_words(data), n, parameters, indices))

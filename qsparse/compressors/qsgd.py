@@ -1,4 +1,4 @@
-"""Stochastic levels of the Euclidean norm."""
+"""Stochastic rounding to levels between 0 and the Euclidean norm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
-#: Bytes before the codes of a block: the coding of its indices, the quantizer's code, width and step.
+#: Bytes before the codes of a block: coding of the indices, code of the quantizer, width and step.
 _HEAD: Final = 7
 
 
@@ -62,15 +62,15 @@ class QSGD(Quantizer):
         check_coder(self, self.coder)
 
     def beta(self, k: int) -> float:
-        """β(k, s) = min(k/s², √k/s)."""
+        """The bound β(k, s) = min(k/s², √k/s)."""
         return min(k / self.levels**2, math.sqrt(k) / self.levels)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """Width (u8), step (f32), signed levels."""
+        """A section of: width (u8), step (f32), signed levels."""
         return self.encode_sum(Sum(values), seed)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode`; what is not finite shows in the norm."""
+        """The section of a sum; an entry that is not finite is found by the norm."""
         values = total.x if total.y is None else total.add()
         norm = math.sqrt(vector.squared_norm(values))
         if not norm <= LARGEST:
@@ -92,7 +92,7 @@ class QSGD(Quantizer):
         return encode_codes(head, codes, values.size, width, nbits, self.coder, grid, rest)
 
     def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
-        """One section after the other, from one kernel; of codes that fit a byte."""
+        """Append the bodies with one kernel, where codes fit a byte."""
         width = 1 + code_width(self.levels)
         if width > 8 or self.coder != "packed":
             return None
@@ -118,7 +118,7 @@ class QSGD(Quantizer):
 
     @classmethod
     def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
-        """The sections that `encode_blocks` wrote."""
+        """Read the bodies that `encode_blocks` wrote."""
         head = section.peek(3)
         width = int(head[-1]) if head.size == 3 else 0
         stride = _HEAD + (size * width + 7) // 8
@@ -143,14 +143,14 @@ class QSGD(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """step·level."""
+        """The values step·level."""
         width, step = read_width(section, 2), section.scale()
         zero = 1 << (width - 1)
-        # There are as many levels below zero as above, so code 0 is none.
+        # There are as many levels below zero as above, so code 0 is not used.
         return decode_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """Unbiased unless scaled."""
+        """The claims: unbiased unless scaled."""
         beta = self.beta(k)
         return QuantizerClaims(
             unbiased=not self.scaled,

@@ -35,7 +35,7 @@ class RandK(KeepsK):
         return Kept(indices, values, key=seed.key)
 
     def claims_for(self, n: int) -> SelectorClaims:
-        """What is dropped is drawn at random."""
+        """The claims, which hold in expectation: the dropped coordinates are drawn at random."""
         k = min(self.count(n), n)
         return SelectorClaims(
             unbiased=k == n,

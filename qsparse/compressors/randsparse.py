@@ -1,4 +1,4 @@
-"""Unbiased sparsification with probabilities by magnitude."""
+"""Unbiased sparsification with probabilities proportional to the magnitudes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class RandSparse(Selector):
     E‖β − x‖² = ‖x‖₁²/φ − ‖x‖².
 
     Args:
-        budget: φ, lowered to ‖x‖₁/‖x‖∞ where it is larger, so that p_i ≤ 1; None: φ = ‖x‖₁/‖x‖∞,
-            the paper's experiments.
+        budget: φ, lowered to ‖x‖₁/‖x‖∞ where it is larger, so that p_i ≤ 1; None means
+            φ = ‖x‖₁/‖x‖∞, as in the paper's experiments.
     """
 
     budget: float | None = None
@@ -37,7 +37,7 @@ class RandSparse(Selector):
             raise refuse(self, "budget must be positive and finite")
 
     def select(self, x: Vector, seed: Seed) -> Kept:
-        """Draw which coordinates speak, and scale them."""
+        """Draw which coordinates are sent, and scale them."""
         largest = max_abs(x)
         if largest == 0:
             return Kept(np.empty(0, np.intp), np.empty(0, x.dtype))
@@ -56,7 +56,7 @@ class RandSparse(Selector):
         return Kept(indices, values.astype(x.dtype) * x.dtype.type(magnitude))
 
     def claims_for(self, n: int) -> SelectorClaims:
-        """‖x‖₁‖x‖∞ ≤ ‖x‖₂²(1 + √n)/2, and ‖x‖₁² ≤ n‖x‖₂²."""
+        """The claims, by ‖x‖₁‖x‖∞ ≤ ‖x‖₂²(1 + √n)/2 and ‖x‖₁² ≤ n‖x‖₂²."""
         most = (1 + math.sqrt(n)) / 2
         if self.budget is not None:
             most = max(most, n / self.budget)

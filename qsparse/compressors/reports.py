@@ -1,4 +1,4 @@
-"""What several workers said, told on: each rank forms the same mean of it, and so the same model."""
+"""The reports of several workers in one message: each rank forms the same mean, and so the same model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPORTS: Final = 3
 
 
 def bundle_size(reports: Sequence[Payload]) -> int:
-    """Bytes of the body that `bundle` would make."""
+    """The number of bytes of the body that `bundle` would make."""
     bodies = [len(report.body) for report in _spoken(reports)]
     head = varint_size(len(reports)) + varint_size(len(bodies))
     return head + sum(1 + varint_size(size) + size for size in bodies)
@@ -30,11 +30,11 @@ def bundle_size(reports: Sequence[Payload]) -> int:
 def bundle(reports: Sequence[Payload], n: int, seed: Seed) -> Payload:
     """One frame with the bodies of the reports of a round, in rank order; it spells their mean.
 
-    Paper bits: those of the reports together.
+    Paper bits: the sum of those of the reports.
 
     Args:
-        reports: of all workers, of n coordinates; a SKIP counts as one that said nothing.
-        n: coordinates.
+        reports: those of all workers, with n coordinates; a SKIP counts as a report of zeros.
+        n: the number of coordinates.
         seed: its rank, step and use go into the header; nothing is drawn.
     """
     spoken = _spoken(reports)
@@ -49,7 +49,7 @@ def bundle(reports: Sequence[Payload], n: int, seed: Seed) -> Payload:
 
 
 def merged(payload: Payload, out: Vector) -> Vector:
-    """The mean that a `bundle` spells, in ``out``, (n,): formed as a coordinator forms that of the reports.
+    """Write the mean of a `bundle` into ``out``, (n,), formed as a coordinator forms the mean of reports.
 
     Raises:
         Corrupted: the body contradicts itself or the header.

@@ -1,4 +1,4 @@
-"""One bit a value."""
+"""Quantizers with one bit for each value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
-#: Bytes before the bits of a block: the coding of its indices, the quantizer's code, the scale.
+#: Bytes before the bits of a block: coding of the indices, code of the quantizer, scale.
 _HEAD: Final = 6
 
 
@@ -47,11 +47,11 @@ class Sign(Quantizer):
             raise refuse(self, "norm must be 1, 2 or none")
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """A scale and one bit a value."""
+        """A section of a scale and one bit for each value."""
         return self.encode_sum(Sum(values), seed)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode`, in the pass that adds."""
+        """The section of a sum, made in the pass that adds."""
         k = total.size
         bits = np.empty((k + 7) // 8, np.uint8)
         simple = total.simple and self.norm != 2
@@ -65,7 +65,7 @@ class Sign(Quantizer):
         return Section([head, raw(bits)], self._bits(k), subtracted=simple and total.rest)
 
     def encode_blocks(self, total: Sum, size: int, seed_of: Callable[[int], Seed], out: Writer) -> int | None:
-        """One section after the other, in one pass."""
+        """Append the bodies in one pass."""
         if not total.simple or self.norm == 2:
             return None
         stride = _HEAD + (size + 7) // 8
@@ -83,9 +83,9 @@ class Sign(Quantizer):
     def _look(
         self, total: Sum, size: int, first: int, stride: int, data: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float64]:
-        """Bits of all blocks into ``data``; their norms."""
+        """Write the bits of all blocks into ``data``; return their norms."""
         norms = np.empty(total.size // size)
-        # Blocks that begin within a line of the caches cannot be written past them.
+        # Blocks that begin within a line of the caches cannot be written around the caches.
         streamed = total.streamed and (size % 64 == 0 or norms.size == 1)
 
         def share(start: int, stop: int) -> None:
@@ -115,7 +115,7 @@ class Sign(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """±scale."""
+        """The values ±scale."""
         scale, data = section.scale(), section.packed(k, 1)
 
         def fill(start: int, out: Vector) -> None:
@@ -125,7 +125,7 @@ class Sign(Quantizer):
 
     @classmethod
     def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
-        """The sections that `encode_blocks` wrote."""
+        """Read the bodies that `encode_blocks` wrote."""
         stride = _HEAD + (size + 7) // 8
         data = section.peek(count * stride)
         if data.size < count * stride:
@@ -141,7 +141,7 @@ class Sign(Quantizer):
         return True
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """A contraction for both norms; raw signs are none."""
+        """The claims: a contraction for both norms; raw signs are not one."""
         return QuantizerClaims(
             unbiased=False,
             homogeneous=self.norm is not None,

@@ -17,13 +17,13 @@ LONG: Final = 1 << 20
 
 
 class Sum(NamedTuple):
-    """x + scale·y, which need not have been added: who compresses it may do that in a pass of its own.
+    """The sum x + scale·y, which may not be computed yet: a compressor may add in a pass of its own.
 
     Attributes:
         x: (n,), float32 or float64, contiguous.
-        scale, y: what is added, y like x; nothing where y is None.
-        out: (n,) like x, neither x nor y; where the sum is left, or
-        rest: if true, what the message does not say of it.
+        scale, y: what is added, with y shaped like x; nothing is added where y is None.
+        out: (n,), an array like x, but neither x nor y; the sum is written into it.
+        rest: if true, ``out`` gets what the message leaves unsaid of the sum instead.
     """
 
     x: Vector
@@ -34,33 +34,33 @@ class Sum(NamedTuple):
 
     @property
     def size(self) -> int:
-        """n."""
+        """The number n of entries."""
         return self.x.size
 
     @property
     def simple(self) -> bool:
-        """Whether kernels of float32 can add it, rounding as `add` does."""
+        """Whether kernels of float32 can form the sum with the same rounding as `add`."""
         if self.y is None or self.out is None:
             return self.x.dtype == np.float32
         return abs(self.scale) == 1 and self.x.dtype == self.y.dtype == self.out.dtype == np.float32
 
     @property
     def streamed(self) -> bool:
-        """Whether to write ``out`` past the caches: it is longer than they are, and begins at a line."""
+        """Whether to write ``out`` around the caches: it is larger than they are, and begins at a line."""
         return self.out is not None and self.out.size >= LONG and self.out.ctypes.data % CACHE_LINE == 0
 
     def part(self, start: int, stop: int) -> Sum:
-        """The entries start … stop − 1."""
+        """The part with entries start … stop − 1."""
         if self.y is None or self.out is None:
             return Sum(self.x[start:stop])
         return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop], self.rest)
 
     def add(self) -> Vector:
-        """The sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
+        """Return the sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
         return finite(self._added())
 
     def add_max_abs(self) -> tuple[Vector, float]:
-        """What `add` returns, and its largest magnitude."""
+        """Return the sum as `add` does, and its largest magnitude."""
         if self.y is None or self.out is None or not self.simple:
             total = self._added()
             most = max_abs(total)
@@ -80,7 +80,7 @@ class Sum(NamedTuple):
 
 
 def as_vector(x: Vector) -> Vector:
-    """Refuse what is no contiguous float vector; a read-only one is copied.
+    """Refuse anything but a contiguous float vector; a read-only one is copied.
 
     Kernels are compiled for writable arrays only, so that there is one version of each.
     """
@@ -93,19 +93,19 @@ def as_vector(x: Vector) -> Vector:
 
 
 def as_sendable(x: Vector) -> Vector:
-    """Refuse what is no `as_vector`, and values that float32 cannot hold."""
+    """Refuse what `as_vector` refuses, and values that float32 cannot hold."""
     return finite(as_vector(x))
 
 
 def finite(x: Vector) -> Vector:
-    """x; NotFinite where it holds what float32 cannot."""
+    """Return x; NotFinite where it has a value that float32 cannot hold."""
     if not max_abs(x) <= LARGEST:
         raise unsendable(x, vector.first_beyond(x, LARGEST))
     return x
 
 
 def max_abs(x: Vector) -> float:
-    """max |x_i|, 0 where there are none; NaN or infinity where one is."""
+    """The largest |x_i|, 0 without entries; NaN or infinity where an entry is."""
     if x.dtype == np.float32:
         return float(np.int32(vector.max_abs(x.view(np.int32), np.int32(0x7FFF_FFFF))).view(np.float32))
     bits = vector.max_abs(x.view(np.int64), np.int64(0x7FFF_FFFF_FFFF_FFFF))

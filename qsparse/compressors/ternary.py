@@ -1,4 +1,4 @@
-"""Three values."""
+"""Stochastic rounding to three values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ternary(Quantizer):
         check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """‖v‖∞ (f32), trits."""
+        """A section of: ‖v‖∞ (f32), trits."""
         scale = float(np.float32(max_abs(values)))
         head, nbits, size = struct.pack("<f", scale), self._bits(values.size), (values.size + 4) // 5
         key = random.halves(seed.key)
@@ -78,7 +78,7 @@ class Ternary(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """scale·code."""
+        """The values scale·code."""
         scale = section.scale()
         size, grid = (k + 4) // 5, Grid(1, 0.0, scale)
         low, high = (0, 2) if scale > 0 else (1, 1)
@@ -92,7 +92,7 @@ class Ternary(Quantizer):
         )
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """Unbiased."""
+        """The claims: unbiased, with ω = (√k − 1)/2."""
         omega = flat_variance(k)
         return QuantizerClaims(
             unbiased=True, homogeneous=True, gamma=contraction(omega), omega=omega, bits=self._bits(k)

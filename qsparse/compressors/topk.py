@@ -20,19 +20,19 @@ from qsparse.registry import register
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
-#: Vectors that are shorter are looked at whole.
+#: Shorter vectors are looked at as a whole, without a sample.
 _LONG: Final = 1 << 16
-#: How many entries the bound on the k-th largest is estimated from.
+#: The number of entries from which the bound on the k-th largest is estimated.
 _SAMPLE: Final = 1 << 15
 
 
 @dataclass(frozen=True)
 class KeepsK(Selector):
-    """A selector that keeps k of n coordinates, k given as a number or as a share of n.
+    """A selector that keeps k of n coordinates; k is given as a number or as a share of n.
 
     Args:
-        k: how many, at least 1 and at most n.
-        ratio: which share, in (0, 1]; k = max(1, round(ratio·n)).
+        k: the number of coordinates, at least 1 and at most n.
+        ratio: the share of coordinates, in (0, 1]; k = max(1, round(ratio·n)).
     """
 
     #: Settings of which one is given.
@@ -49,26 +49,26 @@ class KeepsK(Selector):
             raise refuse(self, "ratio must lie in (0, 1]")
 
     def count(self, n: int) -> int:
-        """k for vectors of n coordinates."""
+        """The number k for vectors of n coordinates."""
         if self.k is not None:
             return self.k
         assert self.ratio is not None
         return max(1, round(self.ratio * n))
 
     def check(self, n: int) -> None:
-        """k must not exceed n, unless n = 0."""
+        """Refuse a k that is larger than n, unless n = 0."""
         if self.count(n) > n > 0:
             raise refuse(self, f"cannot keep {self.k} of {n} coordinates; use ratio, or a smaller k")
 
     def limited(self, n: int) -> KeepsK:
-        """k_t = min(k, n)."""
+        """The selector with k_t = min(k, n)."""
         return self if self.k is None or self.k <= n or n == 0 else type(self)(k=n)
 
 
 @register("topk")
 @dataclass(frozen=True)
 class TopK(KeepsK):
-    """Keep the k coordinates of largest magnitude, exactly; among equals those of lowest index.
+    """Keep exactly the k coordinates of largest magnitude; among equal ones those of lowest index.
 
     γ = k/n (Stich et al., 2018; Basu et al., 2019).
 
@@ -82,7 +82,7 @@ class TopK(KeepsK):
         return self.select_sum(Sum(x), seed)
 
     def select_sum(self, total: Sum, seed: Seed) -> Kept:
-        """As `select`, in the pass that adds."""
+        """Indices and values of the k largest entries of a sum, found in the pass that adds."""
         n = total.size
         k = self.count(n)
         if k == n:
@@ -101,7 +101,7 @@ class TopK(KeepsK):
         return Kept(indices, values)
 
     def claims_for(self, n: int) -> SelectorClaims:
-        """What is dropped is the smallest."""
+        """The claims, which use that the smallest coordinates are dropped."""
         k = min(self.count(n), n)
         return SelectorClaims(
             unbiased=k == n,
@@ -113,15 +113,15 @@ class TopK(KeepsK):
 
 
 def _among_candidates(total: Sum, k: int) -> Kept | None:
-    """The k largest of what is not below a bound; None where the bound was wrong or is no help."""
+    """The k largest of the entries not below a bound; None where the bound was wrong or does not help."""
     n = total.size
     scale, sampled = np.float32(total.scale), scratch("sampled", _SAMPLE, np.float32)
     if total.y is None:
         select.sample(total.x, sampled)
     else:
         select.sample_sum(total.x, scale, total.y, sampled)
-    # The number of sampled entries among the k largest deviates by about the root of what is expected. Four
-    # of them make too high a bound rare, four more make room for what is beyond it.
+    # The number of sampled entries among the k largest deviates by about the root of the expected number. A
+    # margin of four roots makes too high a bound rare; four more make room for the entries above it.
     rank = _beyond(k * _SAMPLE / n)
     if rank >= _SAMPLE:
         return None
@@ -133,7 +133,7 @@ def _among_candidates(total: Sum, k: int) -> Kept | None:
 
     def share(start: int, stop: int) -> tuple[int, Indices, Vector]:
         size = min(room, stop - start + 2 * simd.WIDTH)
-        if start == 0:  # this thread's own
+        if start == 0:  # these arrays belong to this thread
             positions, values = scratch("candidates", size, np.intp), scratch("values", size, np.float32)
         else:
             positions, values = np.empty(size, np.intp), np.empty(size, np.float32)
@@ -152,7 +152,7 @@ def _among_candidates(total: Sum, k: int) -> Kept | None:
         parts[0] if len(parts) == 1 else np.concatenate(parts)
         for parts in ([each[1] for each in shares], [each[2] for each in shares])
     )
-    # What is NaN or infinite is not below the bound either.
+    # NaN and infinity are not below the bound, so they are among the candidates.
     if not np.all(np.isfinite(values)):
         total.add()
     indices, kept = np.empty(k + 1, np.intp), np.empty(k + 1, np.float32)

@@ -1,6 +1,6 @@
-"""What several payloads amount to, added in their order.
+"""The sum of several payloads, added in their order.
 
-The total is written once, and not read before: parts of it are formed where caches hold them.
+The total is written once and not read before: it is formed in parts that fit the caches.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from qsparse.kernels.scratch import scratch
 from qsparse.payload import Payload
 from qsparse.types import CACHE_LINE, Vector, aligned
 
-#: Sparse vectors are summed as such while they have no more entries together than one in so many.
+#: Sparse vectors are summed as sparse ones while all their entries are at most one in so many.
 _FEW: Final = 4
 #: Entries of a sparse sum that are formed at a time: few enough for the fastest cache.
 _BLOCK: Final = 1 << 12
 
 
 def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
-    """out = the sum of what payloads spell, in their order, divided by ``parts``.
+    """Write the sum of the vectors that payloads spell, in their order, divided by ``parts``, into ``out``.
 
     Raises:
-        Corrupted, SettingError: as `unpack` does; what ``out`` holds then is not said.
+        Corrupted, SettingError: as for `unpack`; then the contents of ``out`` are undefined.
     """
     if not (_sum_sparse(payloads, out, parts) or _sum_dense(payloads, out, parts)):
         out[...] = 0
@@ -39,7 +39,7 @@ def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
 
 
 def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
-    """`add_up` where all pieces have few, ascending indices; else False."""
+    """Do `add_up` where all pieces have few, ascending indices; else return False."""
     room, count, ends = out.size // _FEW, 0, [0]
     indices, values = scratch("total places", room, np.intp), scratch("total values", room, out.dtype)
     for payload in payloads:
@@ -65,14 +65,14 @@ def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
 
 
 def _sum_dense(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
-    """`add_up` where all entries of all payloads come in the same parts; else False."""
+    """Do `add_up` where all entries of all payloads come in the same parts; else return False."""
     for pieces in zip_longest(*(fitting(payload, out) for payload in payloads)):
         first = pieces[0]
         for piece in pieces:
             if piece is None or piece.indices is not None or piece[:2] != first[:2]:
                 return False
         target = out[first.start : first.stop]
-        # Not copied, as there is no −0 in a sum that begins with 0.
+        # Added and not copied, because a sum that begins with 0 has no −0.
         np.add(first.values, 0, out=target)
         for piece in pieces[1:]:
             np.add(target, piece.values, out=target)

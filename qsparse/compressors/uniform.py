@@ -1,4 +1,4 @@
-"""LAQ's grid."""
+"""Rounding to the grid of LAQ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qsparse.types import Vector
 @register("uniform")
 @dataclass(frozen=True)
 class Uniform(Quantizer):
-    """To the nearest of 2ᵇ points from −R to R, R = ‖v‖∞ (Sun et al., 2019, eqs. 4–6).
+    """Rounding to the nearest of 2ᵇ points from −R to R, R = ‖v‖∞ (Sun et al., 2019, eqs. 4–6).
 
     q_i = ⌊(v_i + R)/(2τR) + 1/2⌋, τ = 1/(2ᵇ − 1); the value is 2τR·q_i − R, off by at most τR.
 
@@ -42,11 +42,11 @@ class Uniform(Quantizer):
         check_coder(self, self.coder)
 
     def encode(self, values: Vector, seed: Seed) -> Section:
-        """Bits (u8), R (f32), codes."""
+        """A section of: bits (u8), R (f32), codes."""
         return self._coded(values, max_abs(values), None)
 
     def encode_sum(self, total: Sum, seed: Seed) -> Section:
-        """As `encode`; R is found in the pass that adds, what is not said left in the one that rounds."""
+        """The section of a sum: the pass that adds finds R, the pass that rounds leaves the unsaid rest."""
         return self._coded(*total.add_max_abs(), total.out if total.rest else None)
 
     def _coded(self, values: Vector, max_abs: float, rest: Vector | None) -> Section:
@@ -62,13 +62,13 @@ class Uniform(Quantizer):
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
-        """2τR·q − R."""
+        """The values 2τR·q − R."""
         bits, radius = read_width(section, 1), section.scale()
         high = (1 << bits) - 1 if radius > 0 else 0
         return decode_grid(section, k, bits, _grid(bits, radius), 0, high)
 
     def claims_for(self, k: int) -> QuantizerClaims:
-        """‖error‖∞ ≤ τR, so ‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
+        """The claims: ‖error‖∞ ≤ τR, so ‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
         most = (1 << self.bits) - 1
         loss = k / most**2
         return QuantizerClaims(
