@@ -1,4 +1,4 @@
-"""A run, and what it leaves: settings, problem, history, checkpoints."""
+"""A run and its results: settings, problem, history, checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: who reads a history needs no kernels.
+    # Loaded on first use, because reading a history needs no kernels.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

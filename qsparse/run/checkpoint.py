@@ -1,7 +1,7 @@
-"""Checkpoints: what all ranks remember, on disk, so that a run that was killed goes on as if it had not been.
+"""Checkpoints: what all ranks remember, on disk, so that a killed run can go on as if it had not ended.
 
 A checkpoint is a folder with one file for each rank and a manifest, which rank 0 writes last; the folder
-gets its name only then. So whatever has such a name was written whole, and checksums tell whether it still
+gets its name only then. So a folder with such a name was written whole, and checksums tell whether it still
 is. ``docs/checkpoints.md`` has the layout.
 """
 
@@ -31,25 +31,26 @@ from qsparse.wrappers import plain_settings
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
-#: The setting that is the version of qsparse.
+#: The name of the setting that holds the version of qsparse.
 _VERSION: Final = "qsparse"
 _WHOLE: Final = re.compile(r"(\d{6,})-step-(\d+)")
-#: Of a setting: as it was given, before the run had a length.
+#: The end of the name of a setting that is stored as it was given, before the run had a length.
 GIVEN: Final = " as given"
-#: A checkpoint that is being written, or removed.
+#: The name of a checkpoint that is being written or removed.
 _UNDER_WAY: Final = re.compile(rf"\.{_WHOLE.pattern}\.(part|gone)")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a run's checkpoints lie, how often there is one, and from which it goes on.
+    """Where a run's checkpoints are, how often one is made, and from which the run goes on.
 
     Args:
-        folder: where they are written; all ranks see it.
-        every: steps from one to the next, which is made at the first meeting after so many; None: none.
-        keep: how many stay.
+        folder: the folder for checkpoints; all ranks see it.
+        every: steps from one checkpoint to the next, which is made at the first synchronization after so
+            many; None makes no checkpoints.
+        keep: how many checkpoints stay.
         resume: ``none``, ``auto`` (the newest whole one of the folder, or none), or a path: a checkpoint,
-            a folder of them, or the ``--out`` of a run.
+            a folder of checkpoints, or the ``--out`` of a run.
     """
 
     folder: Path
@@ -69,8 +70,8 @@ class Found:
     """A whole checkpoint.
 
     Attributes:
-        folder: where it is.
-        manifest: what it says of itself.
+        folder: the folder of the checkpoint.
+        manifest: the contents of its manifest.
     """
 
     folder: Path
@@ -78,24 +79,24 @@ class Found:
 
     @property
     def step(self) -> int:
-        """The step after which it was made."""
+        """The step after which the checkpoint was made."""
         return int(self.manifest["step"])
 
     @property
     def ranks(self) -> int:
-        """How many ranks have made it."""
+        """The number of ranks that made the checkpoint."""
         return int(self.manifest["ranks"])
 
     @property
     def version(self) -> str:
-        """The version of qsparse that has made it."""
+        """The version of qsparse that made the checkpoint."""
         return str(self.manifest["settings"].get("qsparse", _version.__version__))
 
     def state(self, rank: int) -> State:
-        """What a rank remembered; arrays are read when they are used.
+        """The state of a rank; arrays are read when they are used.
 
         Raises:
-            CheckpointError: it is gone, or cannot be read.
+            CheckpointError: the file is gone, or cannot be read.
         """
         try:
             return read(self.folder / file_of(rank))
@@ -109,10 +110,10 @@ class Found:
 
     @contextlib.contextmanager
     def understood(self) -> Iterator[None]:
-        """Say what it means if what another version has written is not what this one looks for.
+        """Explain errors in the block if another version of qsparse has written the checkpoint.
 
         Raises:
-            CheckpointError: in place of what such a state makes code raise.
+            CheckpointError: in place of an error that an unexpected state causes.
         """
         try:
             yield
@@ -126,9 +127,9 @@ class Found:
             ) from error
 
     def compare(self, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> None:
-        """Refuse to go on with settings that would have made another run; ``free`` ones may differ.
+        """Refuse to go on with settings that would have made another run; those in ``free`` may differ.
 
-        So may the version of qsparse, and then settings that only one of the two versions has.
+        The version of qsparse may differ, too, and then also settings that only one of the two versions has.
 
         Raises:
             CheckpointError: with both spellings.
@@ -160,14 +161,14 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], free: Itera
 
 
 def _strangeness(folder: Path, settings: Mapping[str, Any], free: Iterable[str]) -> str:
-    """How a checkpoint differs from those of a run with these settings; nothing where it is one of them."""
+    """How a checkpoint differs from those of a run with these settings; empty where it does not differ."""
     try:
         theirs, ours = _manifest(folder)["settings"], json.loads(json.dumps(settings))
     except CheckpointError as error:
         return f"{MANIFEST} {error}"
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
-    # An axis that was completed by the length of the run is compared as it was given.
+    # An axis that depends on the length of the run is compared as it was given.
     given = {name.removesuffix(GIVEN) for name in theirs.keys() & ours.keys() if name.endswith(GIVEN)}
     return "; ".join(_differences(theirs, ours, {*free, *given}))
 
@@ -189,26 +190,26 @@ def save(
 ) -> Path:
     """Write a checkpoint of all ranks, and then remove those older than the newest ``keep``; collective.
 
-    Checkpoints of another run, which had other settings, are neither counted nor removed: rank 0 warns that
-    they are there.
+    Checkpoints of another run, which had other settings, are neither counted nor removed; rank 0 warns of
+    them.
 
     Args:
-        wire: between the ranks.
-        folder: of the checkpoints; made if missing.
-        step: at which all ranks stand.
+        wire: the wire between the ranks.
+        folder: the folder for checkpoints; made if missing.
+        step: the step after which all ranks stand.
         make: returns what this rank remembers.
-        settings: must be those of the run that goes on from it.
-        keep: how many of this run stay.
+        settings: the settings of the run; a run that goes on from the checkpoint must have the same.
+        keep: how many checkpoints of this run stay.
         free: settings that may differ between checkpoints of one run.
         claim: called on rank 0 before anything is written or removed; raises CheckpointError where the folder
-            is another job's.
+            belongs to another job.
 
-    Returns:
-        Its folder.
+        Returns:
+            The folder of the new checkpoint.
 
-    Raises:
-        CheckpointError: on all ranks, one of which could not write its share. They still stand at one step,
-            and the checkpoints before it are as they were.
+        Raises:
+            CheckpointError: on all ranks, if one could not write its share. All still stand at one step, and
+                the earlier checkpoints are unchanged.
     """
 
     def write_own(part: Path) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def _together(
     finish: Callable[[Path, list[Any]], Any],
     claim: Callable[[], None] | None = None,
 ) -> Path:
-    """Rank 0 makes a folder, all write in it, and rank 0 does the rest with what they return."""
+    """Let rank 0 make a folder, all ranks write in it, and rank 0 finish with what they return."""
     part = folder
 
     def told(make: Callable[[], Any]) -> list[Any]:
@@ -275,7 +276,7 @@ def _together(
         entries = told(write_own)
         told(lambda: finish(part, entries) if wire.rank == 0 else None)
     except BaseException:
-        # All have spoken, so nobody writes there any more.
+        # All ranks have answered, so none writes there any more.
         if wire.rank == 0 and part != folder:
             shutil.rmtree(part, ignore_errors=True)
         raise
@@ -283,10 +284,10 @@ def _together(
 
 
 def try_out(wire: Wire, folder: Path) -> None:
-    """See that all ranks can write checkpoints to a folder, before there is anything to lose; collective.
+    """Check that all ranks can write checkpoints to a folder, before the run begins; collective.
 
     Raises:
-        CheckpointError: on all ranks, one of which cannot.
+        CheckpointError: on all ranks, if one of them cannot.
     """
 
     def finish(part: Path, _: list[Any]) -> None:
@@ -297,24 +298,24 @@ def try_out(wire: Wire, folder: Path) -> None:
 
 
 def find(wire: Wire, where: Checkpoints, settings: Mapping[str, Any] | None = None) -> Found | None:
-    """The checkpoint to go on from, whole for all ranks; collective.
+    """Find the checkpoint to go on from, which is whole for all ranks; collective.
 
-    A newer one that is damaged is named in a warning, and so is one of another version of qsparse.
+    A warning names a newer one that is damaged, and a checkpoint of another version of qsparse.
 
     Args:
-        wire: between the ranks.
-        where: to look.
-        settings: where they are given, and some checkpoints there were made with them, only these count.
+        wire: the wire between the ranks.
+        where: where to look.
+        settings: if given, and if some checkpoints there were made with them, only these count.
 
     Raises:
-        CheckpointError: there is none where a path says that there is one, or none of those that are there is
-            whole: starting afresh would remove them, one by one.
+        CheckpointError: a path names a checkpoint that does not exist, or none of the existing ones is whole:
+            a new start would remove them, one by one.
     """
     if where.resume == "none":
         return None
     passed = []
     found = None
-    # Names as rank 0 sees them, so that all ranks ask about the same.
+    # The names that rank 0 sees, so that all ranks check the same checkpoints.
     seen = everybodys(
         wire, lambda: [str(path) for path in _candidates(where, settings)] if wire.rank == 0 else None
     )
@@ -322,7 +323,7 @@ def find(wire: Wire, where: Checkpoints, settings: Mapping[str, Any] | None = No
         checks = everybodys(wire, functools.partial(_check, path, wire))
         flaw = next((each["flaw"] for each in checks if each["flaw"]), None)
         if flaw is None:
-            # As rank 0 has read it, as it may be gone by now.
+            # The manifest that rank 0 has read, because the file may be gone by now.
             found = Found(path, checks[0]["manifest"])
             break
         passed.append(f"{path} {flaw}")
@@ -350,12 +351,12 @@ def find(wire: Wire, where: Checkpoints, settings: Mapping[str, Any] | None = No
 
 
 def _begin(folder: Path, step: int) -> str:
-    """Make the folder that a checkpoint is written in, under a name that does not count yet."""
+    """Make the folder in which a checkpoint is written, under a name that does not count yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if _UNDER_WAY.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-    # What cannot be removed, as a dead machine has it open, keeps its name.
+    # A folder that cannot be removed, because a dead machine has it open, keeps its name.
     taken = [path.name.lstrip(".") for path in folder.iterdir()]
     number = 1 + max((int(found[1]) for name in taken if (found := _WHOLE.match(name))), default=0)
     part = folder / f".{number:06d}-step-{step}.part"
@@ -364,7 +365,7 @@ def _begin(folder: Path, step: int) -> str:
 
 
 def _finish(part: Path, manifest: dict[str, Any], keep: int, free: tuple[str, ...]) -> None:
-    """Write the manifest, give the folder its name, and remove what is too old."""
+    """Write the manifest, give the folder its name, and remove old checkpoints."""
     text = json.dumps(manifest | {"blake2b": _digest_of(manifest)}, indent=1)
     with (part / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -379,7 +380,7 @@ def _finish(part: Path, manifest: dict[str, Any], keep: int, free: tuple[str, ..
             _remove(old, old.with_name(f".{old.name}.gone"))
     others = [(path, why) for path, why in strange.items() if why]
     if others:
-        # In words that do not change with every checkpoint, so that it is said once.
+        # The words do not change with every checkpoint, so that the warning is shown once.
         warnings.warn(
             f"{part.parent} has checkpoints of another run, which are left alone: {others[0][0].name} "
             f"({others[0][1]}); give each run a folder of its own",
@@ -389,18 +390,18 @@ def _finish(part: Path, manifest: dict[str, Any], keep: int, free: tuple[str, ..
 
 
 def _whole_name(part: Path) -> Path:
-    """What the folder is called when all is in it."""
+    """The name of the folder when it is complete."""
     return part.with_name(part.name.removeprefix(".").removesuffix(".part"))
 
 
 def _remove(folder: Path, gone: Path) -> None:
-    """Under another name first: a checkpoint that is half removed must not look like a damaged one."""
+    """Rename a checkpoint and remove it, so that a half removed one does not look like a damaged one."""
     folder.rename(gone)
     shutil.rmtree(gone)
 
 
 def _candidates(where: Checkpoints, settings: Mapping[str, Any] | None) -> list[Path]:
-    """Checkpoints to go on from, the newest first."""
+    """The checkpoints that a run may go on from, the newest first."""
     if where.resume == "auto":
         every = _named(where.folder)
         own = [path for path in every if settings is not None and not _strangeness(path, settings, ())]
@@ -417,7 +418,7 @@ def _candidates(where: Checkpoints, settings: Mapping[str, Any] | None) -> list[
 
 
 def _named(folder: Path) -> list[Path]:
-    """What bears the name of a checkpoint, the newest first."""
+    """The folders with the name of a checkpoint, the newest first."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _WHOLE.fullmatch(p.name)), key=_number, reverse=True)
@@ -428,7 +429,7 @@ def _number(path: Path) -> int:
 
 
 def _check(folder: Path, wire: Wire) -> dict[str, Any]:
-    """The manifest, and what is wrong with what this rank needs, None where nothing is."""
+    """The manifest, and the flaw of the files that this rank needs, None where they are whole."""
     try:
         manifest = _manifest(folder)
         flaw = _flaw(folder, manifest, wire)
@@ -440,7 +441,7 @@ def _check(folder: Path, wire: Wire) -> dict[str, Any]:
 
 
 def _flaw(folder: Path, manifest: Mapping[str, Any], wire: Wire) -> str | None:
-    """What is wrong with what this rank needs: its own file, or all files if the ranks are others."""
+    """The flaw of the files that this rank needs: its own, or all if the number of ranks has changed."""
     count = manifest["ranks"]
     for rank in [wire.rank] if count == wire.size else range(count):
         name = file_of(rank)
@@ -477,7 +478,7 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _explained(folder: Path, step: int) -> Iterator[None]:
-    """Say what a failure of the system means."""
+    """Explain an error of the system in the block."""
     try:
         yield
     except OSError as error:

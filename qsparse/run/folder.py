@@ -1,9 +1,9 @@
 """A folder of results belongs to one job at a time, from before its first write until it ends.
 
-Rank 0 holds a lock of the kernel on a file in it, so a folder is free again the moment its job is gone,
-however that ended; file systems of a network pass such locks on to the other machines. Where there are none,
-the file says whose it is: a process of this machine that is alive, or one of another machine that has touched
-the file lately.
+Rank 0 holds a lock of the kernel on a file in it, so a folder is free again as soon as its job is gone,
+however it ended. Network file systems pass such locks on to other machines. Where there are no locks, the
+file says which process has the folder: one of this machine that is alive, or one of another machine that has
+touched the file lately.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, Final
 
 from qsparse.errors import SettingError
 
-#: The file in a folder that is in use.
+#: The name of the file in a folder that is in use.
 LOCK: Final = ".lock"
-#: Seconds in which a job that was killed may still be about to go.
+#: Seconds in which a job that was killed may still be ending.
 _PATIENCE: Final = 3.0
-#: Without locks: seconds between two signs of life, and after which there should have been one.
+#: Without locks: seconds between two touches of the file, and seconds after which the job counts as dead.
 _BEAT, _SILENCE = 10.0, 60.0
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-#: Where schedulers say which job this is.
+#: Variables in which schedulers say which job this is.
 _JOBS: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "JOB_ID")
 
 
@@ -36,14 +36,14 @@ class Hold:
     """A folder that is held, until `release`.
 
     Args:
-        folder: made if missing, and removed again by `release` if nothing came into it.
-        remedy: what to do where it is in use.
-        name: of the file, for folders in which several things may be under way.
-        takes_over: whether it is taken from this very process, too, as where a loop is begun anew in a
-            notebook.
+        folder: made if missing, and removed again by `release` if it is still empty.
+        remedy: what to do where the folder is in use.
+        name: the name of the file, for folders in which several jobs may be under way.
+        takes_over: whether to take the folder even if this process itself holds it, as where a loop is begun
+            again in a notebook.
 
-    Raises:
-        SettingError: another job has it: with its machine, its process and when it began.
+        Raises:
+            SettingError: another job has the folder; the error names its machine, its process and its start.
         OSError: the folder or the file cannot be made.
     """
 
@@ -76,17 +76,17 @@ class Hold:
             threading.Thread(target=self._beat, daemon=True, name="lock").start()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the folder, so that others can have it."""
         self._stop.set()
         handle, self._handle = self._handle, None
         _held.discard(self)
         if handle is not None:
             with contextlib.suppress(OSError):
-                self._path.unlink()  # while it is locked: whoever opened it before will see that it is gone
+                self._path.unlink()  # while locked: a job that has opened it sees that it is gone
             with contextlib.suppress(OSError):
                 os.close(handle)
         for made in self._made:
-            with contextlib.suppress(OSError):  # something came into it
+            with contextlib.suppress(OSError):  # it is not empty
                 made.rmdir()
 
     def __enter__(self) -> Hold:
@@ -96,7 +96,7 @@ class Hold:
         self.release()
 
     def _take(self, remedy: str) -> tuple[int, bool]:
-        """The file, and whether it is locked; without that, it is nobody's as far as one can see."""
+        """The file, and whether it is locked; if it is not, no other job seems to have it."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -104,7 +104,7 @@ class Hold:
                 locked, taken = _lock(handle)
                 if not locked and not taken:
                     taken = _is_fresh(handle)
-                # What was locked may have been removed by who had it before.
+                # The job that had the lock before may have removed the locked file.
                 if not taken and _is_named(handle, self._path):
                     return handle, locked
                 if taken and time.monotonic() > deadline:
@@ -135,7 +135,7 @@ _held: Final[set[Hold]] = set()
 
 
 def _let_go() -> None:
-    """A forked child has the files open, and would keep them locked after its parent is gone."""
+    """Close the files in a forked child, which would keep them locked after its parent is gone."""
     for hold in _held:
         if hold._handle is not None:
             os.close(hold._handle)
@@ -147,7 +147,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(handle: int) -> tuple[bool, bool]:
-    """Whether it is locked now, and whether somebody else has it; neither where there are no locks."""
+    """Whether it is locked now, and whether another process has it; neither where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -175,7 +175,7 @@ def _read(handle: int) -> dict[str, Any]:
 
 
 def _is_fresh(handle: int) -> bool:
-    """Without locks: does what the file says speak for a job that is alive?"""
+    """Whether, without locks, the contents of the file indicate a job that is alive."""
     found = _read(handle)
     pid, host = found.get("pid"), found.get("host")
     if not isinstance(pid, int) or (pid == os.getpid() and host == socket.gethostname()):

@@ -65,7 +65,7 @@ class Job:
         self.checkpoints = checkpoints
         self._begun = self._spent = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report, or the last epoch
-        #: Those of the last whole epoch, of a worker that reports at the end only.
+        #: The losses of the last whole epoch, for a worker that reports at the end only.
         self._whole: npt.NDArray[np.float64] | None = None
         self._evaluated = self._watched = 0
         self._record: dict[str, Any] = {}
@@ -75,11 +75,11 @@ class Job:
         self._stretches = [(0, 0.0, len(settings.exchange.workers(wire.size)))]
         self._resumed: list[dict[str, Any]] = []
         self.lines: dict[str, int] = {}
-        #: Was what went wrong told to all ranks?
+        #: Whether an error was told to all ranks.
         self.notified = False
-        #: What to say before the first step.
+        #: The warnings before the first step.
         self.doubts = doubts(self._links(), problem.vector.size) if wire.rank == 0 else []
-        #: What this rank's first step began with: its loss, and its batch.
+        #: The loss at which this rank's first step began.
         self._first: float | None = None
         self._taken = 0  # steps of this rank
         self._starving = Starving(len(settings.exchange.workers(wire.size)))
@@ -88,10 +88,10 @@ class Job:
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.buffers, Order(settings.order),
         )  # fmt: skip
-        # What each layer got is looked at in the messages of one worker.
+        # Only the messages of one worker are looked at by layers.
         closely = wire.rank == settings.exchange.workers(wire.size)[0]
         self._sight = watching.Probe(wire.ledger, problem.layout, closely) if watched else None
-        # Reports on the way need everybody; a coordinator that only serves reports by itself.
+        # Reports of progress need all ranks; the coordinator of asynchronous workers reports by itself.
         rows = (algorithm, algorithm.prelude)
         meetings = [row.meeting for row in rows if row is not None]
         self._together = all(meeting.claims.waits for meeting in meetings)
@@ -108,7 +108,7 @@ class Job:
 
     @property
     def step(self) -> int:
-        """The step that this rank is in."""
+        """The step at which this rank is."""
         return self.walk.pace.t
 
     @property
@@ -123,7 +123,7 @@ class Job:
                 yield way, link.compressor.bind(self.problem.layout), link.memory
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal on all ranks before the first message."""
+        """The settings that must be equal on all ranks before the first message."""
         problem = self.problem
         return {
             "qsparse": _version.__version__,
@@ -140,11 +140,11 @@ class Job:
         }
 
     def _given(self) -> dict[str, Any]:
-        """The algorithm before the run had a length, which is another one with other ranks."""
+        """The algorithm as given, before the length of the run, which changes with the ranks, is known."""
         return {f"{axis}{GIVEN}": text for axis, text in self.settings.algorithm.axes().items()}
 
     def train(self) -> dict[str, Any]:
-        """All steps; the summary on rank 0."""
+        """Take all steps; return the summary on rank 0."""
         self._begun = time.perf_counter() - self._spent
         problem = self.problem
         oracle = self._oracle()
@@ -173,7 +173,7 @@ class Job:
         return self._summary(self._record) if self.wire.rank == 0 else {}
 
     def _oracle(self) -> Oracle:
-        """The problem's gradient, or on a straggler a slow one."""
+        """The problem's gradient, which is slowed down on a straggler."""
         gradient, straggler = self.problem.gradient, self.settings.straggler
         if straggler is None or straggler[0] != self.wire.rank:
             return gradient
@@ -187,18 +187,18 @@ class Job:
         return slow
 
     def _look(self, t: int) -> None:
-        """Before a step whose meeting may be evaluated, have its messages looked at."""
+        """Have the messages of step t looked at, if its synchronization may be evaluated."""
         if self._sight is None:
             return
         node = self.walk.node
-        # A worker that does not wait reports at the end only, and counts by its own steps until then. As
-        # nobody knows how many these will be, its first message is looked at as well.
+        # A worker that does not wait reports at the end only, and counts by its own steps until then. It is
+        # not known how many these will be, so its first message is looked at as well.
         alone = not self._together and node.works
         if t == self.steps or (alone and t == 1) or self._is_due(t, note=alone):
             self._sight.look(node)
 
     def _watch(self) -> None:
-        """The coordinator of workers that do not wait: evaluate now and then."""
+        """Evaluate now and then, as the coordinator of workers that do not wait."""
         problem, clock = self.problem, self.walk.pace.clock
         while self._watched < clock:
             self._watched += 1
@@ -226,9 +226,9 @@ class Job:
         return {"mean": sum(age * n for age, n in counts.items()) / counts.total(), "max": max(counts)}
 
     def _is_due(self, t: int, note: bool = True) -> bool:
-        """Is the next evaluation due at step t? Counted in whole numbers, so that none comes twice.
+        """Whether the next evaluation is due at step t, counted in whole numbers, so that none comes twice.
 
-        Unless it is only asked beforehand, it is noted as done.
+        If ``note`` is true, the evaluation is noted as done.
         """
         per_epoch, evaluations = self.problem.steps_per_epoch, self.settings.evaluations
         t -= self._stretches[-1][0]
@@ -239,7 +239,7 @@ class Job:
         return True
 
     def _is_used(self, t: int) -> bool:
-        """Will the model of the meeting at step t be evaluated?"""
+        """Whether the model of the synchronization at step t will be evaluated."""
         return not self._together or self._is_due(t, note=False)
 
     def _epoch(self, t: int) -> float:
@@ -281,7 +281,7 @@ class Job:
             )
 
     def _state(self) -> dict[str, Any]:
-        """What this rank goes on from; random streams and the data's order are functions of seed and step."""
+        """What this rank goes on from; random streams and data order are functions of seed and step."""
         state = JobState(
             walk=self.walk.state(),
             ledger=self.wire.ledger.snapshot(),
@@ -305,24 +305,24 @@ class Job:
         return saved
 
     def resume(self, found: Found) -> None:
-        """Stand where the checkpoint was made.
+        """Take up the state of a checkpoint.
 
         Raises:
-            CheckpointError: it is of another run, of one that is over, or cannot be read.
+            CheckpointError: it belongs to another run or to one that is over, or it cannot be read.
         """
         with found.understood():
             self._resume(found)
 
     def _resume(self, found: Found) -> None:
         given = self._given()
-        # With other ranks the same epochs are another number of steps, and schedules go by these; so do
-        # step sizes on the sum of the workers.
+        # With other ranks the same epochs are another number of steps, which schedules use. Step sizes for
+        # the sum of the workers change as well.
         unbound = self.settings.algorithm
         by_ranks = self.settings.epochs is not None or unbound.among(1) != unbound
         stretched = found.ranks != self.wire.size and by_ranks
         free = (*_FREE, *(self.algorithm.axes() if stretched else given))
         found.compare(self.fingerprint | given, free)
-        # Nor is a run over where a longer one was saved: it has neither met for the last time nor reported.
+        # A shorter run cannot end at a step of a longer one, which did not end with a report there.
         if found.step > self.steps or (
             found.step == self.steps and self.steps < found.manifest["settings"]["steps"]
         ):
@@ -368,7 +368,7 @@ class Job:
             self._saved = self.clock // self.checkpoints.every
 
     def _report(self, t: int) -> dict[str, Any]:
-        """Bring counters, losses and scores of all ranks to rank 0; beside the training."""
+        """Bring counters, losses and scores of all ranks to rank 0, apart from the training."""
         seconds = time.perf_counter() - self._begun
         self._reported = t
         losses = self._losses if self._whole is None else self._whole
@@ -382,7 +382,7 @@ class Job:
             try:
                 mine["score"] = self._evaluate(self.wire.rank, self.wire.size)
             except Exception as error:
-                if self.wire.rank != 0:  # which waits for this report, whoever coordinates
+                if self.wire.rank != 0:  # rank 0 waits for this report, whichever rank coordinates
                     reason = f"{type(error).__name__}: {error}"
                     self.wire.send([error_payload(self.wire.rank, t, reason)], 0)
                 raise
@@ -398,7 +398,7 @@ class Job:
         counted["seconds"]["total"] = seconds
         if self.wire.ledger.staleness:
             counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
-        # In rank order, so that the last bit of the loss does not depend on who was first.
+        # In rank order, so that the last bit of the loss does not depend on which rank was first.
         scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
         score = Score(*map(sum, zip(*scores, strict=True)))
         if (word := self._starving.look(counted)) is not None:
@@ -412,7 +412,7 @@ class Job:
         record = {
             "step": t,
             "epoch": self._epoch(t),
-            # None where nobody has taken a step since the last evaluation: no worker was asked to, say.
+            # None where no rank has taken a step since the last evaluation, e.g. because no worker was asked.
             "train_loss": total / count if count else None,
             **score.figures(),
             **counted,
@@ -422,7 +422,7 @@ class Job:
         return record
 
     def _evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
-        """How good the model is that was told last, without what this rank has not said yet."""
+        """The score of the model that was received last, without what this rank has not reported yet."""
         vector, node = self.problem.vector, self.walk.node
         state = node.worker.state
         if state is None or not node.algorithm.trigger.claims.may_skip:
@@ -435,7 +435,7 @@ class Job:
             np.copyto(vector, own)
 
     def _first_again(self) -> float | None:
-        """The loss of this rank's first batch at the model that was told last; it leaves no trace."""
+        """The loss of this rank's first batch at the model that was received last; no state changes."""
         if self._first is None:
             return None
         problem, state = self.problem, self.walk.node.worker.state
@@ -457,9 +457,9 @@ class Job:
         ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
         taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
         dense = 32 * problem.vector.size * taken
-        # A coordinator that works as well sends itself nothing.
+        # A coordinator that is a worker as well sends itself nothing.
         apart = taken - self.steps * (workers == self.wire.size)
-        # The frame of a dense float32 vector; made here it would cost rank 0 a kernel that no other needs.
+        # The size of a dense float32 frame; to make one would cost rank 0 a kernel that no other rank needs.
         crossed = apart * (HEADER_BYTES + 2 + 4 * problem.vector.size)
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")

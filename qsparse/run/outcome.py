@@ -1,4 +1,4 @@
-"""How a run ended: did its loss fall, and could its workers speak?"""
+"""How a run ended: whether its loss fell, and whether its workers could report."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Final
 
 from qsparse.ledger import Snapshot
 
-#: What ``outcome`` in a summary may be: only of a run that trained are bits a gain.
+#: The values of ``outcome`` in a summary; the saved bits are a gain only in a run that trained.
 TRAINED: Final = "trained"
 DIVERGED: Final = "diverged"
 STARVED: Final = "starved"
 
-#: The exit status of ``qsparse train`` for a run that has not trained its model; its summary is written.
+#: The exit status of ``qsparse train`` for a run that has not trained its model but has a summary.
 STATUS: Final = 3
 
-#: Over less than an epoch the loss of one batch may be above its beginning by chance, but not by this factor.
+#: In less than an epoch the loss of one batch may rise by chance, but not by this factor.
 _CHANCE: Final = 1.5
-#: Reports of each worker after which it is looked at how many of them were forbidden.
+#: The number of reports of each worker after which the forbidden ones are counted.
 _ROUNDS: Final = 20
 
 _WORD: Final = (
@@ -30,10 +30,10 @@ _WORD: Final = (
 
 
 class Starving:
-    """Looks whether most of what workers had to say was forbidden by the errors of their compressor.
+    """Checks whether most reports of workers were forbidden because of the errors of their compressor.
 
     Args:
-        workers: how many.
+        workers: the number of workers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -42,7 +42,7 @@ class Starving:
         self._told = False
 
     def look(self, counted: Snapshot) -> str | None:
-        """A sentence, once, where most of the reports since it was last given enough of them were forbidden.
+        """Return a sentence, once, if most reports since the last check of enough reports were forbidden.
 
         Args:
             counted: the counters of all ranks, from the beginning on.
@@ -65,17 +65,17 @@ def _reports(counted: Snapshot) -> int:
 def judged(
     first: Sequence[float], again: Sequence[float], counted: Snapshot, epochs: float
 ) -> dict[str, Any]:
-    """What the summary says of the end.
+    """The part of the summary about how the run ended.
 
     Args:
-        first: of each worker, the loss of its first batch before the first step.
+        first: for each worker, the loss of its first batch before the first step.
         again: the loss of the same batches at the end.
         counted: the counters of all ranks.
         epochs: how often the data were seen.
 
     Returns:
-        ``loss_at_start`` and ``loss_at_end``, means, None where no worker knows them (a run that goes on from
-        a checkpoint without them); and ``outcome``.
+        ``loss_at_start`` and ``loss_at_end``, which are means, or None where no worker knows them (a run that
+        goes on from a checkpoint without them); and ``outcome``.
     """
     start, end = (sum(each) / len(each) if each else None for each in (first, again))
     outcome = TRAINED
@@ -84,7 +84,7 @@ def judged(
         if not (math.isfinite(end) and end <= most):
             outcome = DIVERGED
     if 2 * counted["starved"] >= _reports(counted) > 0:
-        outcome = STARVED  # which says why, if the loss has risen as well
+        outcome = STARVED  # also if the loss has risen, because this is the cause
     return {"loss_at_start": start, "loss_at_end": end, "outcome": outcome}
 
 

@@ -1,4 +1,4 @@
-"""What a run trains: a model, its data, and how good it is."""
+"""What a run trains: a model, its data, and the score of the model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 class Score(NamedTuple):
-    """How a model does on some examples: sums, which ranks can add up.
+    """The score of a model on some examples, as sums, which can be added over ranks.
 
     Attributes:
-        right: examples that are put into their class.
+        right: the number of examples that are classified correctly.
         loss: the sum of their losses.
-        tested: how many examples there are.
+        tested: the number of examples.
     """
 
     right: int
@@ -25,25 +25,25 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of examples that are put into their class."""
+        """The share of examples that are classified correctly."""
         return self.right / self.tested
 
     def figures(self) -> dict[str, float]:
-        """``test_accuracy`` and ``test_loss``, the mean."""
+        """The figures ``test_accuracy`` and ``test_loss`` (the mean)."""
         return {"test_accuracy": self.accuracy, "test_loss": self.loss / self.tested}
 
 
 class Problem(Protocol):
-    """What is trained: one rank's model, its share of the data, and how good it is.
+    """What is trained: one rank's model, its share of the data, and the score of the model.
 
     Attributes:
-        vector: the model's parameters as one vector, (n,); moved in place.
-        gradient_vector: where `gradient` leaves its result, (n,).
-        buffers: what is not trained but averaged where the model is evaluated, as batch statistics are; may
-            be empty.
+        vector: the model's parameters as one vector, (n,); changed in place.
+        gradient_vector: the vector for the result of `gradient`, (n,).
+        buffers: values that are not trained but averaged where the model is evaluated, such as batch
+            statistics; may be empty.
         layout: the parameters' layers.
-        description: what must be equal on all ranks, e.g. the shapes and checksums of the data.
-        steps_per_epoch: steps in which a worker sees its share once.
+        description: values that must be equal on all ranks, e.g. the shapes and checksums of the data.
+        steps_per_epoch: the number of steps in which a worker sees its share once.
     """
 
     vector: Vector
@@ -57,7 +57,7 @@ class Problem(Protocol):
         """This rank's batch of step t = 1, 2, …"""
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
-        """The oracle of `qsparse.local`; without a batch, over this rank's whole share."""
+        """The oracle of `qsparse.local`: loss and gradient; without a batch, over this rank's whole share."""
 
     def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
-        """How the model in ``vector`` does on the rank-th of so many stretches of what it is tested on."""
+        """The score of the model in ``vector`` on the rank-th of ``ranks`` parts of the test set."""

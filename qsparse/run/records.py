@@ -1,4 +1,4 @@
-"""What a run leaves behind, and who sees it as it goes."""
+"""The files that a run writes, and watchers that follow a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qsparse.run.folder import Hold
 
 
 class Progress:
-    """Sees a run on rank 0 as it goes; all methods do nothing here."""
+    """Follows a run on rank 0; all methods of this class do nothing."""
 
     def started(self, steps: int, after: int = 0) -> None:
-        """Training begins, or goes on after a step; lines that the history has already are told next."""
+        """Training begins, or goes on after a step; then old lines of the history are given first."""
 
     def stepped(self, t: int, loss: float | None) -> None:
         """A step was taken."""
@@ -30,10 +30,10 @@ class Progress:
         """A line of the history was written."""
 
     def warned(self, text: str) -> None:
-        """Something should be looked at; the run goes on."""
+        """There is a warning; the run goes on."""
 
     def stopped(self) -> None:
-        """Training ended, well or not."""
+        """Training ended, with success or not."""
 
 
 class Several(Progress):
@@ -43,44 +43,44 @@ class Several(Progress):
         self.watchers = watchers
 
     def started(self, steps: int, after: int = 0) -> None:
-        """Tell all of them."""
+        """Tell all watchers that training begins."""
         for watcher in self.watchers:
             watcher.started(steps, after)
 
     def stepped(self, t: int, loss: float | None) -> None:
-        """Tell all of them."""
+        """Tell all watchers of a step."""
         for watcher in self.watchers:
             watcher.stepped(t, loss)
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """Tell all of them."""
+        """Tell all watchers of a line of the history."""
         for watcher in self.watchers:
             watcher.evaluated(record)
 
     def warned(self, text: str) -> None:
-        """Tell all of them."""
+        """Tell all watchers of a warning."""
         for watcher in self.watchers:
             watcher.warned(text)
 
     def stopped(self) -> None:
-        """Tell all of them."""
+        """Tell all watchers that training ended."""
         for watcher in self.watchers:
             watcher.stopped()
 
 
 class Recorder:
-    """Writes what a run leaves behind: whole files or whole lines, never half of one."""
+    """Writes the files of a run: whole files or whole lines, never half of one."""
 
     def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Progress) -> None:
         self.out, self.files, self.watcher = out, files, watcher
         self._history: Any = None
         self._arrivals: Any = None
         self._lines = {"history": 0, "arrivals": 0}
-        #: What was warned of, each once.
+        #: The warnings, each once.
         self.warnings: list[str] = []
 
     def warn(self, text: str) -> None:
-        """Tell who watches, once."""
+        """Give a warning to the watcher, each text once."""
         if text not in self.warnings:
             self.warnings.append(text)
             self.watcher.warned(text)
@@ -89,7 +89,7 @@ class Recorder:
         """Take the folder for this run alone, before anything is trained, written or removed.
 
         Raises:
-            SettingError: another job has it, or it cannot be written.
+            SettingError: another job has the folder, or it cannot be written.
         """
         if self.out is None:
             return None
@@ -106,16 +106,16 @@ class Recorder:
     def open(
         self, steps: int, after: int = 0, lines: Mapping[str, int] | None = None, source: Path | None = None
     ) -> None:
-        """Make the folder; the summary of an older run there is removed.
+        """Make the folder, and remove the summary of an older run there.
 
         Args:
-            steps: of the run.
-            after: the step after which it goes on.
-            lines: where it goes on, what `lines` has returned before: what was written later goes.
-            source: the folder of the run that it goes on from; this one's own unless given.
+            steps: the steps of the run.
+            after: the step after which the run goes on.
+            lines: where a run goes on, the earlier result of `lines`; lines written later are removed.
+            source: the folder of the run that it goes on from; the run's own folder unless given.
 
-        Raises:
-            DataError: a line of the history that it goes on from cannot be read, or a file not be written.
+            Raises:
+                DataError: a line of the earlier history cannot be read, or a file cannot be written.
         """
         self.watcher.started(steps, after)
         if self.out is not None:
@@ -152,7 +152,7 @@ class Recorder:
             self.watcher.evaluated(record)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """One line of the history."""
+        """Write one line of the history."""
         self.watcher.evaluated(record)
         if self._history is not None:
             with explained(self._history.name):
@@ -161,7 +161,7 @@ class Recorder:
             self._lines["history"] += 1
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
-        """One line of the arrivals."""
+        """Write one line of the arrivals."""
         if self.out is None:
             return
         path = self.out / "arrivals.jsonl"
@@ -174,7 +174,7 @@ class Recorder:
         self._lines["arrivals"] += 1
 
     def lines(self) -> dict[str, int]:
-        """How many lines there are of each kind, all of them on the disk."""
+        """The number of lines of each file, all of which are on the disk."""
         for file in (self._history, self._arrivals):
             if file is not None:
                 with explained(file.name):
@@ -183,7 +183,7 @@ class Recorder:
         return dict(self._lines)
 
     def write(self, summary: Mapping[str, Any]) -> None:
-        """The summary, last of all: where it stands, the run ended well."""
+        """Write the summary, last of all: if it is there, the run came to its end."""
         if self.out is not None:
             with explained(self.out / "summary.json"):
                 write_whole(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -202,7 +202,7 @@ class Recorder:
 def explained(
     path: Path | str, remedy: str = "make room there, and resume from the newest checkpoint, if there is one"
 ) -> Iterator[None]:
-    """Say what a failure of the system means: of the file that it names, else of ``path``.
+    """Explain an error of the system in the block, with the file that it names, else with ``path``.
 
     Raises:
         DataError: in place of an OSError.
@@ -210,36 +210,36 @@ def explained(
     try:
         yield
     except OSError as error:
-        # What was being written may stand in for the file, such as the temporary one beside it.
+        # The error may name another file in place of this one, such as the temporary file next to it.
         named = error.filename if isinstance(error.filename, str) and error.filename2 is None else None
         file = path if named is None or Path(named).name.startswith(".") else named
         raise DataError(f"cannot write {file}: {error.strerror or error}; {remedy}") from None
 
 
 def _copied(source: Path, path: Path) -> None:
-    """Put a file in the place of another, where there is one."""
+    """Replace ``path`` by a copy of ``source``, where that exists."""
     path.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.copyfile(source, path)
 
 
 def _shortened(path: Path, lines: int) -> int:
-    """Cut a file off after so many lines, none if there are none; returns how many are left."""
+    """Cut a file after so many lines; return how many lines are left, 0 without a file."""
     if not lines or not path.exists():
         path.unlink(missing_ok=True)
         return 0
     with path.open("rb+") as file:
-        # The last line may be half of one.
+        # The last line may be incomplete.
         whole = [line for line in itertools.islice(file, lines) if line.endswith(b"\n")]
         file.truncate(sum(map(len, whole)))
     return len(whole)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it exists as a whole or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        # A path may have bytes that are no text: as JSON writes them.
+        # A path may have bytes that are not text; they are written as JSON writes them.
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()

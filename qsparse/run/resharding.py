@@ -1,8 +1,8 @@
-"""A checkpoint of some ranks, made into one of fewer or more: what was not said yet is still said.
+"""Re-sharding: a checkpoint of some ranks becomes one of fewer or more, and nothing unsaid is lost.
 
-The error memories of the ranks that are gone are given to those that stay. Sums of floats round, so what an
-addition loses is computed exactly (TwoSum: Knuth, 1969; Møller, 1965) and kept at another rank, until the
-vectors of the new ranks add up to what those of the old ones did, as real numbers.
+The error memories of the ranks that are gone are given to those that stay. Sums of floats round, so the part
+that an addition loses is computed exactly (TwoSum: Knuth, 1969; Møller, 1965) and kept at another rank. In
+the end the vectors of the new ranks have the same sum as those of the old ones, as real numbers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from qsparse.types import State, Vector
 
 R = TypeVar("R", bound=RankState)
 
-#: Vectors of all ranks, (ranks, n).
+#: The vectors of all ranks, (ranks, n).
 Rows = npt.NDArray[Any]
 
-#: Columns at a time, so that a few rows of them stay in the caches.
+#: The number of columns at a time: a few rows of them fit the caches.
 _COLUMNS: Final = 1 << 14
 
 
@@ -38,17 +38,18 @@ _COLUMNS: Final = 1 << 14
 
 
 def two_sum(a: Rows, b: Rows) -> tuple[Rows, Rows]:
-    """s = fl(a + b), and a + b − s, which is a float again (Knuth, 1969)."""
+    """The rounded sum s = fl(a + b), and the rest a + b − s, which is a float again (Knuth, 1969)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def distilled(rows: Rows) -> Rows:
-    """Rows with the same exact sum in each column, the last the largest, in which nothing can be added up.
+    """Rows with the same exact sum in each column; the last row is that sum, rounded, the others the rest.
 
-    Each entry is less than half a unit in the last place of the one below it, or zero if that is: so a column
-    adds up to zero only if all of it is zero, and the last row is the sum, rounded (Ogita et al., 2005).
+    Each entry is less than half a unit in the last place of the one below it, or zero if that one is zero. So
+    a column has the sum zero only if all of it is zero, and the last row is the rounded sum (Ogita et al.,
+    2005).
     """
     rows = rows.copy()
     while True:
@@ -60,12 +61,12 @@ def distilled(rows: Rows) -> Rows:
 
 
 def shared(rows: Rows, count: int) -> Rows:
-    """The rows of ``count`` ranks with the sums of the given ones, (count, n), each near to its own.
+    """Rows for ``count`` ranks, (count, n), with the same sums as the given rows, each near to its old row.
 
-    New ranks get zeros. The rows of ranks that are gone are added to others; what is lost in rounding goes to
-    the smallest entry of the column, which has the finest grain. Where even that is too coarse the column is
-    added up in one rank, another one from column to column, and the others hold the rest of it. Only where
-    ``count`` floats cannot hold the sum it is rounded.
+    New ranks get zeros. The rows of ranks that are gone are added to others. What is lost in rounding goes to
+    the smallest entry of the column, which has the finest unit. Where even that is too coarse, one rank gets
+    the sum of the column, a different rank from column to column, and the others get the rest of it. The sum
+    is rounded only where ``count`` floats cannot hold it.
     """
     ranks, n = rows.shape
     kept = np.zeros((count, n), rows.dtype)
@@ -86,7 +87,7 @@ def shared(rows: Rows, count: int) -> Rows:
 
 
 def difference(before: Rows, after: Rows) -> float:
-    """The largest |Σ before − Σ after| of a column, 0 only if they are equal as real numbers."""
+    """The largest |Σ before − Σ after| of a column; 0 only if the sums are equal as real numbers."""
     if not before.size:
         return 0.0
     return float(np.abs(distilled(np.concatenate([before, -after])).sum(axis=0, dtype=np.float64)).max())
@@ -98,25 +99,26 @@ def difference(before: Rows, after: Rows) -> float:
 def reshard(
     walks: Sequence[WalkState], algorithm: Algorithm, exchange: Exchange, rank: int, size: int
 ) -> tuple[WalkState, dict[str, float]]:
-    """What rank ``rank`` of ``size`` goes on from, and how well the sums were kept.
+    """The state that rank ``rank`` of ``size`` goes on from, and how exactly the sums were kept.
 
-    Workers keep their numbers. New ones have no error, the model that all were told last, and the mean of
-    the others' momentum, or of whatever vectors the local step has. The buffers are averaged.
-    Where memories hold what both ends know, every worker takes what the coordinator knows, the mean. A
-    coordinator that asks begins to ask anew.
+    Workers keep their numbers. New workers have no error, the model that all received last, and the mean of
+    the others' momentum, or of the other vectors of the local step. The buffers are averaged.
+    Where memories hold a shared vector, every worker takes that of the coordinator, the mean. A
+    coordinator that asks workers begins its asking again.
 
     Args:
-        walks: of all ranks before.
-        algorithm, exchange: of the run.
-        rank, size: of this rank now.
+        walks: the states of all ranks before.
+        algorithm, exchange: those of the run.
+        rank, size: the number of this rank now, and the number of ranks now.
 
     Returns:
-        The state for `Walk.restore`, and by name how far the sums over the workers of their error memories
-        (``memory_difference``), and of what else they have not said (``update_difference``), are from those
-        before: the largest entry, 0 only if they are equal as real numbers.
+        The state for `Walk.restore`, and two differences by name: how far the sums over the workers of their
+        error memories (``memory_difference``), and of everything else that they have not said
+        (``update_difference``), are from those before. Each is the largest entry, 0 only if the sums are
+        equal as real numbers.
 
     Raises:
-        CheckpointError: workers do not wait for each other, or a memory is not known to add up.
+        CheckpointError: workers do not wait for each other, or it is not known whether a memory adds up.
     """
     rows = [("main", algorithm), ("prelude", algorithm.prelude)]
     phases = {name: phase for name, phase in rows if phase is not None}
@@ -171,7 +173,7 @@ def reshard(
 def _worker(
     part: Algorithm, workers: Sequence[NodeState], coordinator: CoordinatorState, mine: int
 ) -> NodeState:
-    """The worker end and the local step of the ``mine``-th worker."""
+    """The states of the worker end and of the local step of the ``mine``-th worker."""
     base = workers[mine if mine < len(workers) else 0]
     if base.local is None:
         return NodeState(base.worker)
@@ -184,7 +186,7 @@ def _worker(
 
 
 def merged(states: Sequence[R], rank: int) -> R:
-    """The rest of what a rank goes on from: rank 0 counts on for all, seconds are the mean of the ranks'."""
+    """The rest of a rank's state: rank 0 takes over all counters, and seconds are the mean of the ranks."""
     snapshots = [each.ledger for each in states]
     counted = combine(snapshots) | {"staleness": snapshots[0]["staleness"]}
     if rank:
@@ -204,7 +206,7 @@ def merged(states: Sequence[R], rank: int) -> R:
 def _sender(
     memory: Memory, workers: Sequence[NodeState], coordinator: CoordinatorState, mine: int | None, count: int
 ) -> tuple[State | None, float]:
-    """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from what it was."""
+    """The memory of the ``mine``-th of ``count`` workers, and how far the sum of all is from the old one."""
     states = [each.worker.sender or {} for each in workers]
     if memory.claims.skip_repeats:
         return coordinator.receiver, 0.0
@@ -225,7 +227,7 @@ def _sender(
 
 
 def _spread(vectors: Sequence[Vector], mine: int | None, count: int) -> tuple[Vector, float]:
-    """The ``mine``-th of ``count`` vectors that add up to the given ones, and how far off their sum is."""
+    """The ``mine``-th of ``count`` vectors with the same sum as the given ones, and the error of the sum."""
     out = np.zeros(vectors[0].shape, vectors[0].dtype)
     largest = 0.0
     for part in _parts(out.size):
@@ -238,7 +240,7 @@ def _spread(vectors: Sequence[Vector], mine: int | None, count: int) -> tuple[Ve
 
 
 def _models(models: Sequence[Vector], anchor: Vector, mine: int | None, count: int) -> tuple[Vector, float]:
-    """As `_spread`, of anchor − x, what a worker has not said beside its memory; returns its x."""
+    """Spread anchor − x, unsaid in addition to the memory; return the worker's x, and the error."""
     out = np.array(anchor)
     largest = 0.0
     for part in _parts(out.size):
@@ -247,7 +249,7 @@ def _models(models: Sequence[Vector], anchor: Vector, mine: int | None, count: i
         after = shared(before, count)
         moved = at - after
         stay = min(len(x), count)
-        # Who is given nothing stays where it is, whatever the subtractions make of that.
+        # A worker that is given nothing keeps its x, whatever rounding the subtractions do.
         moved[:stay] = np.where(after[:stay] == before[:stay], x[:stay], moved[:stay])
         if mine is not None:
             out[part] = moved[mine]
@@ -258,7 +260,7 @@ def _models(models: Sequence[Vector], anchor: Vector, mine: int | None, count: i
 
 
 def _mean(states: Sequence[State]) -> State:
-    """The state of a new worker: the means of the others' vectors; the first's anchor and numbers."""
+    """The state of a new worker: the means of the others' vectors, and the first's anchor and numbers."""
     state = dict(states[0])
     for name, value in state.items():
         if name != "anchor" and isinstance(value, np.ndarray) and value.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""What a run does."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from qsparse.exchange import Exchange, ParameterServer
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does, beside its problem.
+    """What a run does, apart from its problem.
 
     Args:
         algorithm: the parts; a learning rate that is open becomes the usual one.
         exchange: the pattern of messages.
         epochs: how often a worker sees its share of the data; or
-        steps: how many steps it takes.
-        seed: of everything random.
-        evaluations: how many evaluations an epoch, at the next meeting.
-        order: whose report is taken next, one rank after the other, to repeat a run whose workers did
-            not wait for each other; its ``arrivals.jsonl`` has it.
-        straggler: (rank, factor), to see what a slow rank does to a run: its gradients take so many times
-            as long as they would.
+        steps: how many steps a worker takes.
+        seed: the seed of everything random.
+        evaluations: how many evaluations there are in an epoch, each at the next synchronization.
+        order: the ranks whose reports are taken one after the other, to repeat a run whose workers did
+            not wait for each other; its ``arrivals.jsonl`` has them.
+        straggler: (rank, factor), to see the effect of a slow rank on a run: its gradients take so many
+            times as long as they would.
     """
 
     algorithm: Algorithm
@@ -50,5 +50,5 @@ class Settings:
             )
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """T."""
+        """The number T of steps."""
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))

@@ -1,4 +1,4 @@
-"""What a rank goes on from: random streams and the order of the data are functions of seed and step."""
+"""The state that a rank goes on from; random streams and data order are functions of seed and step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qsparse.rounds.state import WalkState
 
 @dataclass
 class RankState:
-    """What every loop leaves in a checkpoint.
+    """The state that every loop writes into a checkpoint.
 
     Attributes:
-        walk: where the rank stands.
-        ledger: its counters.
+        walk: the state of the rank in the algorithm.
+        ledger: the counters of the rank.
         losses: sum and number of the losses since the last report.
-        first: the loss of its first step; None: it has taken none.
+        first: the loss of its first step; None if it has taken no step.
     """
 
     walk: WalkState
@@ -31,20 +31,20 @@ class RankState:
 
 @dataclass
 class JobState(RankState):
-    """What a run leaves; see `qsparse.run.job.Job`.
+    """The state that a run writes into a checkpoint; see `qsparse.run.job.Job`.
 
     Attributes:
-        whole: the losses of the last whole epoch, of a worker that reports at the end only.
-        evaluated, watched, reported: up to where it has evaluated, looked on, reported.
+        whole: the losses of the last whole epoch, for a worker that reports at the end only.
+        evaluated, watched, reported: how far the run has evaluated, told its watcher, and reported.
         record: the last report.
-        epoch: where the run stood.
+        epoch: the epoch that the run has reached.
         stretches: parts of the run with the same ranks: step and epoch where each began, its workers.
-        resumed: what was noted each time it went on.
-        seconds: how long it has taken.
-        lines: lengths of the files that it writes.
-        seen: what was seen in the messages; None: nobody looks.
-        taken: steps of this rank.
-        end: what the last report has said of the outcome.
+        resumed: notes about each time that the run went on.
+        seconds: how long the run has taken.
+        lines: the numbers of lines of the files that it writes.
+        seen: what was seen in the messages; None where they are not looked at.
+        taken: the steps of this rank.
+        end: the outcome in the last report.
     """
 
     whole: npt.NDArray[np.float64] | None

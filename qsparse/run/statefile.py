@@ -1,4 +1,4 @@
-"""What one rank remembers, as a file: arrays as tensors of safetensors, everything else as JSON."""
+"""The file with the state of one rank: arrays as tensors of safetensors, everything else as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from qsparse.errors import CheckpointError, installing
 from qsparse.types import State
 
-#: Types of safetensors that NumPy has.
+#: The types of safetensors that NumPy has.
 _TYPES: Final = {
     "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
     "I64": "<i8", "U64": "<u8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
@@ -23,14 +23,14 @@ _TYPES: Final = {
 
 
 def write(path: Path, state: State) -> None:
-    """Write what a rank remembers, and wait until it is on the disk.
+    """Write the state of a rank, and wait until it is on the disk.
 
-    Arrays become tensors under the names of the ways to them; everything else is JSON, under ``state`` in the
-    metadata of the file.
+    An array becomes a tensor whose name is its path in the state. Everything else is JSON, under ``state`` in
+    the metadata of the file.
 
     Raises:
-        CheckpointError: something in it is no array, number, text, list or dictionary of such.
-        OSError: it could not be written.
+        CheckpointError: something in it is not an array, number, text, list or dictionary of such.
+        OSError: the file could not be written.
     """
     try:
         from safetensors import SafetensorError
@@ -42,23 +42,23 @@ def write(path: Path, state: State) -> None:
     try:
         save_file(arrays, path, {"state": text})
     except SafetensorError as error:
-        # It has the number of the system's error in its text only.
+        # This error has the number of the system's error only in its text.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-    # safetensors lets the owner alone read it; the manifest beside it is for everybody too.
+    # safetensors makes the file readable for its owner only; the manifest next to it is readable for all.
     path.chmod(0o644)
     sync(path)
 
 
 def read(path: Path) -> State:
-    """What `write` has written; arrays are maps of the file, not to be written to."""
+    """Read a file of `write`; the arrays are read-only maps of the file."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         start = file.tell()
     text = header.pop("__metadata__")["state"]
-    # Nothing can be mapped of a file without arrays.
+    # A file without arrays has nothing to map.
     some = path.stat().st_size > start
     data = np.asarray(np.memmap(path, np.uint8, "r", start)) if some else np.empty(0, np.uint8)
     arrays = {}
@@ -70,7 +70,7 @@ def read(path: Path) -> State:
 
 
 def _packed(value: Any, way: str, arrays: dict[str, Any]) -> Any:
-    """JSON with references to arrays, which are collected; what JSON lacks is marked with an @."""
+    """JSON with references to arrays, which are collected; types that JSON lacks are marked with an @."""
     if isinstance(value, np.ndarray | np.generic):
         name = way
         while name in arrays:
@@ -116,7 +116,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some file systems have no answer to that where a folder is meant.
+        # Some file systems cannot do this for a folder.
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:

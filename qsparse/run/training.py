@@ -1,4 +1,4 @@
-"""A whole run, from settings to history."""
+"""A complete run, from settings to history."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def run(
     """Train on this rank, together with all others; collective.
 
     Args:
-        make_settings: called once, on every rank, for what to do; the same on all of them.
+        make_settings: called once, on every rank; returns the settings, the same on all of them.
         make_problem: called with the settings, once, on every rank.
-        wire: between the ranks.
-        out: where rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if missing. Until the
-            run ends no other has it.
+        wire: the wire between the ranks.
+        out: the folder in which rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if
+            missing. No other run can have it until this one ends.
         files: further files by name, e.g. the configuration that repeats the run.
         watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
-        checkpoints: whether and where the run leaves checkpoints, and from which it goes on; the same on all
+        checkpoints: whether and where the run writes checkpoints, and from which it goes on; the same on all
             ranks.
 
     Returns:
         The summary, on rank 0; an empty dictionary elsewhere.
 
     Raises:
-        QsparseError: what is wrong here, or RankError with what is wrong elsewhere.
+        QsparseError: an error of this rank, or RankError with the error of another rank.
     """
     with contextlib.ExitStack() as held:
         return _run(make_settings, make_problem, wire, held, out, files or {}, watcher, checkpoints)
@@ -70,7 +70,7 @@ def _run(
     def claim() -> tuple[None, Mapping[str, Any]]:
         if (hold := recorder.claim()) is not None:
             held.enter_context(hold)
-        # Looking for one is done together, so all ranks must be looking for the same.
+        # The ranks look for a checkpoint together, so all must look for the same one.
         return None, {"checkpoints": repr(checkpoints)}
 
     agree(wire, claim)
@@ -116,19 +116,19 @@ def _run(
 
 
 def _total_steps(settings: Settings, problem: Problem, size: int, found: Found | None) -> int:
-    """T; after a change of ranks an epoch has another number of steps."""
+    """The number T of steps; after a change of ranks an epoch has another number of steps."""
     if found is None or settings.epochs is None:
         return settings.total_steps(problem.steps_per_epoch)
     state = typed(JobState, found.state(0))
     begin, epoch, _ = state.stretches[-1] if found.ranks == size else (found.step, state.epoch, size)
-    # Fewer than were taken are refused when the run goes on, and none by the schedules before that.
+    # Fewer steps than were taken are refused later, when the run goes on; schedules refuse 0 before that.
     left = (settings.epochs - epoch) * problem.steps_per_epoch
-    # A part of a step, where an epoch has fewer now, is one.
+    # If an epoch has fewer steps now, a part of a step counts as one.
     return max(1, int(begin + (round(left) or left > 1e-6)))
 
 
 def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:
-    """The folder of the run that this one goes on from, where it is another's and has a history."""
+    """The folder of the run that this one goes on from, where it is another folder and has a history."""
     if found is None or checkpoints is None:
         return None
     other = found.folder.resolve().parent.parent
@@ -137,7 +137,7 @@ def _other(found: Found | None, checkpoints: Checkpoints | None) -> Path | None:
 
 
 def _check_ranks(settings: Settings, size: int) -> None:
-    """Refuse ranks in the settings that are none."""
+    """Refuse ranks in the settings that do not exist."""
     workers = set(settings.exchange.workers(size))
     if settings.straggler is not None and settings.straggler[0] not in workers:
         raise SettingError(f"rank {settings.straggler[0]} cannot be the straggler: it is none of the workers")

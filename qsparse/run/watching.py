@@ -1,7 +1,7 @@
-"""What messages are like: how much they say, what they leave unsaid, and of which layers they are.
+"""Figures about messages: how much they say, what they leave unsaid, and to which layers they belong.
 
-A rank looks at a message while it is sent, and only at those of meetings that are evaluated. Looking reads
-what a draft holds and changes nothing, so a run is the same, bit for bit, whether somebody watches or not.
+A rank looks at a message while it is sent, and only at synchronizations that are evaluated. This reads what a
+draft holds and changes nothing, so a run is the same, bit for bit, with or without it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ Counts = npt.NDArray[np.float64]
 
 
 def layer_bytes(payload: Payload, layout: Layout, said: Vector | None = None) -> tuple[list[float], float]:
-    """The wire bytes of a message that are of each layer, and those that are of none.
+    """The wire bytes of a message that belong to each layer, and those that belong to none.
 
-    A body that says one stretch of the vector is of the layers in which entries speak, in proportion to
-    how many of them do; where the stretch is a layer (``blockwise(…, layers=true)``, a policy) that is
-    exact. What a position costs where few speak, and where many do, is not told apart. The frame's
-    header and the tables of stretches are of no layer; all together are ``len(payload)``.
+    The bytes of a body for one stretch of the vector are divided among its layers, in proportion to the
+    number of entries that are sent of each. Where the stretch is a layer (``blockwise(…, layers=true)``, a
+    policy) this is exact. Otherwise it ignores that a position costs more where few entries are sent than
+    where many are. The frame's header and the tables of stretches belong to no layer. The sum is
+    ``len(payload)``.
 
     Args:
         payload: the message, with a body.
         layout: the model's layers.
-        said: zeros, (n,), to which what the message says is added.
+        said: zeros, (n,), to which the vector of the message is added.
 
     Returns:
-        Bytes of each layer in order, and the others.
+        The bytes of each layer in order, and the others.
     """
     edges = np.array([0, *(layer.stop for layer in layout)])
     reader = Reader(payload.body)
@@ -50,7 +51,7 @@ def layer_bytes(payload: Payload, layout: Layout, said: Vector | None = None) ->
     read = size = 0
 
     def settle() -> None:
-        """Divide the body that was read; where nobody speaks, by the entries that are silent."""
+        """Divide the bytes of the body that was read; where no entry is sent, by the entries it covers."""
         weights = speaking if speaking.any() else covered
         if size:
             np.add(found, size * weights / weights.sum(), out=found)
@@ -75,23 +76,23 @@ def layer_bytes(payload: Payload, layout: Layout, said: Vector | None = None) ->
 
 
 def _overlap(edges: npt.NDArray[np.intp], piece: Piece) -> Counts:
-    """How many entries of each layer lie in a piece."""
+    """The number of entries of each layer that lie in a piece."""
     return np.diff(np.clip(edges, piece.start, piece.stop)).astype(np.float64)
 
 
 def _speaking(edges: npt.NDArray[np.intp], piece: Piece) -> Counts:
-    """How many entries of each layer speak in a piece; its indices ascend."""
+    """The number of entries of each layer that are sent in a piece; its indices ascend."""
     assert piece.indices is not None
     return np.diff(np.searchsorted(piece.indices, edges - piece.start)).astype(np.float64)
 
 
 class Probe:
-    """Looks at one rank's messages when it is told to, and remembers what it saw last.
+    """Looks at one rank's messages when it is told to, and keeps the last figures.
 
     Args:
-        ledger: the rank's; the seconds of looking are kept out of its activities.
+        ledger: the rank's ledger; the seconds of looking are kept out of its activities.
         layout: the model's layers.
-        closely: look at each layer; else only at what all together leave unsaid.
+        closely: whether to look at each layer, or only at what all layers together leave unsaid.
     """
 
     def __init__(self, ledger: Ledger, layout: Layout, closely: bool) -> None:
@@ -102,7 +103,7 @@ class Probe:
         self._bytes, self._frames, self._messages = np.zeros(len(layout)), 0.0, 0
 
     def state(self) -> dict[str, Any]:
-        """What was seen so far, as plain data for a checkpoint."""
+        """The figures so far, as plain data for a checkpoint."""
         return {
             "unsaid": dict(self._unsaid),
             "contraction": self._contraction,
@@ -113,14 +114,14 @@ class Probe:
         }
 
     def restore(self, saved: dict[str, Any], node: Node) -> None:
-        """Go on from there."""
+        """Take up the figures of a checkpoint."""
         self._look(node, saved["awaited"])
         self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
         self._bytes[:] = saved["bytes"]
         self._frames, self._messages = saved["frames"], saved["messages"]
 
     def look(self, node: Node) -> None:
-        """Look at the next message that this rank sends each way, however many it skips before."""
+        """Look at the next message that this rank sends each way, however many it skips before that."""
         self._look(node, ("up", "down"))
 
     def _look(self, node: Node, ways: Sequence[str]) -> None:
@@ -152,7 +153,7 @@ class Probe:
             self._unsaid[way] = math.sqrt(_square(rest)) if remembers else 0.0
 
     def report(self) -> dict[str, Any]:
-        """What was seen, as plain data for `combine`."""
+        """The figures, as plain data for `combine`."""
         found: dict[str, Any] = {"unsaid": self._unsaid}
         if self._messages:
             names = [layer.name for layer in self.layout]
@@ -167,17 +168,17 @@ class Probe:
 
 
 def combine(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the ranks saw, in rank order, as fields of a line of the history; what nobody saw is left out.
+    """The figures of the ranks, in rank order, as fields of a line of the history; missing ones are left out.
 
-    ``error_memory``: ‖u − C(u)‖ of the last message that was looked at, u = v + m being what was to be said
-    of the report v and the memory m; with error feedback it is the norm of the memory, and 0 where nothing
-    is remembered. Up it is the mean over the workers.
+    ``error_memory``: ‖u − C(u)‖ of the last message that was looked at, where u = v + m is the sum of the
+    report v and the memory m. With error feedback it is the norm of the memory, and it is 0 where nothing is
+    remembered. Up it is the mean over the workers.
 
-    ``contraction``: γ = 1 − ‖u − C(u)‖²/‖u‖² of the first worker's last message, what Basu et al., 2019,
-    ask of C in expectation, of ``all`` its entries and by ``layers``; null where u is zero.
+    ``contraction``: γ = 1 − ‖u − C(u)‖²/‖u‖² of the first worker's last message, for ``all`` its entries and
+    by ``layers``; null where u is zero. Basu et al., 2019, demand such a γ of C in expectation.
 
-    ``layer_bytes``: of the first worker's ``messages`` that were looked at, the mean of the wire bytes of a
-    message by ``layers``, and those of its ``frame``, which are of no layer; see `layer_bytes`.
+    ``layer_bytes``: for the first worker's ``messages`` that were looked at, the mean of the wire bytes of a
+    message by ``layers``, and of its ``frame``, whose bytes belong to no layer; see `layer_bytes`.
     """
     ups = [report["unsaid"]["up"] for report in reports if "up" in report["unsaid"]]
     downs = [report["unsaid"]["down"] for report in reports if "down" in report["unsaid"]]
@@ -193,7 +194,7 @@ def combine(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rest(draft: Draft) -> Vector:
-    """What a message with a memory leaves unsaid; with kernels that every run needs."""
+    """The vector that a message with a memory leaves unsaid, computed with kernels that every run needs."""
     total = draft.total
     assert total.out is not None
     if total.rest:
@@ -202,7 +203,7 @@ def _rest(draft: Draft) -> Vector:
 
 
 def _target_and_rest(draft: Draft, said: Vector) -> tuple[Vector, Vector]:
-    """u and u − C(u), given C(u); where only the rest is left of a sum, u is formed again from both."""
+    """The vectors u and u − C(u), given C(u); where a sum has only its rest left, u is computed from both."""
     total = draft.total
     if total.y is not None and total.out is not None:
         if total.rest:
@@ -223,5 +224,5 @@ def _contraction(target: Vector, rest: Vector, layout: Layout) -> dict[str, Any]
 
 
 def _square(x: Vector) -> float:
-    """‖x‖², added in float64."""
+    """The squared norm ‖x‖², summed in float64."""
     return float(np.square(x, dtype=np.float64).sum())
