@@ -204,12 +204,12 @@ def save(
         claim: called on rank 0 before anything is written or removed; raises CheckpointError where the folder
             belongs to another job.
 
-        Returns:
-            The folder of the new checkpoint.
+    Returns:
+        The folder of the new checkpoint.
 
-        Raises:
-            CheckpointError: on all ranks, if one could not write its share. All still stand at one step, and
-                the earlier checkpoints are unchanged.
+    Raises:
+        CheckpointError: on all ranks, if one could not write its share. All still stand at one step, and
+            the earlier checkpoints are unchanged.
     """
 
     def write_own(part: Path) -> dict[str, Any]:

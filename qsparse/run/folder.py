@@ -42,8 +42,8 @@ class Hold:
         takes_over: whether to take the folder even if this process itself holds it, as where a loop is begun
             again in a notebook.
 
-        Raises:
-            SettingError: another job has the folder; the error names its machine, its process and its start.
+    Raises:
+        SettingError: another job has the folder; the error names its machine, its process and its start.
         OSError: the folder or the file cannot be made.
     """
 

@@ -114,8 +114,8 @@ class Recorder:
             lines: where a run goes on, the earlier result of `lines`; lines written later are removed.
             source: the folder of the run that it goes on from; the run's own folder unless given.
 
-            Raises:
-                DataError: a line of the earlier history cannot be read, or a file cannot be written.
+        Raises:
+            DataError: a line of the earlier history cannot be read, or a file cannot be written.
         """
         self.watcher.started(steps, after)
         if self.out is not None:
