@@ -42,7 +42,7 @@ VECTORS: Final = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """The settings of a measurement.
 
     Args:
         n: how many values a vector has.
@@ -320,7 +320,7 @@ def _kept(compressor: Compressor, n: int) -> tuple[int, int]:
 
 
 def log2_binomial(n: int, k: int) -> float:
-    """log2 C(n, k).
+    """The binary logarithm of C(n, k).
 
     >>> round(log2_binomial(10, 3), 6) == round(math.log2(120), 6)
     True

@@ -1,4 +1,4 @@
-"""What every compressor is: settings, claims, and two verbs.
+"""The base of every compressor: settings, claims, and the methods compress and decompress.
 
 A compressor is a frozen dataclass without memory; randomness comes from the seed that it is given. A
 *selector* chooses which coordinates are sent, a *quantizer* turns values into few bits, and

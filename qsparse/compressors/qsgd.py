@@ -40,7 +40,7 @@ _HEAD: Final = 7
 @register("qsgd")
 @dataclass(frozen=True)
 class QSGD(Quantizer):
-    """‖v‖₂·sign(v_i)·ξ_i/s with ξ_i ∈ {⌊s|v_i|/‖v‖₂⌋, … + 1} at random (Alistarh et al., 2017).
+    """Send ‖v‖₂·sign(v_i)·ξ_i/s with ξ_i ∈ {⌊s|v_i|/‖v‖₂⌋, … + 1} at random (Alistarh et al., 2017).
 
     Unbiased, ω = β = min(k/s², √k/s). Scaled by 1/(1 + β) it is a contraction for every s, with
     γ = 1/(1 + β) (Basu et al., 2019, Lemma 2).

@@ -1,4 +1,4 @@
-"""Vectors to compress, and sums of two that need not have been formed."""
+"""Vectors to compress, and sums of two vectors that may not be computed yet."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from qsparse.types import Vector
 @register("ternary")
 @dataclass(frozen=True)
 class Ternary(Quantizer):
-    """‖v‖∞·sign(v_i)·b_i with P(b_i = 1) = |v_i|/‖v‖∞ (TernGrad: Wen et al., 2017).
+    """Send ‖v‖∞·sign(v_i)·b_i with P(b_i = 1) = |v_i|/‖v‖∞ (TernGrad: Wen et al., 2017).
 
     Unbiased, ω = (√k − 1)/2. The paper's bits are 32 + ⌈k·log2 3⌉; five values share a byte.
 

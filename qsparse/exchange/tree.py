@@ -1,4 +1,4 @@
-"""The answer goes down a binomial tree."""
+"""Workers send to the root, and the answer goes down a binomial tree."""
 
 from __future__ import annotations
 

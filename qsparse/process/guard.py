@@ -23,7 +23,7 @@ _asked: Callable[[], Duties | None]
 
 
 class Duties(NamedTuple):
-    """What the wires of this process do for the guard."""
+    """The functions through which the guard uses the wires of this process."""
 
     rank: Callable[[], int]
     end: Callable[[int, str], NoReturn]

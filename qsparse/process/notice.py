@@ -18,7 +18,7 @@ from typing import Any, Final
 from qsparse.process.launchers import rank_of
 from qsparse.process.supervisor import ended
 
-#: Signals that are a notice.
+#: The signals that count as a notice.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)
 #: A launcher and its user may both send a signal: within so many seconds the two count as one.
 _ONE: Final = 1.0

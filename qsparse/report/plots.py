@@ -25,7 +25,7 @@ ACCURACY: Final = at("test_accuracy")
 
 @dataclass(frozen=True)
 class Curves:
-    """One line a method, with the range of its seeds as a band.
+    """One line for each method, with the range of its seeds as a band.
 
     Args:
         name: the name of the file.

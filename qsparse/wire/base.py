@@ -1,4 +1,4 @@
-"""Ranks and bytes: what every wire can do."""
+"""The base of every wire, which carries bytes between ranks."""
 
 from __future__ import annotations
 
