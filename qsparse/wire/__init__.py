@@ -1,4 +1,4 @@
-"""How ranks send each other frames, through MPI or as threads of one process: importing the room registers both."""
+"""How ranks send each other frames: through MPI, or as threads; importing the room registers both."""
 
 from qsparse.wire.base import Ranks, Wire
 from qsparse.wire.mpi import Processes

@@ -121,7 +121,7 @@ def test_every_field_is_an_option_and_a_key(tmp_path: Path) -> None:
         ("seed", None, "--seed must be a number or a text, not None"),
         ("nesterov", 1, "--nesterov is true or false, not 1"),
         ("imports", 3, "--import must be a list of texts, not 3"),
-        ("wire", "tcp", "--wire must be mpi or threads, not 'tcp'"),
+        ("weight_decay_on", "some", "--weight-decay-on must be all or weights, not 'some'"),
         ("threads", 0, "--threads must be at least 1, not 0"),
     ],
 )
