@@ -23,7 +23,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from qsparse import run
 from qsparse._moved import install as _find_moved_modules
 from qsparse._version import __version__
 from qsparse.process.guard import Duties, watch
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
     from qsparse.run import RunConfig
     from qsparse.seeds import Seed
     from qsparse.train import Trained
+    from qsparse.train import train as run
     from qsparse.wire.base import Wire
+else:
+    from qsparse import run
 
 __all__ = [
     "Algorithm",
@@ -84,8 +86,9 @@ class _Callable(ModuleType):
         return train(config, wire)
 
 
-# A module is an object like any other, so `qsparse.run` is a room and what one does with a configuration.
-run.__class__ = _Callable
+if not TYPE_CHECKING:
+    # A module is an object like any other, so `qsparse.run` is a room and what one does with a configuration.
+    run.__class__ = _Callable
 
 
 def __getattr__(name: str) -> Any:

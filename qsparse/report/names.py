@@ -112,7 +112,7 @@ def _preset(options: Mapping[str, Any], text: str) -> Algorithm:
     """The algorithm as it is published, before parts are replaced."""
     name, settings = preset_and_settings(text)
     every = options.get("sync_every")
-    gap = {} if every is None else {"H": int(every)}
+    gap = {} if every is None else {"H": OPTIONS["sync_every"].taken(every)}
     algorithm: Algorithm = call(name, "algorithm", settings | gap)
     return algorithm
 
