@@ -10,7 +10,7 @@
     ├── DataError               data that is missing or malformed, or cannot be written: where, what to do
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
-    │   ├── Stranded            a wait that cannot end because another rank has left
+    │   ├── PeerGone            a wait that cannot end because another rank has left
     │   ├── WaitTimeout         a wait that has lasted too long: for whom, for what
     │   ├── Truncated           a frame that ends before its header says so
     │   ├── ForeignFrame        bytes that are no frame of this version
@@ -72,6 +72,10 @@ class LaunchError(WireError):
 
 class PeerGone(WireError):
     """A wait that cannot end because of what another rank did: a consequence, never a cause."""
+
+
+#: The name of earlier releases.
+Stranded = PeerGone
 
 
 class WaitTimeout(WireError, TimeoutError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import re
 import threading
@@ -78,7 +79,10 @@ def kinds() -> tuple[str, ...]:
 
 
 def register(name: str, kind: str | None = None) -> Callable[[T], T]:
-    """Class decorator: make a part known by name; its kind is the class's ``kind`` unless given."""
+    """Class decorator: make a part known by name; its kind is the class's ``kind`` unless given.
+
+    A function that makes an algorithm also takes settings of the algorithm's parts, as its text does.
+    """
 
     def add(part: Any) -> Any:
         home = _parts[kind or part.kind]
@@ -86,9 +90,22 @@ def register(name: str, kind: str | None = None) -> Callable[[T], T]:
             raise CompositionError(f"two parts are named {name!r}: {home[name]!r} and {part!r}")
         home[name] = part
         part.registered_name = name
-        return part
+        return _preset(name, part) if kind == "algorithm" else part
 
     return add
+
+
+def _preset(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+    """A preset that hands on what it does not take itself."""
+
+    @functools.wraps(make)
+    def preset(*positional: Any, **settings: Any) -> Any:
+        own = _own_parameters(make)
+        if len(positional) <= len(own) and all(key in own for key in settings):
+            return make(*positional, **settings)
+        return call(name, "algorithm", settings, positional)
+
+    return preset
 
 
 def names(kind: str) -> list[str]:

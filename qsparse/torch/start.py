@@ -73,7 +73,7 @@ def prepare(
     warm_algorithm(chosen.closed(), start, flat.layout, wire.rank)
     settings = {
         "qsparse": _version.__version__,
-        **chosen.axes(),
+        **chosen.closed().axes(),
         "exchange": spell(pattern),
         "optimizer": ", ".join(type(each).__name__ for each in optimizers),
         **shapes(flat),

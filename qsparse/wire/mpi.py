@@ -98,7 +98,7 @@ class MpiWire(Wire):
     Raises:
         LaunchError: MPI cannot be loaded or does not run, or the launcher announces more ranks than MPI sees.
         DisagreementError: ranks that make their wires in different orders.
-        Stranded: a rank has ended without making this wire.
+        PeerGone: a rank has ended without making this wire.
         WaitTimeout: a rank has not come to make it. Every wait of a wire may raise this: a rank has waited
             too long.
     """

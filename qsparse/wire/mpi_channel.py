@@ -195,7 +195,7 @@ def meet(comm: Any, number: int, limits: Limits, heard: dict[int, Heard]) -> Non
     """Wait, asleep, until all ranks make the same wire; collective.
 
     Raises:
-        Stranded: a rank has ended.
+        PeerGone: a rank has ended.
         WaitTimeout: a rank has not come.
         DisagreementError: the ranks make their wires in different orders.
     """

@@ -26,6 +26,10 @@ def test_an_old_path_gives_the_module_of_today() -> None:
         "from qsparse.torch.data import load",
         "from qsparse.warming import warm_algorithm",
         "from qsparse.triggers.joined import Both",
+        "from qsparse.errors import PeerGone, Stranded; assert Stranded is PeerGone",
+        "from qsparse.presets import qsparse_local_sgd as row",
+        "assert row(lr=0.1, H=4) == row(H=4).with_(lr=0.1)",
+        "assert row(0.1) == row().with_(lr=0.1)",
         "from qsparse.compressors.composed import copy_of, stored; assert stored is copy_of",
         "print('all there')",
     ]

@@ -373,7 +373,7 @@ def test_faults_beside_the_training(tmp_path: Path, kind: str, rank: int, exchan
         env=fault(kind, rank),
     )  # fmt: skip
     # Where others coordinate than rank 0, which is owed the score, they hear it from rank 0.
-    through = "" if exchange == "server" else r"(?:Stranded: rank \d waits .* of rank 0, which .*)?"
+    through = "" if exchange == "server" else r"(?:PeerGone: rank \d waits .* of rank 0, which .*)?"
     for other in {0, 1, 2} - {rank}:
         text = rf"(?m)^\[rank {other}\] error: {through}rank {rank}, step {step}: RuntimeError: the fault of"
         # A rank that is late before the first meeting is ended before it can speak.
