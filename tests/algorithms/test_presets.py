@@ -33,7 +33,7 @@ def test_preset_is_its_paper(case: Case) -> None:
     )
     for other in others:
         # Who is not asked is not told, but in the end all are.
-        told = [STEPS] if algorithm.trigger.claims.asks else models
+        told = [STEPS] if algorithm.participation.claims.chooses else models
         assert all(np.array_equal(models[t], other[t]) for t in told)
     compare(case, models)
 
