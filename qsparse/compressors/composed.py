@@ -107,8 +107,9 @@ class Section(NamedTuple):
 class SelectorClaims:
     """What a selector promises of S(x), the kept values without a quantizer.
 
-    ``kept(n)`` is k, or None where it depends on x; ``index_bits(n)`` are the papers' bits for the
-    positions. The other fields are those of `Claims`.
+    ``kept`` is k, or None where it depends on x; ``index_bits`` are the papers' bits for the positions.
+    ``largest``: the k entries of largest magnitude are kept as they are, among equals those of lowest index.
+    The other fields are those of `Claims`.
     """
 
     unbiased: bool
@@ -116,6 +117,7 @@ class SelectorClaims:
     omega: float | None
     kept: int | None
     index_bits: int | None
+    largest: bool = False
 
 
 @dataclass(frozen=True)

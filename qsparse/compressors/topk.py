@@ -109,6 +109,7 @@ class TopK(KeepsK):
             omega=0.0 if k == n else None,
             kept=k,
             index_bits=0 if k == n else k * index_width(n),
+            largest=True,
         )
 
 

@@ -77,6 +77,7 @@ class MemoryClaims:
         per_receiver: a sender remembers what it has said to one receiver.
         adds_nothing: the receiver takes the decoded total as it is.
         needs_precision: a message has to keep within a tolerance.
+        hands_on: vectors are handed on and exchanged, never looked into, so they may be tensors of a device.
         exact: a model is told exactly; it goes with float32, on the down link.
     """
 
@@ -88,6 +89,7 @@ class MemoryClaims:
     per_receiver: bool = True
     adds_nothing: bool = False
     needs_precision: bool = False
+    hands_on: bool = False
     exact: bool = False
 
 

@@ -35,7 +35,9 @@ class ErrorFeedback(Memory):
     @property
     def claims(self) -> MemoryClaims:
         """The error is kept, as far as ``decay`` and ``reset`` say."""
-        return MemoryClaims(keeps_error=True, decay=self.decay, resets=self.reset, adds_nothing=True)
+        return MemoryClaims(
+            keeps_error=True, decay=self.decay, resets=self.reset, adds_nothing=True, hands_on=True
+        )
 
     def init(self, start: Vector) -> State:
         """No error yet."""

@@ -17,7 +17,7 @@ class Stateless(Memory):
     @property
     def claims(self) -> MemoryClaims:
         """Every message stands for itself."""
-        return MemoryClaims(remembers=False, per_receiver=False, adds_nothing=True)
+        return MemoryClaims(remembers=False, per_receiver=False, adds_nothing=True, hands_on=True)
 
     def init(self, start: Vector) -> State:
         """No state."""

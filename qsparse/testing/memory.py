@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
 
 import numpy as np
 
@@ -263,3 +264,25 @@ def _near(got: Vector, wanted: Vector, largest: float, what: str) -> None:
     """Within the rounding of a few sums of such values."""
     off = _largest(got - wanted)
     hold(off <= 2.0**-20 * largest * wanted.size + 2.0**-140, f"{what} is off by {off:.3g}")
+
+
+class _Sealed:
+    """A vector that nobody can look into."""
+
+
+@law("hands on", "memory")
+def _hands_on(part: Memory, name: str, x: Vector) -> bool:
+    """Where it is claimed, vectors are named and exchanged, and never looked into."""
+    if not part.claims.hands_on:
+        return False
+    state = {
+        key: _Sealed() if isinstance(value, np.ndarray) else value for key, value in part.init(x).items()
+    }
+    for t in (1, 2):
+        kept: list[Any] = [value for value in state.values() if isinstance(value, _Sealed)]
+        added = part.addend(state, t)
+        named = added is None or (isinstance(added[0], float) and any(added[1] is each for each in kept))
+        hold(named, "what it adds is no vector of its state")
+        free = part.commit(state, SimpleNamespace(rest=_Sealed(), target=_Sealed(), clock=t))  # type: ignore[arg-type]
+        hold(free is None or any(free is each for each in kept), "what it gives back was not its own")
+    return True

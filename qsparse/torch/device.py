@@ -10,20 +10,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from qsparse.algorithm import Algorithm
-from qsparse.compressors import Composed, Compressor, Quantizer, TopK
+from qsparse.compressors import Composed, Compressor, Quantizer
 from qsparse.compressors.blockwise import Piecewise
-from qsparse.compressors.composed import FLOAT32, Kept
+from qsparse.compressors.composed import FLOAT32, Kept, Selector, SelectorClaims
 from qsparse.compressors.decoding import unpack
+from qsparse.compressors.positions import index_width
 from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite, SettingError
 from qsparse.link import Sender
-from qsparse.memory import Draft, ErrorFeedback, Stateless
+from qsparse.memory import Draft
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
@@ -70,14 +71,22 @@ def largest(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Chosen(TopK):
-    """Top-k of a vector that is not here: what it keeps was found where the vector lies."""
+class Chosen(Selector):
+    """What was found where the vector lies, in place of the selector that would look for it here."""
 
-    kept: Kept | None = None
+    kept: Kept
+
+    def claims_for(self, n: int) -> SelectorClaims:
+        """As many entries as were found."""
+        k = self.kept.values.size
+        return SelectorClaims(unbiased=False, gamma=None, omega=None, kept=k, index_bits=k * index_width(n))
+
+    def select(self, x: Vector, seed: Seed) -> Kept:
+        """What was found, whatever the vector is."""
+        return self.kept
 
     def select_sum(self, total: Sum, seed: Seed) -> Kept:
         """What was found, whatever the sum is."""
-        assert self.kept is not None
         return self.kept
 
 
@@ -112,11 +121,11 @@ def choose(part: Compressor, x: torch.Tensor, there: Vector, count: int = 1) -> 
         NotFinite: as `largest`.
     """
     size = x.numel() // count
-    halves = _halves(part)
-    if halves is not None and (k := halves[0].count(size)) < size:
+    halves = _halves(part, size)
+    if halves is not None and (k := halves[0]) < size:
         rows = zip(*(found.cpu().numpy() for found in largest(x.view(count, size), k)), strict=True)
-        return [(size, Composed(Chosen(k=k, kept=Kept(*row)), halves[1]), 1) for row in rows]
-    if _is_cut(part):
+        return [(size, Composed(Chosen(Kept(*row)), halves[1]), 1) for row in rows]
+    if isinstance(part, Piecewise):
         runs: list[Run] = []
         for first in range(0, x.numel(), size):
             within: list[Run] = []
@@ -131,25 +140,21 @@ def choose(part: Compressor, x: torch.Tensor, there: Vector, count: int = 1) -> 
     return [(size, part, count)]
 
 
-def _halves(part: Compressor) -> tuple[TopK, Quantizer] | None:
-    """Top-k and what spells its values. A class of somebody else's may do something else, so it is none."""
-    if type(part) is TopK:
-        return part, FLOAT32
-    if type(part) is Composed and type(part.selector) is TopK:
-        return part.selector, part.quantizer
-    return None
-
-
-def _is_cut(part: Compressor) -> TypeGuard[Piecewise]:
-    return isinstance(part, Piecewise) and type(part).write_sum is Piecewise.write_sum
+def _halves(part: Compressor, n: int) -> tuple[int, Quantizer] | None:
+    """How many of the largest of n entries are kept, and what writes their values; None: others are."""
+    selector, quantizer = getattr(part, "selector", part), getattr(part, "quantizer", FLOAT32)
+    if not isinstance(selector, Selector):
+        return None
+    claims = selector.claims_for(n)
+    return (claims.kept or 0, quantizer) if claims.largest else None
 
 
 def _chooses(part: Compressor, n: int) -> bool:
     """Is there a choice to be made in a vector of n entries, so that not all of them need be copied?"""
-    halves = _halves(part)
+    halves = _halves(part, n)
     if halves is not None:
-        return halves[0].count(n) < n
-    return _is_cut(part) and any(_chooses(inner, size) for size, inner, _ in part.runs(n))
+        return halves[0] < n
+    return isinstance(part, Piecewise) and any(_chooses(inner, size) for size, inner, _ in part.runs(n))
 
 
 class _Draft(Draft):
@@ -191,8 +196,7 @@ class DeviceSender(Sender):
         """Whether there is something to do on the device, and nobody who asks for the vector on the host."""
         trigger = algorithm.trigger
         alone = trigger.claims.may_skip or algorithm.participation.claims.chooses
-        known = type(sender.memory) in (Stateless, ErrorFeedback)
-        return known and not alone and _chooses(sender.compressor, n)
+        return sender.memory.claims.hands_on and not alone and _chooses(sender.compressor, n)
 
     def draft(self, v: Any, seed: Seed, change: float | None = None, clock: int | None = None) -> Draft:
         """As of any sender, for a tensor v, (n,)."""

@@ -39,7 +39,9 @@ def test_virtual_workers_are_ranks(case: Case) -> None:
         if run.step(last=t == STEPS):
             # Who was not asked has an older model.
             models[t] = (
-                run.model.astype(np.float32) if algorithm.participation.claims.chooses else run.models[0].copy()
+                run.model.astype(np.float32)
+                if algorithm.participation.claims.chooses
+                else run.models[0].copy()
             )
     assert run.t == STEPS
     assert models.keys() == ranks[0][0].keys()

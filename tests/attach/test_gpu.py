@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,11 @@ from torch.nn import functional  # noqa: E402
 
 from qsparse.algorithm import Algorithm  # noqa: E402
 from qsparse.compressors import TopK  # noqa: E402
-from qsparse.compressors.composed import Kept, Selector, SelectorClaims  # noqa: E402
+from qsparse.compressors.composed import (  # noqa: E402
+    Kept,
+    Selector,
+    SelectorClaims,
+)
 from qsparse.errors import NotFinite, SettingError  # noqa: E402
 from qsparse.exchange import AllGather, ParameterServer  # noqa: E402
 from qsparse.link import Link, Sender  # noqa: E402
@@ -230,7 +235,10 @@ def test_who_is_served() -> None:
     assert not serves("topk(k=5000)")
 
     class Mine(TopK):
-        """May do something else."""
+        """Does something else, and does not claim to keep the largest."""
+
+        def claims_for(self, n: int) -> SelectorClaims:
+            return replace(super().claims_for(n), largest=False)
 
     assert not DeviceSender.serves(Sender(Link(Mine(k=1)), np.zeros(9)), Algorithm(SGD()), 9)
 
