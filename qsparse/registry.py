@@ -96,13 +96,10 @@ def register(name: str, kind: str | None = None) -> Callable[[T], T]:
 
 
 def _preset(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
-    """A preset that hands on what it does not take itself."""
+    """A preset as its text has it: its learning rate by place, all else by name, its parts' settings too."""
 
     @functools.wraps(make)
     def preset(*positional: Any, **settings: Any) -> Any:
-        own = _own_parameters(make)
-        if len(positional) <= len(own) and all(key in own for key in settings):
-            return make(*positional, **settings)
         return call(name, "algorithm", settings, positional)
 
     return preset

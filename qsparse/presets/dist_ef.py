@@ -39,7 +39,7 @@ def dist_ef_blocksgd(
 
     The authors' code takes layers for CIFAR, and for ImageNet buckets of 50 MiB, bucket=13107200.
     """
-    return dist_ef_sgd(weight_decay, _blocks(size, bucket))
+    return dist_ef_sgd(weight_decay=weight_decay, compressor=_blocks(size, bucket))
 
 
 @register("dist-ef-blocksgdm", "algorithm")
@@ -47,7 +47,7 @@ def dist_ef_blocksgdm(
     weight_decay: float = 0.0, size: int | None = None, bucket: int | None = None
 ) -> Algorithm:
     """As dist-ef-sgdm with (‖v_b‖₁/d_b)·sign(v_b) for the blocks of dist-ef-blocksgd."""
-    return dist_ef_sgdm(weight_decay, _blocks(size, bucket))
+    return dist_ef_sgdm(weight_decay=weight_decay, compressor=_blocks(size, bucket))
 
 
 def _heavy(weight_decay: float) -> SGD:

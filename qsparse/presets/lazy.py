@@ -38,7 +38,7 @@ def qgd(lr: Rate | None = None, alpha: Rate | None = None, published: bool = Fal
     LAQ without skipping (Sun et al., 2019). A radius for each layer; with published=true one for the
     whole vector, as in the paper. lr and alpha are those of gd.
     """
-    return replace(gd(lr, alpha), up=_quantized(published))
+    return replace(gd(lr=lr, alpha=alpha), up=_quantized(published))
 
 
 @register("lag-wk", "algorithm")
@@ -47,7 +47,7 @@ def lag_wk(lr: Rate | None = None, alpha: Rate | None = None) -> Algorithm:
 
     LAG, rule of the worker (Chen et al., 2018). lr is M·α; lr and alpha are those of gd.
     """
-    return replace(gd(lr, alpha), trigger=Lazy(), up=Link(memory=Innovation()))
+    return replace(gd(lr=lr, alpha=alpha), trigger=Lazy(), up=Link(memory=Innovation()))
 
 
 @register("laq", "algorithm")
@@ -59,7 +59,7 @@ def laq(lr: Rate | None = None, alpha: Rate | None = None, published: bool = Fal
     there is a radius for each layer, and the errors count for at most half of the news;
     ``published`` is the paper's rule as it stands. lr and alpha are those of gd.
     """
-    return replace(qgd(lr, alpha, published), trigger=Lazy(most=_most(published)))
+    return replace(qgd(lr=lr, alpha=alpha, published=published), trigger=Lazy(most=_most(published)))
 
 
 @register("lag-ps", "algorithm")
@@ -80,7 +80,7 @@ def lag_ps(
     if xi is None and smoothness is None:
         xi = 2 / D
     chosen = Ask(D, xi, patience=5, smoothness=smoothness)
-    return replace(gd(lr, alpha), participation=chosen, up=Link(memory=Innovation()))
+    return replace(gd(lr=lr, alpha=alpha), participation=chosen, up=Link(memory=Innovation()))
 
 
 @register("slaq", "algorithm")
@@ -93,7 +93,7 @@ def slaq(lr: Rate | None = None, alpha: Rate | None = None, published: bool = Fa
     that the floor is 0 otherwise. A convolutional network learns too slowly with 3 bits, so there are 4.
     """
     rule = Lazy(errors=1.5, floor=0.2 if published else 0.0, newest=2, most=_most(published))
-    row = replace(qgd(_default(lr, alpha, 0.08), alpha, published), trigger=rule)
+    row = replace(qgd(lr=_default(lr, alpha, 0.08), alpha=alpha, published=published), trigger=rule)
     return row.with_(whole=False, bits=3 if published else 4)
 
 
@@ -104,7 +104,9 @@ def lasg_wk1(lr: Rate | None = None, alpha: Rate | None = None, D: int = 10) -> 
     LASG-WK1 (Chen et al., 2020); the snapshot θ̃ is renewed every D steps. lr is M·α, and 0.1 unless it or
     alpha is given.
     """
-    return replace(lag_wk(_default(lr, alpha, 0.1), alpha), local=LASG(1, D), trigger=Lazy(D, patience=10))
+    return replace(
+        lag_wk(lr=_default(lr, alpha, 0.1), alpha=alpha), local=LASG(1, D), trigger=Lazy(D, patience=10)
+    )
 
 
 @register("lasg-wk2", "algorithm")
@@ -117,7 +119,7 @@ def lasg_wk2(
     lasg-wk1, and ξ is 0.4/D unless given: with the 0.8/D of lag-wk a convolutional network hears too little.
     """
     trigger = Lazy(D, 0.4 / D if xi is None else xi, patience=10)
-    return replace(lag_wk(_default(lr, alpha, 0.1), alpha), local=LASG(2), trigger=trigger)
+    return replace(lag_wk(lr=_default(lr, alpha, 0.1), alpha=alpha), local=LASG(2), trigger=trigger)
 
 
 def _default(lr: Rate | None, alpha: Rate | None, rate: float) -> Rate | None:

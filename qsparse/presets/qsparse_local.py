@@ -55,5 +55,7 @@ def qsparse_local_sgd_async(
     Qsparse-local-SGD, asynchronous (Basu et al., 2019, Algorithm 2). The gaps of each worker are drawn
     from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest.
     """
-    row = qsparse_local_sgd(lr, H, compressor, memory, True, reset_memory)
+    row = qsparse_local_sgd(
+        lr=lr, H=H, compressor=compressor, memory=memory, random_gaps=True, reset_memory=reset_memory
+    )
     return replace(row, meeting=Async())

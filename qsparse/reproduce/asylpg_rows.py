@@ -81,20 +81,21 @@ class Row(NamedTuple):
 
 
 ROWS: Final = (
-    Row("AsyFPG", "AsyFPG", lambda c: asyfpg(c.inner).with_(lr=c.lr, l2=DECAY)),
-    Row("QSVRG", "AsyFPG", lambda c: qsvrg(c.inner).with_(lr=c.lr, bits=c.bits, l2=DECAY)),
+    Row("AsyFPG", "AsyFPG", lambda c: asyfpg(inner=c.inner).with_(lr=c.lr, l2=DECAY)),
+    Row("QSVRG", "AsyFPG", lambda c: qsvrg(inner=c.inner).with_(lr=c.lr, bits=c.bits, l2=DECAY)),
     Row(
         "AsyLPG", "AsyFPG",
-        lambda c: asylpg(c.inner).with_(lr=c.lr, bits=c.bits, mu=c.mu, l2=DECAY), 7, 4.5, (6.48, 7.28),
+        lambda c: asylpg(inner=c.inner).with_(lr=c.lr, bits=c.bits, mu=c.mu, l2=DECAY), 7, 4.5, (6.48, 7.28),
     ),
     Row(
         "Sparse-AsyLPG", "AsyFPG",
-        lambda c: sparse_asylpg(c.inner).with_(lr=c.lr, mu=c.mu, l2=DECAY), 19, 6, (19.19, 19.13),
+        lambda c: sparse_asylpg(inner=c.inner).with_(lr=c.lr, mu=c.mu, l2=DECAY), 19, 6, (19.19, 19.13),
     ),
-    Row("Acc-AsyFPG", "Acc-AsyFPG", lambda c: acc_asyfpg(c.inner).with_(lr=c.lr, l2=DECAY)),
+    Row("Acc-AsyFPG", "Acc-AsyFPG", lambda c: acc_asyfpg(inner=c.inner).with_(lr=c.lr, l2=DECAY)),
     Row(
         "Acc-AsyLPG", "Acc-AsyFPG",
-        lambda c: acc_asylpg(c.inner).with_(lr=c.lr, bits=c.bits, mu=c.mu, l2=DECAY), 7, 4.5, (7.33, 8.87),
+        lambda c: acc_asylpg(inner=c.inner).with_(lr=c.lr, bits=c.bits, mu=c.mu, l2=DECAY),
+        7, 4.5, (7.33, 8.87),
     ),
 )  # fmt: skip
 PUBLISHED: Final = {"a9a": 0, "mnist": 1}

@@ -55,7 +55,7 @@ class Row(NamedTuple):
     def algorithm(self, lr: Rate) -> Algorithm:
         """The row with these step sizes."""
         row = qsparse_local_sgd_async(H=self.H) if self.alone else qsparse_local_sgd(H=self.H)
-        row = local_sgd(self.H) if self.compressor is None else row.with_(compressor=self.compressor)
+        row = local_sgd(H=self.H) if self.compressor is None else row.with_(compressor=self.compressor)
         return row.with_(lr=lr, weight_decay=DECAY)
 
 

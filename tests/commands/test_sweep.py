@@ -306,7 +306,7 @@ def test_methods_that_are_not_run_now_stay_in_the_table(stages: Stages, tmp_path
     with_momentum = swept(*quick, "--method", "rare", "--momentum", 0.5, "--fresh")
     assert begun(with_momentum) == ["rare, seed 0"]
     assert [row["method"] for row in record(out)["rows"]] == ["rare"]
-    refused(invoke(*quick, "--method", "whole", "--momentum", 0.5), "method whole: --momentum does not go")
+    refused(invoke(*quick, "--method", "whole", "--sync-every", 4), "method whole: --sync-every does not go")
 
 
 def test_a_run_of_other_settings_is_refused(file: Path, tmp_path: Path) -> None:
