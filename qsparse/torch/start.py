@@ -52,9 +52,17 @@ def prepare(
     if chosen.local != SGD():
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
-        raise CompositionError("an algorithm of several phases cannot be attached: use qsparse train")
+        raise CompositionError(
+            "an algorithm of several phases cannot be attached, because in one of them full gradients take "
+            "the place of the optimizer's steps: use qsparse train"
+        )
     if not chosen.meeting.claims.waits:
         raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
+    if chosen.participation.claims.chooses:
+        raise CompositionError(
+            f"participation {spell(chosen.participation)} cannot be attached, because a rank that is left "
+            "out of a round would have to leave out its optimizer's steps: use qsparse train"
+        )
     check(chosen, pattern, wire.size)
     # A schedule without a length would fail in the middle of the loop.
     trigger = chosen.trigger.bind(chosen.server.claims.rate)

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from qsparse.algorithm import Algorithm, Async
 from qsparse.errors import CheckpointError, CompositionError, RankError, SettingError
+from qsparse.local import Gradient
+from qsparse.participation import Sample
 from qsparse.presets import qsparse_local_sgd, sgd
 from qsparse.registry import settings_in
 from qsparse.run.checkpoint import MANIFEST, _digest_of
@@ -55,6 +58,31 @@ def test_a_rate_that_is_spelled_out_is_refused_whatever_its_value(text: str, nam
         with pytest.raises(CompositionError) as caught:
             attach(model, optimizer, text, wire)
         assert str(caught.value).startswith(f"{text!r} gives {names}: the optimizer takes the local steps")
+
+    alone(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"prelude": Algorithm(length=3)},
+            "of several phases cannot be attached, because in one",
+        ),
+        ({"meeting": Async()}, "workers that do not wait cannot be attached"),
+        (
+            {"participation": Sample(0.5)},
+            r"sample\(fraction=0.5\) cannot be attached, because a rank",
+        ),
+        ({"local": Gradient()}, "the local step gradient cannot be attached"),
+    ],
+)
+def test_what_a_loop_cannot_do_is_refused_with_the_reason(change: dict[str, Any], reason: str) -> None:
+    def body(wire: Wire) -> None:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(CompositionError, match=reason):
+            attach(model, optimizer, sgd().with_(**change), wire)
 
     alone(body)
 
