@@ -180,7 +180,7 @@ def test_a_memory_that_loses_or_invents_is_caught():
         def commit(self, state, draft):
             state["residual"][...] = 0
 
-    assert broken(Forgetful(), NINE) == {"accounts", "repetition"}
+    assert broken(Forgetful(), NINE) == {"accounts", "repetition", "hands on"}
 
     @dataclass(frozen=True)
     class Stubborn(Innovation):
