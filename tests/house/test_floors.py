@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,13 @@ def room_of(module):
     return module.split("/")[0].removesuffix(".py")
 
 
+@functools.cache
 def imports(module):
     """(imported name, is it inside a function) of a file; what only type checkers read is left out."""
+    return tuple(_imports(module))
+
+
+def _imports(module):
     tree = ast.parse((HOUSE / module).read_text())
     hidden = set()
     for node in ast.walk(tree):
