@@ -302,8 +302,9 @@ class Algorithm:
 
     def over(self, steps: int) -> Algorithm:
         """The algorithm for a run of so many steps: closed, and schedules without a length get this one."""
+        closed = self.closed()
         parts = {
-            axis: over(getattr(self.closed(), axis), steps)
+            axis: over(getattr(closed, axis), steps)
             for axis in ("local", "trigger", "participation", "server")
         }
         prelude = None if self.prelude is None else self.prelude.over(steps)

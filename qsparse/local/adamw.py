@@ -24,7 +24,7 @@ class AdamW(LearningRate, WeightDecay):
     Args:
         lr, beta1, beta2, eps, weight_decay: the paper's α, β₁, β₂, ε, λ; lr is open unless given, and
             0.001 where it stays so.
-        decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
+        decay_on: what decays: ``all`` or ``weights`` (see `WeightDecay`); λ is 0 for the others.
     """
 
     usual: ClassVar[float] = 0.001

@@ -29,7 +29,7 @@ class SGD(LearningRate, Momentum, WeightDecay):
         decoupled: leave λx out of d; instead every rank applies it by itself at each meeting, with a
             momentum of its own: w = μw + λx;  x −= lr·w, or lr·(λx + μw) with Nesterov. So it is neither
             compressed nor kept as an error (the authors' code of dist-EF-SGDM: Zheng et al., 2019).
-        decay_on: what decays: ``all`` or ``weights`` (see `Decaying`); λ is 0 for the others.
+        decay_on: what decays: ``all`` or ``weights`` (see `WeightDecay`); λ is 0 for the others.
     """
 
     usual: ClassVar[float] = 0.1

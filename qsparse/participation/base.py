@@ -66,7 +66,8 @@ class Participation(ABC):
 
         Args:
             state: the coordinator's own.
-            changes: ‖·‖² of what each worker, in rank order, has just sent; None: it has sent nothing.
+            changes: ‖·‖² of what each worker, in rank order, has just sent; None: it has sent nothing, or
+                ``by_change`` is not claimed, so that nobody has looked.
             model: what came of it, (n,).
             t: the step of the round.
         """

@@ -1,7 +1,7 @@
 """A notice that a job's time is over: SIGTERM before a machine is taken back, SIGUSR1 if Slurm is set so.
 
 A signal may come to some ranks only, and at any moment. So it is noted, and the headers of the next
-synchronization tell the others (`qsparse.rounds.node.Station.meet`). After it all ranks stand at one step.
+synchronization tell the others (`qsparse.rounds.node.Node.meet`). After it all ranks stand at one step.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ class Coordinator:
 
     def invited(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
         """Which workers, in rank order, are told the model and work next; all, after the last round."""
-        changes = [self._change(payload) for payload in payloads]
+        looks = self.participation.claims.by_change
+        changes = [self._change(payload) if looks else None for payload in payloads]
         invited = self.participation.invited(self.asking, changes, self.model, t)
         return [True] * len(invited) if last else invited
 

@@ -31,7 +31,7 @@ def rounds(
     The last step always meets; where nobody waits, the coordinator says when it is over.
 
     Args:
-        algorithm: what to do; the station's local step moves x in place.
+        algorithm: what to do; the node's local step moves x in place.
         node: this rank's place in the meetings; its pace says where to go on.
         x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
         steps: T.

@@ -178,8 +178,7 @@ def _check_setting(
             return
     except QsparseError:
         return  # it is needed
-    before, after = without.axes(), preset.axes()
-    flags = [_flag(axis) for axis in _replacing(config) if before[axis] != after[axis]]
+    flags = [_flag(axis) for axis in _replacing(config) if without.part(axis) != preset.part(axis)]
     raise SettingError(
         f"{setting}={as_text(value)} of --algorithm has no effect: {' and '.join(flags)} replaces the part "
         "that it is a setting of; write it there, or leave it out"

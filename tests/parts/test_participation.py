@@ -147,6 +147,17 @@ def test_a_text_of_before_has_ask_as_a_trigger() -> None:
     assert Algorithm.of(old | {"trigger": axes["participation"]}) == preset
 
 
+def test_a_setting_of_a_replaced_part_is_refused_beside_participation(tmp_path: Path) -> None:
+    words = [
+        "train", "--quiet", "--wire", "threads", "--ranks", "3", "--steps", "2", "--out", str(tmp_path),
+        "--algorithm", "qsparse-local-sgd(ratio=0.02)", "--compressor", "sign",
+        "--participation", "sample(fraction=0.5)",
+    ]  # fmt: skip
+    done = CliRunner().invoke(qsparse, words)
+    assert done.exit_code == 1
+    assert "ratio=0.02 of --algorithm has no effect: --compressor replaces the part" in done.stderr
+
+
 def test_the_command_samples_workers_alike_on_threads_and_under_mpi(tmp_path: Path) -> None:
     words = [
         "train", "--quiet", "--model", "softmax", "--steps", "60", "--sync-every", "2",
