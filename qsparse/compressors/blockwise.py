@@ -329,8 +329,12 @@ class Policy(Piecewise):
         return [(size, self.rules[rule][1].limited(size)) for size, rule in self.layers]
 
 
-@body_reader(PIECES)
-def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+def read_table(reader: Reader, n: int) -> list[tuple[int, int, int]]:
+    """Read the table before the bodies of stretches: size, number and codec of each run; one level deeper.
+
+    Raises:
+        Corrupted: it is not the table of n coordinates, or no sender writes it.
+    """
     before = len(reader.rest)
     runs = [(reader.varint(), reader.varint(), reader.u8()) for _ in range(reader.varint())]
     reader.tables += before - len(reader.rest)
@@ -343,7 +347,12 @@ def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[
     reader.depth += 1
     if reader.depth > _DEEPEST:
         raise Corrupted(f"a frame nests stretches more than {_DEEPEST} deep")
-    for size, count, codec in runs:
+    return runs
+
+
+@body_reader(PIECES)
+def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    for size, count, codec in read_table(reader, n):
         most = max(1, _TOGETHER // size)
         while count > 0:
             some = min(most, count)

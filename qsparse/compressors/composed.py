@@ -17,7 +17,7 @@ code  name      what follows
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -27,7 +27,7 @@ import numpy.typing as npt
 from qsparse.compressors.base import Claims, Compressor, cannot_join
 from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.compressors.decoding import Indices, Piece, body_reader, subtract
-from qsparse.compressors.positions import _SEEDED, ALL, _read_indices, index_width, write_indices
+from qsparse.compressors.positions import _SEEDED, ALL, index_width, read_indices, write_indices
 from qsparse.compressors.sums import LARGEST, Sum, max_abs
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import threads, vector
@@ -39,7 +39,7 @@ from qsparse.types import Vector
 
 COMPOSED: Final = 1
 #: Added to a quantizer's code where its codes are entropy-coded.
-_CODED: Final = 64
+CODED: Final = 64
 #: How many values are decoded at a time: a multiple of what any quantizer needs, few enough for caches.
 _PART: Final = 512 * threads.GRAIN
 #: A length that is larger than every k.
@@ -189,6 +189,8 @@ class Quantizer(Compressor):
         "encode_sum": ("encode",),
         "encode_blocks": ("encode", "encode_sum", "write", "write_sum"),
         "decode_blocks": ("decode",),
+        "cut": ("encode", "decode"),
+        "stride": ("encode", "decode"),
     }
     code: ClassVar[int]
 
@@ -232,6 +234,24 @@ class Quantizer(Compressor):
     def decode_blocks(cls, section: Reader, size: int, count: int, out: Vector) -> bool:
         """Read bodies of equal blocks into ``out``, (count·size,); False, with nothing read, if it cannot."""
         return False
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section] | None:
+        """The sections of values lo … hi − 1, hi > lo, of a section of k values; the values are equal.
+
+        None, with nothing read, if it cannot: then the values are spelled as float32.
+
+        Args:
+            section: as of `decode`.
+            k: as of `decode`.
+            cuts: pairs (lo, hi), ascending.
+        """
+        return None
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """The bytes of the section of ``size`` values that begins with ``head``; None where they vary."""
+        return None
 
     @abstractmethod
     def claims_for(self, k: int) -> QuantizerClaims:
@@ -355,6 +375,17 @@ class Float32(Quantizer):
 
         return fill
 
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """Each value stands for itself."""
+        data = section.array(k, "f4")
+        return [Section([raw(data[lo:hi])], 0) for lo, hi in cuts]
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """Four bytes a value."""
+        return 4 * size
+
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """This compressor itself, because it is exact."""
         return self
@@ -440,7 +471,7 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
         if k == 0:
             return nbits
         section = quantizer.encode(values, seed.child(1))
-    out.u8(quantizer.code | (_CODED if section.coded else 0))
+    out.u8(quantizer.code | (CODED if section.coded else 0))
     if total.rest and total.out is not None and not section.subtracted:
         # Copied first, because the body may be a view of the numbers that are subtracted from.
         body = joined(section.parts)
@@ -456,19 +487,25 @@ def _write(selector: Selector, quantizer: Quantizer, total: Sum, seed: Seed, out
 def _read(reader: Reader, n: int, start: int, dtype: np.dtype[Any]) -> Iterator[Piece]:
     if n == 0:
         return
-    indices = _read_indices(reader, n)
+    indices = read_indices(reader, n)
     k = n if indices is None else indices.size
     if k == 0:
         yield Piece(start, start + n, indices, np.empty(0, dtype))
         return
+    quantizer = read_quantizer(reader)
+    yield from _pieces(quantizer.decode(reader, k), indices, k, n, start, dtype)
+
+
+def read_quantizer(reader: Reader) -> type[Quantizer]:
+    """Read the code before a quantizer section; the reader then knows whether its codes are entropy-coded."""
     code = reader.u8()
     quantizer = _quantizers.get(code)
-    reader.coded = quantizer is None and code & _CODED > 0
+    reader.coded = quantizer is None and code & CODED > 0
     if reader.coded:
-        quantizer = _quantizers.get(code ^ _CODED)
+        quantizer = _quantizers.get(code ^ CODED)
     if quantizer is None or (reader.coded and not hasattr(quantizer, "coder")):
         raise Corrupted(f"a frame is spelled by quantizer {code}, which this release does not know")
-    yield from _pieces(quantizer.decode(reader, k), indices, k, n, start, dtype)
+    return quantizer
 
 
 def _pieces(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, finite_floats
+from qsparse.compressors.grids import cut_codes
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -35,6 +38,16 @@ class Float16(Quantizer):
     def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
         return finite_floats(section.array(k, "f2"))
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """Each value stands for itself."""
+        return cut_codes(section, b"", k, 16, cuts)
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """Two bytes a value."""
+        return 2 * size
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: tiny values vanish and large ones saturate."""
@@ -64,6 +77,16 @@ class BFloat16(Quantizer):
     def decode(section: Reader, k: int) -> Fill:
         """Read the values back."""
         return finite_floats((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """Each value stands for itself."""
+        return cut_codes(section, b"", k, 16, cuts)
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """Two bytes a value."""
+        return 2 * size
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: the smallest denormals vanish."""

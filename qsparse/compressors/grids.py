@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
@@ -165,6 +166,35 @@ def dequantize(codes: Fill, kind: type, grid: Grid, low: int, high: int, end: in
             raise Corrupted("a frame has values beyond float32")
 
     return fill
+
+
+def cut_codes(
+    section: Reader, head: Bytes, count: int, bits: int, cuts: Sequence[tuple[int, int]]
+) -> list[Section]:
+    """The sections of codes lo … hi − 1 for each pair (lo, hi) of ``cuts``, each after the same head.
+
+    The section is one of `encode_codes`, read up to its codes. Entropy-coded codes are coded again.
+    """
+    if section.coded:
+        whole = ans_decode(section, count, 1 << bits, (count * bits + 7) // 8).astype(_kind(bits))
+        return [encode_codes(head, copy_of(whole[lo:hi]), hi - lo, bits, 0, "ans") for lo, hi in cuts]
+    data = section.packed(count, bits)
+    return [Section([head, _cut_packed(data, lo, hi, bits)], 0) for lo, hi in cuts]
+
+
+def _cut_packed(data: npt.NDArray[np.uint8], lo: int, hi: int, bits: int) -> Bytes:
+    """Codes lo … hi − 1 of packed ones, packed."""
+    first = lo - lo % 8  # where a byte begins, whatever the width
+    stop = (hi * bits + 7) // 8
+    if lo * bits % 8 == 0:
+        part = data[lo * bits // 8 : stop]
+        if hi * bits % 8:
+            part = part.copy()
+            part[-1] &= (1 << hi * bits % 8) - 1
+        return raw(part)
+    codes: Codes = np.empty(hi - first, _kind(bits))
+    (pack.unpack_bytes if bits <= 8 else pack.unpack_words)(data[first * bits // 8 : stop], bits, codes)
+    return packed(copy_of(codes[lo - first :]), hi - lo, bits)
 
 
 def unpacked(section: Reader, count: int, bits: int) -> Fill:

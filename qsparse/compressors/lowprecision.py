@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from qsparse.compressors.grids import (
     Grid,
     check_coder,
     contraction,
+    cut_codes,
     decode_grid,
     encode_codes,
     read_width,
@@ -111,6 +113,17 @@ class LowPrecision(Quantizer):
         # A grid whose width is zero has one code.
         low, high = (0, 2 * half - 1) if end > 0 else (half, half)
         return decode_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """The same grid for every part."""
+        head = bytes(section.take(5))
+        return cut_codes(section, head, k, head[0], cuts)
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """Bits, the grid's end and packed codes."""
+        return 5 + (size * int(head[0]) + 7) // 8
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased unless δ is fixed."""

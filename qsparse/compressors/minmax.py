@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,15 @@ import numpy.typing as npt
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import Grid, check_coder, code_width, contraction, decode_grid, encode_codes
+from qsparse.compressors.grids import (
+    Grid,
+    check_coder,
+    code_width,
+    contraction,
+    cut_codes,
+    decode_grid,
+    encode_codes,
+)
 from qsparse.compressors.sums import LARGEST
 from qsparse.errors import Corrupted
 from qsparse.kernels import quantize, random, vector
@@ -63,6 +72,12 @@ class MinMax(Quantizer):
             raise Corrupted(f"a frame has {levels} levels from {low:g} to {high:g}: no quantizer writes them")
         most = levels if low < high else 0
         return decode_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """The same levels for every part."""
+        head = bytes(section.take(10))
+        return cut_codes(section, head, k, code_width(int.from_bytes(head[:2], "little")), cuts)
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased, with ω = k/(2s²)."""

@@ -52,7 +52,8 @@ def _blocks(k: int) -> int:
     return -(-k // gaps.BLOCK)
 
 
-def _read_indices(reader: Reader, n: int) -> Indices | None:
+def read_indices(reader: Reader, n: int) -> Indices | None:
+    """Read an index section; None: all n of them. Indices may be overwritten when the next one is read."""
     coding = reader.u8()
     if coding == ALL:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -21,6 +21,7 @@ from qsparse.compressors.grids import (
     check_coder,
     code_width,
     contraction,
+    cut_codes,
     decode_grid,
     encode_codes,
     read_width,
@@ -148,6 +149,17 @@ class QSGD(Quantizer):
         zero = 1 << (width - 1)
         # There are as many levels below zero as above, so code 0 is not used.
         return decode_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
+
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """The same step for every part."""
+        head = bytes(section.take(5))
+        return cut_codes(section, head, k, head[0], cuts)
+
+    @staticmethod
+    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
+        """Width, step and packed codes."""
+        return 5 + (size * int(head[0]) + 7) // 8
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased unless scaled."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ class Ternary(Quantizer):
     def encode(self, values: Vector, seed: Seed) -> Section:
         """A section of: ‖v‖∞ (f32), trits."""
         scale = float(np.float32(max_abs(values)))
-        head, nbits, size = struct.pack("<f", scale), self._bits(values.size), (values.size + 4) // 5
+        head, nbits = struct.pack("<f", scale), self._bits(values.size)
         key = random.halves(seed.key)
 
         def codes(start: int, out: npt.NDArray[Any]) -> None:
@@ -60,21 +61,7 @@ class Ternary(Quantizer):
             else:
                 out[...] = 1
 
-        if self.coder == "ans":
-            whole = np.empty(values.size, np.int32)
-            codes(0, whole)
-            short = ans_encode(whole, 3, size)
-            if short is not None:
-                return Section([head, short], nbits, coded=True)
-        data = np.empty(size, np.uint8)
-
-        def share(start: int, stop: int) -> None:
-            some = np.empty(stop - start, np.uint8)
-            codes(start, some)
-            pack.pack_trits(some, data[start // 5 : (stop + 4) // 5])
-
-        threads.spread(share, values.size)
-        return Section([head, raw(data)], nbits)
+        return _spelled(head, codes, values.size, nbits, self.coder)
 
     @staticmethod
     def decode(section: Reader, k: int) -> Fill:
@@ -91,6 +78,18 @@ class Ternary(Quantizer):
             lambda start, out: pack.unpack_trits(data[start // 5 :], out), np.uint8, grid, low, high, 3
         )
 
+    @staticmethod
+    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
+        """The same scale for every part."""
+        head, size = bytes(section.take(4)), (k + 4) // 5
+        codes = np.empty(k, np.uint8)
+        if section.coded:
+            codes[:] = ans_decode(section, k, 3, size)
+        else:
+            pack.unpack_trits(section.array(size, "u1"), codes)
+        coder = "ans" if section.coded else "packed"
+        return [_spelled(head, copy_of(codes[lo:hi]), hi - lo, 0, coder) for lo, hi in cuts]
+
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased, with ω = (√k − 1)/2."""
         omega = flat_variance(k)
@@ -101,3 +100,23 @@ class Ternary(Quantizer):
     @staticmethod
     def _bits(k: int) -> int:
         return 32 + math.ceil(k * math.log2(3))
+
+
+def _spelled(head: bytes, codes: Fill, count: int, nbits: int, coder: str) -> Section:
+    """The section of codes 0, 1 and 2 after a head."""
+    size = (count + 4) // 5
+    if coder == "ans":
+        whole = np.empty(count, np.int32)
+        codes(0, whole)
+        short = ans_encode(whole, 3, size)
+        if short is not None:
+            return Section([head, short], nbits, coded=True)
+    data = np.empty(size, np.uint8)
+
+    def share(start: int, stop: int) -> None:
+        some = np.empty(stop - start, np.uint8)
+        codes(start, some)
+        pack.pack_trits(some, data[start // 5 : (stop + 4) // 5])
+
+    threads.spread(share, count)
+    return Section([head, raw(data)], nbits)

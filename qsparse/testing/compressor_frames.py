@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random as python_random
 from collections.abc import Iterator
 from typing import Final
@@ -10,6 +11,7 @@ import numpy as np
 
 from qsparse.compressors import Compressor, decompress, unpack
 from qsparse.compressors.blockwise import Piecewise
+from qsparse.compressors.cutting import cut
 from qsparse.compressors.decoding import subtract_from
 from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import Corrupted, ForeignFrame, Truncated, WireError
@@ -121,6 +123,21 @@ def _sum(part: Compressor, name: str, x: Vector) -> bool:
             rest = subtract_from(again, wanted)
         hold(bytes(again.frame) == frame, f"x + {scale:g}·y differs where the rest is left")
         same(left, rest, "the rest that is left")
+    return True
+
+
+@law("cut")
+def _cut(part: Compressor, name: str, x: Vector) -> bool:
+    """A frame that is cut spells in each stretch what it spelled there, in frames that any receiver reads."""
+    payload = part.compress(x, SEED)
+    whole = decoded(payload)
+    for count in (2, 3):
+        edges = [place * x.size // count for place in range(count + 1)]
+        bounds = list(itertools.pairwise(edges))
+        frames = [Payload.parse(bytes(each.frame)) for each in cut(payload, bounds)]
+        hold(sum(each.nbits for each in frames) == payload.nbits, "the parts have other paper bits together")
+        for (start, stop), frame in zip(bounds, frames, strict=True):
+            same(decoded(frame), whole[start:stop], f"coordinates {start} to {stop - 1}, cut into {count}")
     return True
 
 
