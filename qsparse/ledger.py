@@ -45,13 +45,18 @@ class Ledger:
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._within = 0.0  # seconds of the blocks inside the one that is being timed
 
-    def count_message(self, payload: Payload) -> None:
-        """Count a message in the papers' bits: called by who commits it up or hears it down."""
-        if payload.kind is Kind.SKIP:
-            self.skips += payload.way is Way.UP
+    def count_message(self, *parts: Payload) -> None:
+        """Count a message in the papers' bits: called by who commits it up or hears it down.
+
+        Args:
+            *parts: the message; one that came in parts, from several ranks, counts once.
+        """
+        first = parts[0]
+        if first.kind is Kind.SKIP:
+            self.skips += first.way is Way.UP
             return
-        way = payload.way.name.lower()
-        self.paper_bits[way] += payload.nbits
+        way = first.way.name.lower()
+        self.paper_bits[way] += sum(part.nbits for part in parts)
         self.messages[way] += 1
 
     def count_forwarded(self, payloads: Iterable[Payload]) -> None:

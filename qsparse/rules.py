@@ -338,6 +338,32 @@ def _something_kept(algorithm: Algorithm, exchange: Exchange, size: int) -> str 
     return "error feedback around float32 remembers nothing but rounding: use memory stateless"
 
 
+def _stretches(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not exchange.claims.divides:
+        return None
+    server, link = algorithm.server, algorithm.answer
+    remedy = f"so {spell(exchange)}, where each rank coordinates a stretch of the model, would be another "
+    remedy += "algorithm: use exchange server or tree"
+    if not server.claims.by_coordinate:
+        return f"server rule {spell(server)} does not say that it goes by single coordinates, {remedy}"
+    if link.memory.claims.needs_precision:
+        return f"memory {spell(link.memory)} asks for a precision of the whole model, {remedy}"
+    # Parts with a size for each layer refuse every other length.
+    if (reason := _refused(lambda: link.compressor.claims.bits(_LONG))) is not None:
+        return f"{reason}; {remedy.removeprefix('so ')}"
+    one, two = (link.compressor.claims.bits(n) for n in (_LONG, 2 * _LONG))
+    if one is not None and two is not None and two < 1.5 * one:
+        return (
+            f"{spell(link.compressor)} takes as many bits for a stretch of the model as for all of it, so "
+            f"the answers of {size} ranks under {spell(exchange)} would be {size} times as long as one: give "
+            "it a ratio instead of a number"
+        )
+    return None
+
+
+#: A number of coordinates, with which the bits of an answer should grow.
+_LONG: Final = 1 << 16
+
 #: All rules, in the order in which they are asked.
 RULES: Final[tuple[Rule, ...]] = (
     Rule(
@@ -438,6 +464,12 @@ RULES: Final[tuple[Rule, ...]] = (
         "one chooser",
         _one_chooser,
         "Where the coordinator chooses who reports, workers do not choose as well.",
+    ),
+    Rule(
+        "stretches",
+        _stretches,
+        "Where each rank coordinates a stretch of the model, the server rule goes by single coordinates, and "
+        "answers about stretches are together no longer than one about all.",
     ),
     Rule(
         "skips",

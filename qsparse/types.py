@@ -48,6 +48,19 @@ class Layer(NamedTuple):
 Layout: TypeAlias = tuple[Layer, ...]
 
 
+def layers_within(layout: Layout, start: int, stop: int) -> Layout:
+    """The layers of coordinates start … stop − 1, counted from there; layers at the edges are cut.
+
+    >>> layers_within((Layer("weight", 0, 6, 2), Layer("bias", 6, 8, 1)), 4, 7)
+    (Layer(name='weight', start=0, stop=2, dims=2), Layer(name='bias', start=2, stop=3, dims=1))
+    """
+    return tuple(
+        layer._replace(start=max(layer.start, start) - start, stop=min(layer.stop, stop) - start)
+        for layer in layout
+        if layer.start < stop and layer.stop > start
+    )
+
+
 def layer_at(layout: Layout, index: int) -> str:
     """Name the layer that holds a coordinate, for messages.
 

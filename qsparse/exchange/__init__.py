@@ -1,8 +1,17 @@
 """Exchanges; importing this package registers all of them."""
 
 from qsparse.exchange.allgather import AllGather
-from qsparse.exchange.base import Exchange, ExchangeClaims
+from qsparse.exchange.base import Exchange, ExchangeClaims, Stretch
 from qsparse.exchange.parameter_server import ParameterServer
+from qsparse.exchange.sharded import Sharded
 from qsparse.exchange.tree import TreeBroadcast
 
-__all__ = ["AllGather", "Exchange", "ExchangeClaims", "ParameterServer", "TreeBroadcast"]
+__all__ = [
+    "AllGather",
+    "Exchange",
+    "ExchangeClaims",
+    "ParameterServer",
+    "Sharded",
+    "Stretch",
+    "TreeBroadcast",
+]

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
 from qsparse.payload import Kind, Payload, Way
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
+
+
+class Stretch(NamedTuple):
+    """Coordinates start … stop − 1 of a vector, and the rank that coordinates them.
+
+    Attributes:
+        owner: None where whoever coordinates the exchange does.
+    """
+
+    start: int
+    stop: int
+    owner: int | None = None
+
+    @property
+    def size(self) -> int:
+        """How many coordinates it has."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -22,18 +40,21 @@ class ExchangeClaims:
         answers: the answer travels; where every rank coordinates, it does not.
         broadcasts_to_some: `broadcast_to` answers some workers, and sends the others a SKIP.
         serves: rank 0 coordinates and only serves; all other ranks work.
+        divides: each rank coordinates a stretch of the vector; see `Exchange.stretches`.
     """
 
     answers: bool = True
     broadcasts_to_some: bool = False
     serves: bool = False
+    divides: bool = False
 
 
 class Exchange(ABC):
     """Brings the workers' payloads to the coordinator, and the answer back.
 
-    One round is one `gather` and one `broadcast` on every rank. An exchange has settings and no
-    state; every call is given the wire.
+    One round is one `gather` and one `broadcast` on every rank. Where ranks coordinate a stretch of the
+    vector each, it is one `gather_parts` and one `broadcast_parts`, with a payload for each stretch. An
+    exchange has settings and no state; every call is given the wire.
     """
 
     kind: ClassVar[str] = "exchange"
@@ -54,6 +75,42 @@ class Exchange(ABC):
     def coordinates(self, rank: int) -> bool:
         """Whether this rank merges reports and makes the answer."""
         return True
+
+    def stretches(self, n: int, size: int) -> list[Stretch]:
+        """The stretches of a vector of n coordinates that have a coordinator of their own, in order.
+
+        Among ``size`` ranks; together they are the vector, and none of several is empty.
+        """
+        return [Stretch(0, n)]
+
+    def gather_parts(
+        self, wire: Wire, parts: Sequence[Payload] | None, stretches: Sequence[Stretch]
+    ) -> list[Payload] | None:
+        """Hand in a payload for each stretch (None from a rank that is not a worker).
+
+        Returns:
+            The payloads of all workers, in rank order, for the stretch that this rank coordinates; None
+            where it coordinates none.
+
+        Raises:
+            RankError: as of `gather`.
+        """
+        return self.gather(wire, None if parts is None else parts[0])
+
+    def broadcast_parts(
+        self, wire: Wire, reply: Payload | None, stretches: Sequence[Stretch]
+    ) -> list[Payload]:
+        """Bring the answers about all stretches, in their order, to every rank.
+
+        Args:
+            wire: between the ranks.
+            reply: about the stretch that this rank coordinates; None where it coordinates none.
+            stretches: as of `gather_parts`.
+
+        Raises:
+            RankError: as of `broadcast`.
+        """
+        return [self.broadcast(wire, reply)]
 
     @abstractmethod
     def gather(self, wire: Wire, message: Payload | None) -> list[Payload] | None:
@@ -144,6 +201,52 @@ class Rooted(Exchange):
         """Send the ERROR from the root to all others, or from another rank to the root."""
         told = range(wire.size) if wire.rank == self.root else (self.root,)
         for rank in told:
+            if rank != wire.rank:
+                wire.send([error], rank)
+
+
+class Peers(Exchange):
+    """An exchange without a root: a message goes from every rank to every other, and all coordinate."""
+
+    def gather(self, wire: Wire, message: Payload | None) -> list[Payload]:
+        """Send to the ranks after this one in turn, so that not all ranks send to the same rank first.
+
+        An error is raised only when all payloads have come, so that nothing is left over for the next round.
+        """
+        assert message is not None
+        for step in range(1, wire.size):
+            wire.send([message], (wire.rank + step) % wire.size)
+        payloads = [
+            message if rank == wire.rank else receive_any_kind(wire, rank)[1] for rank in range(wire.size)
+        ]
+        wire.flush()
+        for payload in payloads:
+            raise_error(payload)
+        return same_step(payloads)
+
+    def say(self, wire: Wire, make: Callable[[], Payload], step: int = 0) -> list[Payload]:
+        """Gather what ``make`` returns on each rank; where it raises, an ERROR is sent in its place.
+
+        That rank raises the error of ``make``, the others raise RankError, and nothing is left over for the
+        next round.
+        """
+        try:
+            message = make()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(RankError):
+                self.gather(wire, error_payload(wire.rank, step, reason))
+            raise
+        return self.gather(wire, message)
+
+    def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
+        """Return the answer without a message: every rank has made the same one."""
+        assert reply is not None
+        return reply
+
+    def fail(self, wire: Wire, error: Payload) -> None:
+        """Send the ERROR to every other rank."""
+        for rank in range(wire.size):
             if rank != wire.rank:
                 wire.send([error], rank)
 

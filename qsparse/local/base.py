@@ -68,6 +68,10 @@ class Local(ABC):
         """The local step for a model of this layout; those that go by layers look theirs up."""
         return self
 
+    def part(self, start: int, stop: int) -> Local:
+        """The bound local step for coordinates start … stop − 1, to be asked for their `decoupled_decay`."""
+        return self
+
     def closed(self) -> Local:
         """The local step with a learning rate, where it has one that is open; itself elsewhere."""
         return self

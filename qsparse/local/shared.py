@@ -95,6 +95,13 @@ class WeightDecay(Local):
         places = tuple((layer.start, layer.stop) for layer in layout if (layer.dims or 0) >= 2)
         return replace(self, decay_on=places)  # type: ignore[type-var]
 
+    def part(self, start: int, stop: int) -> Local:
+        """What decays of these coordinates, counted from the first of them."""
+        if isinstance(self.decay_on, str):
+            return self
+        cut = ((max(lo, start) - start, min(hi, stop) - start) for lo, hi in self.decay_on)
+        return replace(self, decay_on=tuple((lo, hi) for lo, hi in cut if lo < hi))  # type: ignore[type-var]
+
     def _check_decay(self) -> None:
         if not self.weight_decay >= 0:
             raise SettingError(f"{spell(self)}: weight_decay must not be negative")

@@ -134,9 +134,10 @@ dist-EF-QSGD: the same, scaled, with memory both ways."""
 class _Ledger(Ledger):
     """Counts the bytes of the frames too, which no wire does here: once for each worker and way."""
 
-    def count_message(self, payload: Payload) -> None:
-        super().count_message(payload)
-        self.count_bytes(payload)
+    def count_message(self, *parts: Payload) -> None:
+        super().count_message(*parts)
+        for part in parts:
+            self.count_bytes(part)
 
 
 class Job(NamedTuple):

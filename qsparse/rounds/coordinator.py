@@ -9,13 +9,14 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors.decoding import unpack
 from qsparse.compressors.reports import bundle, bundle_size
+from qsparse.exchange.base import Stretch
 from qsparse.kernels import vector
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.payload import Kind, Payload, Way
 from qsparse.rounds.worker import DecoupledDecay
 from qsparse.seeds import COORDINATOR, Seed
-from qsparse.types import Layout, Vector
+from qsparse.types import Layout, Vector, layers_within
 
 
 class Tally:
@@ -40,6 +41,7 @@ class Coordinator:
         workers: how many report.
         seed, layout, ledger: as of `WorkerEnd`.
         travels: answers go to other ranks, and are made as small as they can be.
+        stretch: the coordinates of the model that are coordinated here; all of them unless given.
     """
 
     def __init__(
@@ -51,9 +53,17 @@ class Coordinator:
         layout: Layout,
         ledger: Ledger,
         travels: bool = True,
+        stretch: Stretch | None = None,
     ) -> None:
-        self.algorithm = algorithm
+        local = algorithm.local.bind(layout)
         self.seed = seed.at(rank=COORDINATOR, use="down")
+        if stretch is not None and stretch.size < start.size:
+            start = start[stretch.start : stretch.stop]
+            layout = layers_within(layout, stretch.start, stretch.stop)
+            local = local.part(stretch.start, stretch.stop)
+            # Stretches draw numbers of their own.
+            self.seed = self.seed.child(stretch.start)
+        self.algorithm = algorithm
         self.ledger = ledger
         self.tally = Tally()
         self._clock = 0
@@ -65,7 +75,7 @@ class Coordinator:
         self._part = 1 / workers if alone and algorithm.up.memory.claims.skip_repeats else 1.0
         self.sender = Sender(algorithm.answer, start, layout)
         self.server = algorithm.server.init(start)
-        self.decoupled_decay = DecoupledDecay(algorithm.local.bind(layout))
+        self.decoupled_decay = DecoupledDecay(local)
         # In float64 a worker has the model as float32 rounds it, and would take the step from there.
         self._replays = travels and algorithm.replays and start.dtype == np.float32
         self._reports: Sequence[Payload] = ()

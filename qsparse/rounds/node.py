@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsparse.algorithm import Algorithm
 from qsparse.exchange.base import Exchange, same_step
 from qsparse.ledger import Ledger
 from qsparse.local import SGD
-from qsparse.payload import Kind, Way
+from qsparse.payload import Kind, Payload, Way
 from qsparse.process import notice
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.worker import WorkerEnd
@@ -65,13 +66,17 @@ class Node:
         self.wire = wire
         self.ledger = ledger
         self.pace = pace or Pace()
-        self.worker = WorkerEnd(algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works)
-        # A worker that does not coordinate is spared the coordinator's vectors.
+        self.stretches = exchange.stretches(start.size, wire.size)
+        self.worker = WorkerEnd(
+            algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works, self.stretches
+        )
+        # A rank is spared the coordinator's vectors of what it does not coordinate.
         self.coordinator = None
-        if exchange.coordinates(wire.rank):
-            self.coordinator = Coordinator(
-                algorithm, start, len(workers), seed, layout, ledger, exchange.claims.answers
-            )
+        for stretch in self.stretches:
+            if exchange.coordinates(wire.rank) and stretch.owner in (None, wire.rank):
+                self.coordinator = Coordinator(
+                    algorithm, start, len(workers), seed, layout, ledger, exchange.claims.answers, stretch
+                )
         #: Has the coordinator stopped this worker?
         self.stopped = False
 
@@ -97,11 +102,12 @@ class Node:
         """
         # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
         signal = notice.asked() if self.algorithm.meeting.claims.waits else 0
-        message = (
-            self.worker.message(v, t, self.pace.clock, change, last).asking(signal) if self.works else None
-        )
+        message, parts = None, None
+        if self.works:
+            message = self.worker.message(v, t, self.pace.clock, change, last).asking(signal)
+            parts = self.worker.cut(message)
         with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
-            payloads = self.exchange.gather(self.wire, message)
+            payloads = self.exchange.gather_parts(self.wire, parts, self.stretches)
         reply = None
         if payloads is not None:
             assert self.coordinator is not None
@@ -109,29 +115,34 @@ class Node:
             signal = max([signal, *(payload.asked for payload in payloads)])
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
             self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
-        if self.algorithm.participation.claims.chooses:
-            asked = (
-                None
-                if payloads is None or self.coordinator is None
-                else self.coordinator.invited(payloads, t, last)
-            )
-            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
-                reply = self.exchange.broadcast_to(self.wire, reply, asked)
-        else:
-            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
-                reply = self.exchange.broadcast(self.wire, reply)
-        self.pace.asked = max(self.pace.asked, reply.asked)
-        if reply.kind is Kind.DATA and reply.way is Way.CONTROL and message is not None:
-            same_step([message, reply])  # the coordinator is in another call, and says why this cannot go on
-        if reply.kind is Kind.STOP:
-            self.stopped, self.pace.t = True, reply.step
-        elif self.works and self.exchange.claims.answers:
-            self.ledger.count_message(reply)
-        elif self.works and payloads is not None:
+        replies = self._answers(payloads, reply, t, last)
+        self.pace.asked = max(self.pace.asked, *(each.asked for each in replies))
+        for each in replies:
+            if each.kind is Kind.DATA and each.way is Way.CONTROL and message is not None:
+                # The coordinator is in another call, and says why this cannot go on.
+                same_step([message, each])
+            if each.kind is Kind.STOP:
+                self.stopped, self.pace.t = True, each.step
+        if self.works and not self.stopped and self.exchange.claims.answers:
+            self.ledger.count_message(*replies)
+        elif self.works and not self.stopped and payloads is not None:
             self.ledger.count_forwarded(each for each in payloads if each is not message)
-        if reply.kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
-            self.pace.clock = reply.step
-        return self.worker.hear(reply, self.pace.clock)
+        if replies[0].kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
+            self.pace.clock = replies[0].step
+        return self.worker.hear(replies, self.pace.clock)
+
+    def _answers(
+        self, payloads: Sequence[Payload] | None, reply: Payload | None, t: int, last: bool
+    ) -> list[Payload]:
+        """What comes back to this rank: an answer for each stretch."""
+        if not self.algorithm.participation.claims.chooses:
+            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
+                return self.exchange.broadcast_parts(self.wire, reply, self.stretches)
+        invited = None
+        if payloads is not None and self.coordinator is not None:
+            invited = self.coordinator.invited(payloads, t, last)
+        with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
+            return [self.exchange.broadcast_to(self.wire, reply, invited)]
 
     def enter(self, x: Vector, before: Node) -> None:
         """A phase begins (again) at a model that all ranks have, after the phase of another node."""

@@ -6,13 +6,14 @@ of their own, which nobody but the part reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
 from qsparse.errors import CheckpointError
+from qsparse.exchange.base import Stretch
 from qsparse.rounds.node import Node
 from qsparse.types import State, Vector
 
@@ -175,9 +176,9 @@ def state_of(node: Node, local: bool = True) -> NodeState:
     worker, coordinator = node.worker, node.coordinator
     return NodeState(
         WorkerState(
-            receiver=worker.receiver.state,
+            receiver=joined([ear.receiver.state for ear in worker.ears], node.stretches),
             trigger=worker.trigger_state,
-            decoupled_decay=worker.decoupled_decay.state,
+            decoupled_decay=joined([ear.decoupled_decay.state for ear in worker.ears], node.stretches),
             asked=worker.asked,
             sender=None if worker.sender is None else worker.sender.state,
         ),
@@ -200,9 +201,11 @@ def state_of(node: Node, local: bool = True) -> NodeState:
 def restore(node: Node, saved: NodeState) -> None:
     """Bring a new node, of which the worker stands at its model, to what was saved."""
     worker, coordinator = node.worker, node.coordinator
-    fill(worker.receiver.state, saved.worker.receiver)
+    n = node.stretches[-1].stop
+    for ear, stretch in zip(worker.ears, node.stretches, strict=True):
+        fill(ear.receiver.state, within(saved.worker.receiver, stretch, n))
+        fill(ear.decoupled_decay.state, within(saved.worker.decoupled_decay, stretch, n))
     fill(worker.trigger_state, saved.worker.trigger)
-    fill(worker.decoupled_decay.state, saved.worker.decoupled_decay)
     worker.asked = saved.worker.asked
     if worker.sender is not None:
         fill(worker.sender.state, saved.worker.sender or {})
@@ -221,6 +224,42 @@ def restore(node: Node, saved: NodeState) -> None:
             coordinator.ask_anew()
     if saved.local is not None and worker.state is not None:
         fill(worker.state, {**saved.local, "x": worker.state["x"]})
+
+
+def joined(states: Sequence[State], stretches: Sequence[Stretch]) -> State:
+    """The state for the whole vector, of those for its stretches in order.
+
+    Vectors with an entry for each coordinate are laid end to end; all else is that of the first.
+    """
+    if len(states) == 1:
+        return states[0]
+    whole = dict(states[0])
+    for name, value in states[0].items():
+        found = [state[name] for state in states]
+        if isinstance(value, dict):
+            whole[name] = joined(found, stretches)
+        elif all(_is_of(each, stretch.size) for each, stretch in zip(found, stretches, strict=True)):
+            whole[name] = np.concatenate(found)
+    return whole
+
+
+def within(state: State, stretch: Stretch, n: int) -> State:
+    """The state for a stretch, of one for a vector of n coordinates; vectors are views."""
+    if stretch.size == n:
+        return state
+    return {
+        name: within(value, stretch, n)
+        if isinstance(value, dict)
+        else value[stretch.start : stretch.stop]
+        if _is_of(value, n)
+        else value
+        for name, value in state.items()
+    }
+
+
+def _is_of(value: Any, n: int) -> bool:
+    """Whether it has an entry for each of n coordinates."""
+    return isinstance(value, np.ndarray) and value.shape == (n,)
 
 
 def fill(state: State, saved: State) -> None:

@@ -124,7 +124,7 @@ class Virtual:
             self.ledger.count_message(answer)
             # What one of them makes of an exact answer is the model of all.
             if model is None or not self._exact:
-                model = worker.hear(answer, self.t)
+                model = worker.hear([answer], self.t)
             else:
                 worker.note(model)
             worker.adopt(model)

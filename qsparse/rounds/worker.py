@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from qsparse.algorithm import Algorithm
+from qsparse.compressors.cutting import cut
 from qsparse.compressors.reports import REPORTS, merged
+from qsparse.exchange.base import Stretch
 from qsparse.ledger import Ledger
 from qsparse.link import Receiver, Sender
 from qsparse.local import Local, Oracle
@@ -36,6 +39,40 @@ class DecoupledDecay:
         return self._local.decoupled_decay(self.state, memory.shared(state), clock)
 
 
+class Ear:
+    """The hearing end of the down link for one stretch of the model.
+
+    Args:
+        algorithm: as of `WorkerEnd`.
+        start: the whole model at the common starting point, (n,).
+        layout: as of `WorkerEnd`.
+        stretch: which coordinates are heard of.
+    """
+
+    def __init__(self, algorithm: Algorithm, start: Vector, layout: Layout, stretch: Stretch) -> None:
+        self.place = slice(stretch.start, stretch.stop)
+        self.receiver = Receiver(algorithm.answer, start[self.place])
+        local = algorithm.local.bind(layout)
+        self.decoupled_decay = DecoupledDecay(local.part(stretch.start, stretch.stop))
+        self._server = algorithm.server
+
+    def hear(self, reply: Payload, clock: int) -> Vector:
+        """What the stretch of the model is now, overwritten by the next answer."""
+        memory, state = self.receiver.memory, self.receiver.state
+        decoupled_decay = self.decoupled_decay.due(memory, state, clock)
+        model = self._replayed(reply, clock) if reply.codec == REPORTS else self.receiver.merge([reply])
+        if decoupled_decay is not None:
+            memory.subtract(state, decoupled_decay)
+        return model
+
+    def _replayed(self, reply: Payload, clock: int) -> Vector:
+        """The stretch, by taking the coordinator's step with the reports that it has told on."""
+        model = self.receiver.memory.shared(self.receiver.state)
+        u = merged(reply, self.receiver.like)
+        self._server.absorb({"x": model}, u, clock)
+        return model
+
+
 class WorkerEnd:
     """A rank's local step, the trigger that says when it reports, and its ends of the two links.
 
@@ -49,18 +86,28 @@ class WorkerEnd:
         layout: the model's layers.
         ledger: where messages and seconds are counted.
         works: a rank that does not work only listens.
+        stretches: of the model, about which there are answers of their own; all of it unless given.
     """
 
     def __init__(
-        self, algorithm: Algorithm, start: Vector, seed: Seed, layout: Layout, ledger: Ledger, works: bool
+        self,
+        algorithm: Algorithm,
+        start: Vector,
+        seed: Seed,
+        layout: Layout,
+        ledger: Ledger,
+        works: bool,
+        stretches: Sequence[Stretch] | None = None,
     ) -> None:
         self.ledger = ledger
         self.local = algorithm.local.bind(layout)
         self.seed = seed.at(use="up")
         self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
-        self.receiver = Receiver(algorithm.answer, start)
+        self.stretches = [Stretch(0, start.size)] if stretches is None else stretches
+        self.ears = [Ear(algorithm, start, layout, stretch) for stretch in self.stretches]
+        # What is heard of several stretches is put together here.
+        self._model = np.empty_like(start) if len(self.ears) > 1 else None
         self._chosen = algorithm.participation.claims.chooses
-        self._server = algorithm.server
         self.trigger = algorithm.trigger.bind(algorithm.server.claims.rate)
         # Who waits for the others must meet at the same steps as they do.
         caller = 0 if algorithm.meeting.claims.waits else seed.rank
@@ -68,7 +115,6 @@ class WorkerEnd:
         self.note(start)
         #: Was there something to say at the last meeting?
         self.sent = True
-        self.decoupled_decay = DecoupledDecay(self.local)
         #: Does this rank work in the next round?
         self.asked = True
         self._idle = False
@@ -116,6 +162,12 @@ class WorkerEnd:
         """Whether this rank meets the coordinator after step t. Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
 
+    @property
+    def receiver(self) -> Receiver:
+        """The hearing end of the down link, where there is one for the whole model."""
+        (ear,) = self.ears
+        return ear.receiver
+
     def message(
         self, v: Vector, t: int, clock: int, change: float | None = None, last: bool = False
     ) -> Payload:
@@ -149,30 +201,35 @@ class WorkerEnd:
         self.ledger.count_message(payload)
         return payload
 
-    def hear(self, reply: Payload, clock: int) -> Vector | None:
-        """The model that the coordinator answers with, overwritten by the next one; None: keep yours."""
+    def cut(self, message: Payload) -> list[Payload]:
+        """A message, divided into one for each stretch."""
+        if len(self.stretches) == 1:
+            return [message]
+        with self.ledger.timed("encode"):
+            return cut(message, [(stretch.start, stretch.stop) for stretch in self.stretches])
+
+    def hear(self, replies: Sequence[Payload], clock: int) -> Vector | None:
+        """The model that is answered with, overwritten by the next one; None: keep yours.
+
+        Args:
+            replies: one for each stretch.
+            clock: how far the run is.
+        """
+        told = [reply.kind is Kind.DATA for reply in replies]
         if self._chosen:
-            self.asked = reply.kind is Kind.DATA
-        if reply.kind is not Kind.DATA:
+            self.asked = all(told)
+        if not all(told):
             return None
         with self.ledger.timed("decode"):
-            decoupled_decay = self.decoupled_decay.due(self.receiver.memory, self.receiver.state, clock)
-            model = self._replayed(reply, clock) if reply.codec == REPORTS else self.receiver.merge([reply])
-            if decoupled_decay is not None:
-                self.receiver.memory.subtract(self.receiver.state, decoupled_decay)
+            parts = [ear.hear(reply, clock) for ear, reply in zip(self.ears, replies, strict=True)]
+            model = parts[0] if self._model is None else np.concatenate(parts, out=self._model)
         self.note(model)
-        return model
-
-    def _replayed(self, reply: Payload, clock: int) -> Vector:
-        """The model, by taking the coordinator's step with the reports that it has told on."""
-        model = self.receiver.memory.shared(self.receiver.state)
-        u = merged(reply, self.receiver.like)
-        self._server.absorb({"x": model}, u, clock)
         return model
 
     def enter(self, x: Vector) -> None:
         """A phase begins at a model that all ranks have."""
-        self.receiver.memory.enter(self.receiver.state, x)
+        for ear in self.ears:
+            ear.receiver.memory.enter(ear.receiver.state, x[ear.place])
         self.note(x)
         if self.state is not None:
             self.local.enter(self.state, x)

@@ -416,7 +416,10 @@ class Job:
             "train_loss": total / count if count else None,
             **score.figures(),
             **counted,
-            **watching.combine([report["seen"] for report in reports if "seen" in report]),
+            **watching.combine(
+                [report["seen"] for report in reports if "seen" in report],
+                self.settings.exchange.claims.divides,
+            ),
         }
         self.recorder.add(record)
         return record

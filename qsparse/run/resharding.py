@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from qsparse.algorithm import Algorithm
 from qsparse.errors import CheckpointError
-from qsparse.exchange import Exchange
+from qsparse.exchange import Exchange, Stretch
 from qsparse.ledger import combine
 from qsparse.memory import Memory
 from qsparse.registry import spell
 from qsparse.rounds.node import averaging
-from qsparse.rounds.state import CoordinatorState, NodeState, WalkState
+from qsparse.rounds.state import CoordinatorState, NodeState, WalkState, joined, within
 from qsparse.run.state import RankState
 from qsparse.types import State, Vector
 
@@ -29,6 +29,9 @@ R = TypeVar("R", bound=RankState)
 
 #: The vectors of all ranks, (ranks, n).
 Rows = npt.NDArray[Any]
+
+#: What a coordinator remembers for each coordinate.
+_VECTORS: Final = ("receiver", "sender", "server", "decoupled_decay")
 
 #: The number of columns at a time: a few rows of them fit the caches.
 _COLUMNS: Final = 1 << 14
@@ -140,7 +143,8 @@ def reshard(
         walk.phases[name] = []
         for k, (part, node) in enumerate(zip(parts, nodes, strict=False)):
             before = [each.phases[name][k] for each in walks]
-            coordinator = next(each.coordinator for each in before if each.coordinator is not None)
+            n = (walks[0].x, walks[0].buffers)[k].size
+            coordinator = _whole([each.coordinator for each in before], exchange.stretches(n, len(walks)))
             workers = [before[other] for other in old]
             sender, lost = _sender(part.up.memory, workers, coordinator, mine, len(new))
             largest = max(largest, lost)
@@ -151,6 +155,8 @@ def reshard(
             if exchange.coordinates(rank):
                 anew = part.participation.claims.chooses
                 state.coordinator = replace(coordinator, asking=None if anew else coordinator.asking)
+                if len(stretches := exchange.stretches(n, size)) > 1:
+                    state.coordinator = _part(state.coordinator, stretches, rank, n)
             walk.phases[name].append(state)
     differences = {"memory_difference": largest, "update_difference": 0.0}
     here = [each.phases[base.phase][0] for each in walks]
@@ -183,6 +189,25 @@ def _worker(
     if part.up.memory.claims.skip_repeats:  # whose contents are other ones now
         local = part.local.afresh(local)
     return NodeState(base.worker, local={**local, **told})
+
+
+def _whole(parts: Sequence[CoordinatorState | None], stretches: Sequence[Stretch]) -> CoordinatorState:
+    """The state of one coordinator of the whole model, of what the ranks have of theirs."""
+    if len(stretches) == 1:
+        return next(part for part in parts if part is not None)
+    owned = [part for stretch in stretches if (part := parts[stretch.owner or 0]) is not None]
+    vectors = {name: joined([getattr(part, name) for part in owned], stretches) for name in _VECTORS}
+    return replace(owned[0], **vectors)
+
+
+def _part(
+    whole: CoordinatorState, stretches: Sequence[Stretch], rank: int, n: int
+) -> CoordinatorState | None:
+    """What a rank has of it; None where it coordinates nothing."""
+    for stretch in stretches:
+        if stretch.owner == rank:
+            return replace(whole, **{name: within(getattr(whole, name), stretch, n) for name in _VECTORS})
+    return None
 
 
 def merged(states: Sequence[R], rank: int) -> R:

@@ -167,12 +167,13 @@ class Probe:
         return found
 
 
-def combine(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def combine(reports: Sequence[dict[str, Any]], divided: bool = False) -> dict[str, Any]:
     """The figures of the ranks, in rank order, as fields of a line of the history; missing ones are left out.
 
     ``error_memory``: ‖u − C(u)‖ of the last message that was looked at, where u = v + m is the sum of the
     report v and the memory m. With error feedback it is the norm of the memory, and it is 0 where nothing is
-    remembered. Up it is the mean over the workers.
+    remembered. Up it is the mean over the workers. Down it is that of all stretches together, where ranks
+    coordinate a stretch each (``divided``).
 
     ``contraction``: γ = 1 − ‖u − C(u)‖²/‖u‖² of the first worker's last message, for ``all`` its entries and
     by ``layers``; null where u is zero. Basu et al., 2019, demand such a γ of C in expectation.
@@ -185,7 +186,8 @@ def combine(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if ups or downs:
         mean = sum(ups) / len(ups) if ups else None
-        found["error_memory"] = {"up": mean, "down": downs[0] if downs else None}
+        down = math.hypot(*downs) if divided else next(iter(downs), None)
+        found["error_memory"] = {"up": mean, "down": down}
     for name in ("contraction", "layer_bytes"):
         seen = [report[name] for report in reports if name in report]
         if seen:

@@ -28,6 +28,8 @@ class ServerClaims:
         keeps_mean: the mean report is kept under ``mean``, for the rule of the phase behind it.
         needs_mean: the mean report that the rule of the phase before has kept is added to every report.
         ends_elsewhere: a phase ends with another model than that of its last step.
+        by_coordinate: what becomes of a coordinate goes by this coordinate of the reports and of the state
+            alone, so that several ranks may coordinate a stretch of the model each.
     """
 
     rate: Rate | None = None
@@ -39,6 +41,7 @@ class ServerClaims:
     keeps_mean: bool = False
     needs_mean: bool = False
     ends_elsewhere: bool = False
+    by_coordinate: bool = False
 
 
 class ServerRule(ABC):

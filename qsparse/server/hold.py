@@ -19,7 +19,7 @@ class Hold(ServerRule):
     @property
     def claims(self) -> ServerClaims:
         """The model stays, and the mean is kept."""
-        return ServerClaims(holds=True, keeps_mean=True)
+        return ServerClaims(holds=True, keeps_mean=True, by_coordinate=True)
 
     def init(self, start: Vector) -> State:
         """Nothing was heard."""

@@ -24,7 +24,7 @@ class Majority(ServerRule):
     @property
     def claims(self) -> ServerClaims:
         """A step of x alone."""
-        return ServerClaims(rate=self.lr, moves="signs", replayable=True)
+        return ServerClaims(rate=self.lr, moves="signs", replayable=True, by_coordinate=True)
 
     def absorb(self, state: State, u: Vector, t: int) -> None:
         """One vote."""

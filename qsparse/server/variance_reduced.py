@@ -32,7 +32,9 @@ class VarianceReduced(ServerRule):
     @property
     def claims(self) -> ServerClaims:
         """Each report is a step by itself, along the full gradient too."""
-        return ServerClaims(rate=self.lr, per_arrival=True, moves_all=True, needs_mean=True)
+        return ServerClaims(
+            rate=self.lr, per_arrival=True, moves_all=True, needs_mean=True, by_coordinate=True
+        )
 
     def init(self, start: Vector) -> State:
         """No full gradient is known: a prelude with rule hold brings it."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from qsparse.algorithm import Algorithm, Meeting
 from qsparse.errors import DisagreementError, QsparseError, RankError, SettingError
-from qsparse.exchange.base import Exchange
+from qsparse.exchange.base import Exchange, Stretch
 from qsparse.local import SGD
 from qsparse.payload import Kind, Payload, Way
 from qsparse.testing.algorithm import one_round
@@ -87,7 +87,7 @@ def _gather(part: Exchange, name: str, x: Vector) -> bool:
     for size in _fitting(part):
         ranks = _together(size, body)
         coordinators = [rank for rank in range(size) if ranks[rank][0] is not None]
-        wanted = 1 if part.claims.answers else size
+        wanted = 1 if part.claims.answers and not part.claims.divides else size
         hold(len(coordinators) == wanted, f"of {size} ranks {coordinators} coordinate, not {wanted}")
         for step in range(_ROUNDS):
             frames = [bytes(_news(rank, step).frame) for rank in part.workers(size)]
@@ -168,7 +168,8 @@ def _error(part: Exchange, name: str, x: Vector) -> bool:
                 ranks = _together(size, partial(body, failing=failing, late=late), leftovers=True)
                 # Late is what only a rank that coordinates can be; one whose answer does not travel
                 # owes nothing any more.
-                if late and (ranks[failing] is None or not part.claims.answers):
+                travels = part.claims.answers and not part.claims.divides
+                if late and (ranks[failing] is None or not travels):
                     continue
                 for rank, error in enumerate(ranks):
                     what = f"rank {failing} of {size} failed {'late' if late else 'early'}: rank {rank}"
@@ -177,6 +178,71 @@ def _error(part: Exchange, name: str, x: Vector) -> bool:
                         continue
                     told = isinstance(error, RankError) and (error.rank, error.step) == (failing, 2)
                     hold(told and "no luck" in str(error), f"{what} raised {error!r}")
+    return True
+
+
+def _pieces(part: Exchange, wire: Wire, n: int, step: int) -> tuple[list[Stretch], list[Payload] | None]:
+    """The stretches of n coordinates, and what a worker hands in about them."""
+    stretches = part.stretches(n, wire.size)
+    works = wire.rank in part.workers(wire.size)
+    made = [
+        Payload.build([bytes([wire.rank, place])], origin=wire.rank, step=step, n=stretch.size)
+        for place, stretch in enumerate(stretches)
+    ]
+    return stretches, made if works else None
+
+
+def _about(place: int, step: int) -> Payload:
+    return Payload.build([b"about %d" % place], way=Way.DOWN, step=step)
+
+
+@law("stretches", "exchange", once=True)
+def _stretches(part: Exchange, name: str, x: Vector) -> bool:
+    """Stretches make up the vector; the coordinator of each gets all parts of it, and answers all ranks."""
+
+    def body(wire: Wire, n: int) -> list[tuple[list[bytes] | None, list[bytes]]]:
+        got = []
+        for step in range(_ROUNDS):
+            stretches, pieces = _pieces(part, wire, n, step)
+            payloads = part.gather_parts(wire, pieces, stretches)
+            mine = [k for k, stretch in enumerate(stretches) if stretch.owner in (None, wire.rank)]
+            reply = None if payloads is None else _about(mine[0], step)
+            answers = part.broadcast_parts(wire, reply, stretches)
+            heard = None if payloads is None else [bytes(each.frame) for each in payloads]
+            got.append((heard, [bytes(each.frame) for each in answers]))
+        return got
+
+    for size in _fitting(part):
+        for n in (1, size + 1, 4099):
+            stretches = part.stretches(n, size)
+            edges = [0, *(stretch.stop for stretch in stretches)]
+            joined = [stretch.start for stretch in stretches] == edges[:-1] and edges[-1] == n
+            hold(
+                joined and all(stretch.size for stretch in stretches), f"{stretches} are not {n} coordinates"
+            )
+            owners = [stretch.owner for stretch in stretches]
+            divided = len(set(owners)) == len(owners) and set(owners) <= set(range(size))
+            hold(
+                owners == [None] or (part.claims.divides and divided), f"the owners of {size} ranks: {owners}"
+            )
+            ranks = _together(size, partial(body, n=n))
+            workers = part.workers(size)
+            for step in range(_ROUNDS):
+                answers = [bytes(_about(place, step).frame) for place in range(len(stretches))]
+                for rank in range(size):
+                    what = f"round {step}, rank {rank} of {size}, {n} coordinates"
+                    heard, replies = ranks[rank][step]
+                    hold(replies == answers, f"{what}: not the answers about all stretches, in order")
+                    if owners != [None]:
+                        hold((heard is not None) == (rank in owners), f"{what}: coordinates, or not")
+                    if heard is None:
+                        continue
+                    place = owners.index(rank) if rank in owners else 0
+                    due = [(each, place, stretches[place].size) for each in workers]
+                    found = [
+                        (*bytes(frame.body), frame.n) for frame in (Payload.parse(each) for each in heard)
+                    ]
+                    hold(found == due, f"{what}: not the workers' parts of its stretch, in rank order")
     return True
 
 

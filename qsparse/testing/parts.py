@@ -96,6 +96,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "tree",
         "tree(root=1)",
         "allgather",
+        "sharded",
     ),
     "meeting": (
         "synchronous",

@@ -223,6 +223,23 @@ def _coordinates(part: ServerRule, name: str, x: Vector) -> bool:
     return True
 
 
+@law("by coordinate", "server")
+def _by_coordinate(part: ServerRule, name: str, x: Vector) -> bool:
+    """Where it is claimed, two rules with half of the coordinates each make the model of one, bit for bit."""
+    if not part.claims.by_coordinate or x.size < 2:
+        return False
+    start, half = start_of(x), x.size // 2
+    rule, whole = _ruling(part, start)
+    halves = [(place, rule.init(start[place])) for place in (slice(half), slice(half, x.size))]
+    for t in (0, 1, 2):
+        u = _heard(x, t)
+        rule.absorb(whole, u, t + 1)
+        for place, state in halves:
+            rule.absorb(state, u[place], t + 1)
+            same(rule.model(state), rule.model(whole)[place], f"half of the model after report {t + 1}")
+    return True
+
+
 @law("schedule", "server", once=True)
 def _scheduled(part: ServerRule, name: str, x: Vector) -> bool:
     """A rule with a schedule among its settings claims it as its rate."""

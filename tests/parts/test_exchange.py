@@ -16,6 +16,7 @@ from exchange_laws import (
     brings_an_error_to_every_rank,
     bytes_of_all,
     counts_what_it_sends,
+    divides,
     exchanges,
     model,
     news_of,
@@ -25,7 +26,8 @@ from mpirun import mpi_run
 
 from qsparse.compressors import Sign, TopK
 from qsparse.errors import RankError
-from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.exchange.base import Peers
 from qsparse.exchange.tree import children
 from qsparse.link import Link
 from qsparse.memory import ErrorFeedback
@@ -59,7 +61,7 @@ def test_threads_obey(law: Callable[[Wire, Exchange], None], size: int) -> None:
 def test_an_error_reaches_every_rank(size: int) -> None:
     """From every rank, before it hands anything in and, where it coordinates, before it answers."""
     for exchange in exchanges(size):
-        if isinstance(exchange, AllGather) or getattr(exchange, "root", 0) in (0, size - 1):
+        if isinstance(exchange, Peers) or getattr(exchange, "root", 0) in (0, size - 1):
             for failing in range(size):
                 body = lambda wire, e=exchange, f=failing: brings_an_error_to_every_rank(wire, e, f, "before")  # noqa: E731
                 on_threads(size, body)
@@ -169,7 +171,7 @@ def test_star_tree_and_allgather_make_the_same_bits(size: int, name: str) -> Non
     algorithm = ALGORITHMS[name]
     seen = set()
     for exchange in exchanges(size):
-        if exchange.workers(size) == list(range(size)):
+        if exchange.workers(size) == list(range(size)) and not divides(algorithm, exchange):
             body = lambda wire, exchange=exchange: model(wire, algorithm, exchange).tobytes()  # noqa: E731
             seen.update(on_threads(size, body))
     assert len(seen) == 1
@@ -198,11 +200,13 @@ def test_processes_obey() -> None:
         from qsparse.wire.mpi import MpiWire
         import exchange_laws as t
 
-        bits = {name: set() for name in t.ALGORITHMS}
+        bits = {name: set() for name in (*t.ALGORITHMS, "two ways by stretches")}
         for exchange in t.exchanges(4):
             wire = MpiWire()
             t.keeps_the_order_of_ranks(wire, exchange)
             for name, algorithm in t.ALGORITHMS.items():
+                if t.divides(algorithm, exchange):
+                    name += " by stretches"
                 if len(exchange.workers(4)) == 4:
                     bits[name].add(t.model(wire, algorithm, exchange).tobytes())
             t.leaves_other_messages_alone(wire, exchange)
@@ -232,6 +236,10 @@ def test_processes_obey() -> None:
     """
     printed = mpi_run(4, program, timeout=80).stdout.split()
     bits = []
-    for one in ALGORITHMS.values():
-        bits += set(on_threads(4, lambda wire, one=one: model(wire, one, AllGather()).tobytes().hex()))
+    for one, exchange in (
+        *((each, AllGather()) for each in ALGORITHMS.values()),
+        (ALGORITHMS["two ways"], Sharded()),
+    ):
+        body = lambda wire, one=one, exchange=exchange: model(wire, one, exchange).tobytes().hex()  # noqa: E731
+        bits += set(on_threads(4, body))
     assert printed == sorted(bits), "threads and processes make the same bits"

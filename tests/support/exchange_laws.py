@@ -10,7 +10,8 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Blockwise, Sign, TopK
 from qsparse.errors import DisagreementError, RankError
-from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.exchange.base import Peers
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD
@@ -27,6 +28,7 @@ from qsparse.wire.threads import run_threads
 def exchanges(size: int) -> Iterator[Exchange]:
     """All patterns with all roots that fit."""
     yield AllGather()
+    yield Sharded()
     for root in range(size):
         yield ParameterServer(root)
         yield TreeBroadcast(root)
@@ -54,9 +56,8 @@ def keeps_the_order_of_ranks(wire: Wire, exchange: Exchange) -> None:
         if payloads is not None:
             assert [bytes(p.frame) for p in payloads] == [bytes(news_of(r, step).frame) for r in workers]
             text = f"answer {step}".encode()
-            reply = Payload.build(
-                [text], way=Way.DOWN, origin=root if exchange.claims.answers else 0, step=step
-            )
+            one = hasattr(exchange, "root")
+            reply = Payload.build([text], way=Way.DOWN, origin=root if one else 0, step=step)
         answer = exchange.broadcast(wire, reply)
         assert (answer.text, answer.step) == (f"answer {step}", step)
 
@@ -75,7 +76,7 @@ def counts_what_it_sends(wire: Wire, exchange: Exchange) -> dict[str, int]:
 def bytes_of_all(exchange: Exchange, size: int) -> dict[str, int]:
     """The sum over the frames of one such round, from the definition of the pattern."""
     up = {rank: HEADER_BYTES + 100 + rank for rank in exchange.workers(size)}
-    if isinstance(exchange, AllGather):
+    if isinstance(exchange, Peers):
         return {"up": sum(up.values()) * (size - 1), "down": 0, "control": 0}
     up.pop(exchange.root, None)  # type: ignore[attr-defined]
     return {"up": sum(up.values()), "down": (HEADER_BYTES + 1000) * (size - 1), "control": 0}
@@ -161,6 +162,11 @@ ALGORITHMS = {
     ),
     "dense": Algorithm(SGD(0.1)),
 }
+
+
+def divides(algorithm: Algorithm, exchange: Exchange) -> bool:
+    """Are answers rounded for each stretch by itself, so that the model is another one?"""
+    return exchange.claims.divides and not algorithm.answer.compressor.claims.lossless
 
 
 def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
