@@ -60,6 +60,16 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qsparse.report.page.PICTURES", {})
 
 
+#: One picture of each kind: those of curves differ in what they read and in their axes alone.
+KINDS = ("accuracy-link-bytes", "loss-steps", "pareto", "layer-bytes")
+
+
+@pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have one picture of each kind; that all are drawn is seen once."""
+    monkeypatch.setattr("qsparse.report.page.PICTURES", {name: PICTURES[name] for name in KINDS})
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
@@ -268,6 +278,7 @@ def test_a_last_line_that_is_whole_and_wrong_is_not_half_a_line(run_folder: Path
         read(run_folder)
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_a_run_that_is_still_going_is_drawn_as_far_as_it_is(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "summary.json").unlink()
     file = run_folder / "history.jsonl"
@@ -284,6 +295,7 @@ def history_until_broken(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()[:-1]]
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_what_is_no_run_is_refused_in_a_sentence(run_folder: Path, tmp_path: Path) -> None:
     def refusal(*folders: Path, **settings: Any) -> str:
         with pytest.raises(QsparseError) as caught:
@@ -477,6 +489,7 @@ def test_pictures_that_need_more_than_an_old_run_has_are_left_out(run_folder: Pa
     assert left == page.images
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> None:
     """Its loss is said; lines have what is finite of it."""
     losses, folders = ("inf", "nan"), [run_folder, tmp_path / "other"]
@@ -490,13 +503,14 @@ def test_a_run_that_went_astray_is_drawn(run_folder: Path, tmp_path: Path) -> No
         config.write_text(config.read_text() + f"name = '{loss}'\n")
     page = Page(draw(folders, tmp_path / "plots"))
     assert [row[3] for row in page.rows[1:]] == list(losses)
-    assert "loss-steps" in page.images
+    assert set(page.images) == set(KINDS)
     figure = PICTURES["loss-steps"](methods(folders), None)
     assert figure is not None
     for drawn in figure.axes[0].lines[:2]:
         assert len(drawn.get_xdata()) == len(lines) - 2
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_names_are_shown_as_they_stand(run_folder: Path, tmp_path: Path) -> None:
     names = ["$", "US$ and $", r"$\bad$", r"\$", "_mine", "_$_"]
     folders = [Path(shutil.copytree(run_folder, tmp_path / "named" / str(i))) for i in range(len(names))]
@@ -519,6 +533,7 @@ def test_runs_of_every_kind_are_drawn(tmp_path: Path) -> None:
     assert set(page.images) == set(PICTURES)
 
 
+@pytest.mark.usefixtures("few_pictures")
 def test_the_command(runs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     done = plot(runs / "sgd", runs / "blocks", "--out", tmp_path, "--target", 0.5)
     assert done.exit_code == 0, done.output
@@ -541,7 +556,8 @@ def test_the_command(runs: Path, tmp_path: Path, request: pytest.FixtureRequest)
 def test_without_a_display_and_without_torch(runs: Path, tmp_path: Path) -> None:
     """Drawing loads neither pyplot nor torch."""
     script = (
-        "import sys; from pathlib import Path; from qsparse.report import draw\n"
+        "import sys; from pathlib import Path; from qsparse.report import draw, page\n"
+        f"page.PICTURES = {{name: page.PICTURES[name] for name in {KINDS}}}\n"
         f"draw([Path({str(runs)!r})], Path({str(tmp_path)!r}))\n"
         "print(*[name for name in ('torch', 'matplotlib.pyplot', 'tkinter') if name in sys.modules])"
     )
