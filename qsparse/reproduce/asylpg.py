@@ -51,7 +51,8 @@ class AsyLPG(Experiment):
             runs = [run for case in cases for run in _runs(case, problems[case.name], say)]
             mus = _mus(cases[0], problems["a9a"], (5.0,) if self.quick else MUS, say)
             crews = (2, 4) if self.quick else CREWS
-            split = _split(replace(cases[-1], epochs=2), problems[cases[-1].name], crews, say)
+            timed = replace(cases[-1], epochs=1 if self.quick else 2)
+            split = _split(timed, problems[timed.name], crews, say)
         return {
             "cases": [asdict(case) for case in cases],
             "decay": DECAY,

@@ -192,7 +192,8 @@ def seconds(measured: Measured) -> Table:
     (case,) = (each for each in measured["cases"] if each["name"] == measured["split"][0]["case"])
     epochs = measured["split"][0]["epochs"]
     return Table(
-        f"{case['title']}: seconds for {epochs} epochs of {UPDATES} steps of all workers together",
+        f"{case['title']}: seconds for {epochs} epoch{'s' * (epochs > 1)} of {UPDATES} steps of all "
+        "workers together",
         (
             *("", "loss", "all", "computing", "communicating", "exchange", "encode", "decode"),
             *("coord. encode", "decode", "wire MB"),
