@@ -149,11 +149,32 @@ def until(what: object, seconds: float = 20) -> bool:
     return True
 
 
+#: A bench whose ranks wait: as they start no torch, they are there at once.
+WAITING = """
+import os, time
+from qsparse.bench.ranks import measure
+from qsparse.cli.launch import environment, mpiexec_command
+
+def wait(place):
+    place.barrier()
+    place.say("ready: to wait")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    measure("waiting:wait", {}, 2, "2mbit", mpiexec_command(2)[:-2], environment(os.environ))
+"""
+
+
 @limited
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_ended_bench_takes_everything_with_it(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "qsparse", "bench", "allreduce", "--rate", "2mbit", "--n", "100000"]
-    job = start(command, env={"TMPDIR": str(tmp_path)})
+def test_an_ended_bench_takes_everything_with_it(number: signal.Signals, tmp_path: Path, root: Path) -> None:
+    """One that is measured, and the same with nothing to measure."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, str(tmp_path / "waiting.py")]
+    if number == signal.SIGINT:
+        command = [sys.executable, "-m", "qsparse", "bench", "allreduce", "--rate", "2mbit", "--n", "100000"]
+    paths = os.pathsep.join(map(str, (root, tmp_path)))
+    job = start(command, env={"TMPDIR": str(tmp_path), "PYTHONPATH": paths})
     assert job.stderr is not None
     try:
         # The ranks are in the middle of it, and have minutes to go.
