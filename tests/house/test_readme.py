@@ -68,16 +68,117 @@ def test_options_of_the_training_commands_exist(
     if "-async" in command:  # needs a coordinator beside its workers
         words += ["--wire", "threads", "--ranks", words[words.index("-n") + 1]]
     words = words[words.index("qsparse") :]
-    changes = {"--data": "digits", "--out": str(tmp_path), "--epochs": "1"}
+    changes = {"--data": "digits", "--out": str(tmp_path), "--epochs": "0.1"}
     for option, value in changes.items():
         if option in words:
             words[words.index(option) + 1] = value
-    if "--out" not in words:
-        words += ["--out", str(tmp_path)]
+    for option in ("--out", "--epochs"):
+        if option not in words:
+            words += [option, changes[option]]
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(qsparse, words[1:])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "summary.json").is_file()
+
+
+CIFAR_EXAMPLE = "examples/cifar10_resnet.py"
+#: Options of it with a value that is refused, and the least that is not.
+LENGTHS = (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0))
+
+
+def mpi4py_block() -> str:
+    """The few lines of mpi4py."""
+    (program,) = [block for block in blocks("python") if "CompressedAllreduce" in block]
+    return program
+
+
+def rings() -> str:
+    """The model and the data set of one's own."""
+    (program,) = [block for block in blocks("python") if "(Source)" in block]
+    return program
+
+
+def rings_command() -> list[str]:
+    """The words with which they are trained."""
+    (command,) = [line for line in commands() if "--import mine" in line]
+    words = shlex.split(command)
+    assert words[:5] == ["mpirun", "-n", "2", "qsparse", "train"]
+    return words
+
+
+#: Calls programs one after another in one job, because most of a short one is loading torch. What a rank says
+#: is printed in one write; an error that none of them catches ends the job, as it does where one is alone.
+CALLS = """
+    import contextlib, io, json, runpy, sys
+
+    for name, program, *words in json.loads(sys.argv[1]):
+        sys.argv = [program, *words]
+        said, status = io.StringIO(), 0
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                runpy.run_path(program, run_name="__main__")
+            except SystemExit as end:
+                status = end.code or 0
+        print(json.dumps([name, status, said.getvalue()]) + "\\n", end="")
+"""
+
+
+#: The command in a rank that has others to call after it.
+COMMAND = """
+import sys
+from qsparse.cli.commands import qsparse
+qsparse.main(sys.argv[1:], standalone_mode=False)
+"""
+
+
+class Job:
+    """What the block and the examples have come to on three real ranks.
+
+    Attributes:
+        finished: the job, which the last of them ends.
+        folder: where they have left their files.
+    """
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        cifar_files(folder)
+        (folder / "block.py").write_text(mpi4py_block())
+        (folder / "mine.py").write_text(rings())
+        (folder / "command.py").write_text(COMMAND)
+        resnet, files = str(root / CIFAR_EXAMPLE), ["--data-dir", str(folder)]
+        small, out = [resnet, *files, "--model", "mlp(8)"], ["--out", str(folder / "out")]
+        calls = [
+            ["block", str(folder / "block.py")],
+            ["allreduce", str(root / "examples/allreduce_in_your_code.py")],
+            ["loop", str(root / "examples/training_loop.py")],
+            ["resnet", resnet, *files, "--steps", "40", "--batch", "3"],
+            ["shares", *small, "--epochs", "2", "--batch", "17"],
+            *([option, *small, "--batch", "5", f"--{option}", str(value)] for option, value, _ in LENGTHS),
+            ["none", *small, "--batch", "5", "--warmup", "0", "--steps", "3"],
+            ["train", str(folder / "command.py"), *rings_command()[4:], *out, "--quiet"],
+            ["fails", *small, "--batch", "34"],
+        ]
+        self.folder = folder
+        paths = os.pathsep.join(map(str, (root, folder)))
+        env = {"QSPARSE_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
+        self.finished = mpi_run(3, CALLS, json.dumps(calls), timeout=180, env=env, check=False)
+        self._lines = [json.loads(line) for line in self.finished.stdout.splitlines() if line[:2] == '["']
+
+    def status(self, name: str) -> set[int]:
+        """The exit statuses of a call, which all ranks came through."""
+        found = [status for one, status, _ in self._lines if one == name]
+        assert len(found) == 3, self.finished
+        return set(found)
+
+    def said(self, name: str) -> str:
+        """What all ranks have printed in a call that has gone well, or was refused."""
+        refused = name in [option for option, _, _ in LENGTHS]
+        assert self.status(name) == {2 if refused else 0}, self.finished
+        return "".join(said for one, _, said in self._lines if one == name)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return Job(Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("job"))
 
 
 @pytest.mark.parametrize("block", blocks("console"))
@@ -92,11 +193,11 @@ def test_console_output_is_real(block: str, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == expected.splitlines()
 
 
-def test_mpi4py_block_runs_on_three_ranks() -> None:
+def test_mpi4py_block_runs_on_three_ranks(job: Job) -> None:
     """The few lines of mpi4py print what they promise."""
-    (program,) = [block for block in blocks("python") if "CompressedAllreduce" in block]
+    program = mpi4py_block()
     assert len([line for line in program.splitlines() if line.strip()]) <= 12
-    lines = mpi_run(3, program, timeout=120).stdout.splitlines()
+    lines = job.said("block").splitlines()
     assert [line.split(":")[0] for line in lines] == ["step 0", "step 1", "step 2"]
     assert all("800,000 a dense array" in line for line in lines)
 
@@ -121,10 +222,9 @@ def test_own_part_keeps_the_laws_and_trains(tmp_path: Path) -> None:
     assert train.returncode == 0, train.stderr
 
 
-def test_own_model_and_data_set_keep_the_laws_and_train(root: Path, tmp_path: Path) -> None:
+def test_own_model_and_data_set_keep_the_laws_and_train(job: Job, tmp_path: Path) -> None:
     """The README's model and data set, saved as it says, keep the laws, and its command trains them."""
-    (program,) = [block for block in blocks("python") if "(Source)" in block]
-    (tmp_path / "mine.py").write_text(program)
+    (tmp_path / "mine.py").write_text(rings())
     laws = subprocess.run(
         [
             sys.executable, "-c",
@@ -135,14 +235,9 @@ def test_own_model_and_data_set_keep_the_laws_and_train(root: Path, tmp_path: Pa
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert laws.stdout == "[] ['data', 'model']\n1\n", laws.stdout + laws.stderr
-    (command,) = [line for line in commands() if "--import mine" in line]
-    words = shlex.split(command)
-    assert words[:3] == ["mpirun", "-n", "2"]
-    out = tmp_path / "out"
-    paths = {"PYTHONPATH": os.pathsep.join(map(str, (root, tmp_path)))}
-    mpi_run(2, ["-m", *words[3:], "--out", str(out), "--quiet"], timeout=120, env=paths)
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["ranks"] == 2
+    assert job.said("train") == ""
+    summary = json.loads((job.folder / "out" / "summary.json").read_text())
+    assert summary["ranks"] == 3
     assert summary["test_accuracy"] > 0.98, summary
 
 
@@ -168,18 +263,17 @@ def test_all_lines_that_speak_of_qsparse_are_marked(root: Path, name: str) -> No
     assert [re.search(r"  # (\d)", line)[1] for line in calls] == ["1", "2", "3"]  # type: ignore[index]
 
 
-def test_training_loop_runs(root: Path) -> None:
-    """The example trains on two ranks; its accuracy is far from chance."""
-    done = mpi_run(2, [str(root / "examples/training_loop.py")], timeout=120)
-    match = re.search(r"accuracy (\d\.\d+)", done.stdout)
-    assert match, done
+def test_training_loop_runs(job: Job) -> None:
+    """The example trains on several ranks; its accuracy is far from chance."""
+    said = job.said("loop")
+    match = re.search(r"accuracy (\d\.\d+)", said)
+    assert match, said
     assert float(match[1]) > 0.8
 
 
-def test_allreduce_example_converges(root: Path) -> None:
+def test_allreduce_example_converges(job: Job) -> None:
     """The error of the average falls below a tenth, and messages are small."""
-    done = mpi_run(3, [str(root / "examples/allreduce_in_your_code.py")], timeout=120)
-    rows = re.findall(r"round +(\d+): relative error ([\d.]+), ([\d,]+) bytes", done.stdout)
+    rows = re.findall(r"round +(\d+): relative error ([\d.]+), ([\d,]+) bytes", job.said("allreduce"))
     errors = [float(error) for _, error, _ in rows]
     assert len(errors) == 8
     assert errors == sorted(errors, reverse=True)
@@ -211,83 +305,42 @@ def _plural(name: str) -> bool:
     return name == "policy" and "a policy per layer" in README
 
 
-CIFAR_EXAMPLE = "examples/cifar10_resnet.py"
-
-
-def test_the_resnet_example(root: Path, tmp_path: Path) -> None:
+def test_the_resnet_example(job: Job) -> None:
     """On a few random pictures in the published layout: every rank trains and tests, and bits are counted."""
-    cifar_files(tmp_path)
-    done = mpi_run(
-        2,
-        [str(root / CIFAR_EXAMPLE), "--data-dir", str(tmp_path), "--epochs", "4", "--batch", "5"],
-        timeout=120, env={"QSPARSE_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
-    assert re.findall(r"^epoch (\d): accuracy 0\.\d{4}, \d+ s$", done.stdout, re.M) == ["1", "2", "3", "4"], (
-        done
-    )
-    assert re.search(r"^accuracy 0\.\d{4} after 40 steps", done.stdout, re.M), done
-    last = re.search(r"^up: ([\d,]+) paper bits \(([\d,]+) times fewer\), ([\d,]+) wire", done.stdout, re.M)
-    assert last, done
+    said = job.said("resnet")
+    assert re.findall(r"^epoch (\d): accuracy 0\.\d{4}, \d+ s$", said, re.M) == ["1", "2", "3"], said
+    assert re.search(r"^accuracy 0\.\d{4} after 40 steps", said, re.M), said
+    last = re.search(r"^up: ([\d,]+) paper bits \(([\d,]+) times fewer\), ([\d,]+) wire", said, re.M)
+    assert last, said
     bits, gain, size = (int(number.replace(",", "")) for number in last.groups())
     n, layers, aside = 269_722, 59, 1376
-    # Four meetings of two ranks: a sign each, and a scale for each layer; at the end batch statistics.
-    assert bits == 2 * (4 * (n + 32 * layers) + 32 * aside)
-    assert gain == round(32 * n * 2 * 40 / bits) >= 300
-    # Rank 0 coordinates, so only what rank 1 says goes up a wire.
-    assert bits / 2 / 8 <= size <= bits / 2 / 8 * 1.02
+    # Four meetings of three ranks: a sign each, and a scale for each layer; at the end batch statistics.
+    assert bits == 3 * (4 * (n + 32 * layers) + 32 * aside)
+    assert gain == round(32 * n * 3 * 40 / bits) >= 300
+    # Rank 0 coordinates, so only what the two others say goes up a wire.
+    assert 2 / 3 * bits / 8 <= size <= 2 / 3 * bits / 8 * 1.02
 
 
-def test_the_resnet_example_with_shares_that_differ(root: Path, tmp_path: Path) -> None:
+def test_the_resnet_example_with_shares_that_differ(job: Job) -> None:
     """Of 100 pictures one rank has 34, which are two batches of 17, and two have 33, which are one."""
-    cifar_files(tmp_path)
-    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--epochs", "2", "--batch", "17"]
-    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], env={"QSPARSE_CACHE": str(tmp_path / "cache")})
-    assert re.findall(r"^epoch (\d): accuracy", done.stdout, re.M) == ["1", "2"], done
-    assert re.search(r"^accuracy 0\.\d{4} after 2 steps", done.stdout, re.M), done
+    said = job.said("shares")
+    assert re.findall(r"^epoch (\d): accuracy", said, re.M) == ["1", "2"], said
+    assert re.search(r"^accuracy 0\.\d{4} after 2 steps", said, re.M), said
 
 
-def test_the_resnet_example_ends_where_one_rank_fails(root: Path, tmp_path: Path) -> None:
+def test_the_resnet_example_ends_where_one_rank_fails(job: Job) -> None:
     """Of 100 pictures one rank has 34, which is the batch, and two have 33: it does not wait for them."""
-    cifar_files(tmp_path)
-    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "34"]
-    settings = {"env": {"QSPARSE_CACHE": str(tmp_path / "cache")}, "timeout": 60, "check": False}
-    done = mpi_run(3, [str(root / CIFAR_EXAMPLE), *words], **settings)
+    done = job.finished
     assert done.returncode != 0
     assert "a batch of 34 examples is larger than the rank's shard of 33" in done.stderr, done
 
 
-#: Calls a program several times in one job, because most of a short one is loading torch.
-CALLS = """
-    import contextlib, io, json, runpy, sys
-
-    program, calls = sys.argv[1], json.loads(sys.argv[2])
-    for words in calls:
-        sys.argv = [program, *words]
-        said, status = io.StringIO(), 0
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            try:
-                runpy.run_path(program, run_name="__main__")
-            except SystemExit as end:
-                status = end.code
-        print(json.dumps([status, said.getvalue()]))
-"""
-
-
-def test_the_resnet_example_refuses_lengths_that_are_none(root: Path, tmp_path: Path) -> None:
+def test_the_resnet_example_refuses_lengths_that_are_none(job: Job) -> None:
     """No epochs and no steps are refused as options are; no warm-up is one."""
-    cifar_files(tmp_path)
-    words = ["--data-dir", str(tmp_path), "--model", "mlp(8)", "--batch", "5"]
-    lengths = (("epochs", 0, 1), ("steps", 0, 1), ("warmup", -1, 0))
-    calls = [[*words, f"--{option}", str(value)] for option, value, _ in lengths]
-    calls.append([*words, "--warmup", "0", "--steps", "3"])
-    env = {"QSPARSE_CACHE": str(tmp_path / "cache")}
-    job = mpi_run(1, CALLS, root / CIFAR_EXAMPLE, json.dumps(calls), env=env)
-    *refused, (status, said) = map(json.loads, job.stdout.splitlines())
-    for (option, value, least), (code, why) in zip(lengths, refused, strict=True):
-        assert code == 2, why
-        assert f"error: --{option} must be at least {least}, not {value}" in why
-    assert status == 0, said
-    assert "after 3 steps" in said
+    for option, value, least in LENGTHS:
+        assert job.status(option) == {2}
+        assert f"error: --{option} must be at least {least}, not {value}" in job.said(option)
+    assert "after 3 steps" in job.said("none")
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(100, 400), (0, 50), (3, 4), (5, 5), (7, 2)])
