@@ -364,7 +364,7 @@ def test_the_resnet_example_has_the_learning_rates_of_its_command(
     program["rate"](steps)  # torch's scheduler asks for the step after the last
 
 
-def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
+def test_the_resnet_examples_command(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command that stands in it runs, on a few pictures, with its loop's own settings."""
     text = (root / CIFAR_EXAMPLE).read_text()
     cifar_files(tmp_path)
@@ -378,10 +378,8 @@ def test_the_resnet_examples_command(root: Path, tmp_path: Path) -> None:
             option
         )
     shorter = ["--epochs", "0.3", "--batch", "4", "--wire", "threads", "--ranks", "2", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "qsparse", *words, *shorter, "--out", str(tmp_path / "out")],
-        cwd=root, env={**os.environ, "QSPARSE_CACHE": str(tmp_path / "cache")}, timeout=120,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("QSPARSE_CACHE", str(tmp_path / "cache"))
+    done = CliRunner().invoke(qsparse, [*words, *shorter, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "summary.json").is_file()
