@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from qsparse.data.images import Examples, Pictures
 from qsparse.errors import SettingError, installing
 from qsparse.reproduce.base import dataset
 from qsparse.types import Vector
@@ -151,13 +152,14 @@ def accuracy(models: Sequence[Vector], x: Array, y: Array, classes: int = 10) ->
 def mnist(data_dir: Path | None) -> tuple[Array, Array, Array, Array]:
     """MNIST's pictures as float32 of pixel/255, and labels: those to train on, then those to test."""
     data = dataset("mnist", data_dir)
-    return _pixels(data.train_x[:]), data.train_y, _pixels(data.test_x[:]), data.test_y
+    return _pixels(data.train_x), data.train_y, _pixels(data.test_x), data.test_y
 
 
-def _pixels(standardised: Array) -> Array:
-    # Undoes what the loader did; the rounding makes it exact.
-    whole = np.rint((standardised.reshape(len(standardised), -1) * 0.3081 + 0.1307) * 255)
-    return whole.astype(np.float32) / np.float32(255)
+def _pixels(pictures: Examples) -> Array:
+    assert isinstance(pictures, Pictures)  # so MNIST comes, as bytes
+    pixels = pictures.raw.reshape(len(pictures), -1).astype(np.float32)
+    pixels /= np.float32(255)
+    return pixels
 
 
 def minimum(problem: Softmax) -> tuple[float, float]:
