@@ -1,22 +1,17 @@
-"""Workers that do not wait for each other, on threads and under mpirun."""
+"""Workers that do not wait for each other; real processes of such runs are in `test_train`."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from bowl import Bowl
-from click.testing import CliRunner
-from mpirun import mpi_train
 
 from qsparse.algorithm import Algorithm, Async, Sync
-from qsparse.cli.commands import qsparse
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError
 from qsparse.exchange import AllGather, ParameterServer
@@ -357,68 +352,3 @@ def test_refusals() -> None:
         Async(ahead=-1)
     with pytest.raises(CompositionError, match="asynchronous"):
         check(algorithm(meeting=build("asynchronous(ahead=2)", "meeting")), ParameterServer(), 3)
-
-
-JOB = ("--trigger", "randomgap(H=4)", "--meeting", "asynchronous(ahead=8)", "--epochs", "15")
-SLOWED = ("--trigger", "randomgap(H=2)", "--meeting", "asynchronous", "--model", "resnet20", "--steps", "6")
-
-
-def repeating(folder: Path) -> tuple[str, ...]:
-    """Options that repeat the run in a folder, while another rank is slow."""
-    return "--repeat", str(folder / "arrivals.jsonl"), "--straggler", "1:3"
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of one job of three ranks: ``once``, ``slowed``, and ``again`` as the first one went."""
-    folder = tmp_path_factory.mktemp("processes")
-    lines = (
-        [*JOB, "--out", folder / "once"],
-        [*SLOWED, "--straggler", "1:9", "--out", folder / "slowed"],
-        [*JOB, *repeating(folder / "once"), "--out", folder / "again"],
-    )
-    mpi_train(3, lines, timeout=240)
-    return folder
-
-
-def test_trains_under_mpirun(processes: Path, tmp_path: Path) -> None:
-    """Real processes train digits, with batch statistics too, and all that was promised is written."""
-    once = processes / "once"
-    summary = json.loads((once / "summary.json").read_text())
-    assert summary["exchange"] == "server(works=false)"
-    assert summary["test_accuracy"] > 0.9, summary
-    assert summary["workers"] == 2
-    assert summary["messages"]["up"] == summary["messages"]["down"] > 0
-    assert summary["staleness"]["max"] >= summary["staleness"]["mean"] >= 0
-    assert sum(summary["staleness"]["counts"].values()) == summary["messages"]["up"]
-    lines = [json.loads(line) for line in (once / "history.jsonl").read_text().splitlines()]
-    assert lines[-1]["paper_bits"] == summary["paper_bits"]
-    assert lines[-1]["messages"] == summary["messages"]
-    # The coordinator counts what it hears and says as it goes; every step is evaluated once.
-    assert len(lines) > 5
-    for name in ("paper_bits", "wire_bytes", "messages"):
-        ups = [line[name]["up"] for line in lines]
-        assert ups == sorted(set(ups)), name
-    steps = [line["step"] for line in lines]
-    assert steps == sorted(set(steps))
-    assert set(lines[0]) <= set(lines[-1])
-    # Processes and threads repeat the run from its arrivals, bit for bit; without them they do not.
-    arrivals = once / "arrivals.jsonl"
-    staleness = [json.loads(line)["staleness"] for line in arrivals.read_text().splitlines()]
-    assert np.mean(staleness) == pytest.approx(summary["staleness"]["mean"])
-    there = ["--wire", "threads", "--ranks", "3", "--quiet", "--out", str(tmp_path)]
-    result = CliRunner().invoke(qsparse, ["train", *JOB, *repeating(once), *there])
-    assert result.exit_code == 0, result.output
-    for out in (processes / "again", tmp_path):
-        assert json.loads((out / "summary.json").read_text())["model_sha256"] == summary["model_sha256"]
-        assert (out / "arrivals.jsonl").read_text() == arrivals.read_text()
-
-
-def test_batch_statistics_under_mpirun(processes: Path) -> None:
-    """A straggler delays nobody: it takes fewer steps; and a model with batch statistics trains."""
-    lines = (processes / "slowed" / "arrivals.jsonl").read_text().splitlines()
-    taken = [json.loads(line) for line in lines]
-    assert {line["about"] for line in taken} == {"model", "statistics"}
-    steps = {rank: max(line["step"] for line in taken if line["rank"] == rank) for rank in (1, 2)}
-    assert steps[1] < steps[2]
-    assert steps[1] + steps[2] >= 12

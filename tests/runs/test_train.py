@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
-from mpirun import Finished, finish, mpi_train, start
+from mpirun import finish, mpi_train, start
 from terminal import on_terminal
 
 from qsparse.cli.commands import qsparse
@@ -57,11 +58,31 @@ AGAIN = "again"
 def processes(ranks: int, runs: dict[Path, Sequence[object]]) -> dict[Path, dict[str, Any]]:
     """Train on real ranks, once for each folder."""
     lines: list[list[object]] = [[*SMALL, "--out", out, *args] for out, args in runs.items()]
-    # The last goes by what the first has left.
+    # This one goes by what the first has left.
     first, again = next(iter(runs)), next(iter(runs)).parent / AGAIN
     lines.append(["--quiet", "--config", first / "config.toml", "--out", again])
-    mpi_train(ranks, lines)
+    lines += without_waiting(first.parent)
+    mpi_train(ranks, lines, timeout=240)
     return {out: summary(out) for out in (*runs, again)}
+
+
+# Workers that do not wait for each other, in the job of the others.
+JOB = ("--trigger", "randomgap(H=4)", "--meeting", "asynchronous(ahead=8)", "--epochs", "8")
+SLOWED = ("--trigger", "randomgap(H=2)", "--meeting", "asynchronous", "--model", "resnet20", "--steps", "6")
+
+
+def without_waiting(folder: Path) -> list[list[object]]:
+    """Runs of three ranks: ``once``, ``slowed``, and ``repeated`` as the first one went."""
+    return [
+        ["--quiet", *JOB, "--out", folder / "once"],
+        ["--quiet", *SLOWED, "--straggler", "1:9", "--out", folder / "slowed"],
+        ["--quiet", *JOB, *repeating(folder / "once"), "--out", folder / "repeated"],
+    ]
+
+
+def repeating(folder: Path) -> tuple[str, ...]:
+    """Options that repeat the run in a folder, while another rank is slow."""
+    return "--repeat", str(folder / "arrivals.jsonl"), "--straggler", "1:3"
 
 
 # --- the same model everywhere ------------------------------------------------------------------
@@ -104,19 +125,27 @@ RUNS = {
         2,
     ),
 }
-#: Ranks that are processes; jobs of one and four are in the tests of exchanges and of the README.
-PROCESSES = (2, 3)
+#: Ranks that are processes; jobs of two and four are below, and of one in the tests of exchanges.
+PROCESSES = (3,)
 #: Too long to be trained where nothing is compared with processes.
 LONG = ("resnet", "recipe")
 ALIKE = ("server", "root", "tree", "tree root", "allgather")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, str], dict[str, Any]]:
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what the job of processes has left, when there was one."""
+    return tmp_path_factory.mktemp("job")
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory, job: Path
+) -> dict[tuple[str, int, str], dict[str, Any]]:
     """Summaries by wire, ranks and name of the run."""
     found = {}
     for ranks in (1, 2, 3, 4):
-        folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+        folder = job if ranks in PROCESSES else tmp_path_factory.mktemp(f"ranks{ranks}")
         runs = {
             name: args
             for name, (args, least) in RUNS.items()
@@ -151,12 +180,13 @@ def test_one_model_over_threads_processes_and_exchanges(results: Any, ranks: int
 def test_a_coordinator_apart_changes_nothing(results: Any, tmp_path: Path, model: str) -> None:
     """Three ranks of which two work make the model of two ranks, batch statistics included."""
     if model == "mlp(16)":
-        assert results["mpi", 3, "apart"]["model_sha256"] == results["mpi", 2, "server"]["model_sha256"]
+        assert results["mpi", 3, "apart"]["model_sha256"] == results["threads", 2, "server"]["model_sha256"]
         return
     args = RUNS["resnet"][0]
     apart = threads(3, *args, "--exchange", "server(works=false)", out=tmp_path / "apart")
-    assert apart["model_sha256"] == results["mpi", 2, "resnet"]["model_sha256"]
-    assert apart["test_accuracy"] == results["mpi", 2, "resnet"]["test_accuracy"]
+    beside = threads(2, *args, out=tmp_path / "beside")
+    assert apart["model_sha256"] == beside["model_sha256"]
+    assert apart["test_accuracy"] == beside["test_accuracy"]
 
 
 @pytest.mark.parametrize("wire", ["mpi", "threads"])
@@ -218,6 +248,53 @@ def test_the_down_link_can_be_compressed(results: Any) -> None:
     assert 32 * whole > 30 * coded["paper_bits"]["down"]
     # Rank 0 sends itself nothing.
     assert 3 / 4 * 4 * whole > 20 * coded["wire_bytes"]["down"]
+
+
+# --- workers that do not wait for each other ----------------------------------------------------
+
+
+@pytest.mark.usefixtures("results")
+def test_workers_that_do_not_wait(job: Path, tmp_path: Path) -> None:
+    """Real processes train digits, and all that was promised is written."""
+    once = job / "once"
+    end = summary(once)
+    assert end["exchange"] == "server(works=false)"
+    assert end["test_accuracy"] > 0.9, end
+    assert end["workers"] == 2
+    assert end["messages"]["up"] == end["messages"]["down"] > 0
+    assert end["staleness"]["max"] >= end["staleness"]["mean"] >= 0
+    assert sum(end["staleness"]["counts"].values()) == end["messages"]["up"]
+    lines = [json.loads(line) for line in (once / "history.jsonl").read_text().splitlines()]
+    assert lines[-1]["paper_bits"] == end["paper_bits"]
+    assert lines[-1]["messages"] == end["messages"]
+    # The coordinator counts what it hears and says as it goes; every step is evaluated once.
+    assert len(lines) > 5
+    for name in ("paper_bits", "wire_bytes", "messages"):
+        ups = [line[name]["up"] for line in lines]
+        assert ups == sorted(set(ups)), name
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(set(steps))
+    assert set(lines[0]) <= set(lines[-1])
+    # Processes and threads repeat the run from its arrivals, bit for bit; without them they do not.
+    arrivals = once / "arrivals.jsonl"
+    staleness = [json.loads(line)["staleness"] for line in arrivals.read_text().splitlines()]
+    assert np.mean(staleness) == pytest.approx(end["staleness"]["mean"])
+    result = invoke(*JOB, *repeating(once), "--wire", "threads", "--ranks", 3, "--quiet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    for out in (job / "repeated", tmp_path):
+        assert summary(out)["model_sha256"] == end["model_sha256"]
+        assert (out / "arrivals.jsonl").read_text() == arrivals.read_text()
+
+
+@pytest.mark.usefixtures("results")
+def test_batch_statistics_without_waiting(job: Path) -> None:
+    """A straggler delays nobody: it takes fewer steps; and a model with batch statistics trains."""
+    lines = (job / "slowed" / "arrivals.jsonl").read_text().splitlines()
+    taken = [json.loads(line) for line in lines]
+    assert {line["about"] for line in taken} == {"model", "statistics"}
+    steps = {rank: max(line["step"] for line in taken if line["rank"] == rank) for rank in (1, 2)}
+    assert steps[1] < steps[2]
+    assert steps[1] + steps[2] >= 12
 
 
 # --- what a run leaves behind, and how it is repeated --------------------------------------------
@@ -291,34 +368,27 @@ def test_keys_of_a_file_are_those_of_the_command_line(
         ({}, [], 1),
         ({"OMP_NUM_THREADS": "2"}, [], 2),
         ({"OMP_NUM_THREADS": "2"}, ["--threads", 3], 3),
-        ({"OMP_NUM_THREADS": "2"}, ["--wire", "mpi", "--ranks", 2], 2),
     ],
-    ids=["nothing", "OMP_NUM_THREADS", "threads", "ranks"],
+    ids=["nothing", "OMP_NUM_THREADS", "threads"],
 )
-def test_threads_of_torch(tmp_path: Path, environ: dict[str, str], args: list[object], used: int) -> None:
-    (tmp_path / "spy.py").write_text(SPY)
-    unset = {"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "", "PYTHONPATH": str(tmp_path)}
-    line = command(
-        *SMALL[1:3], "--wire", "threads", "--steps", 2, "--import", "spy", "--out", tmp_path, *args
-    )
-    finished = finish(start(line, env={**unset, **environ}), 60)
-    assert finished.returncode == 0, finished
+def test_threads_of_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], args: list[object], used: int
+) -> None:
+    """As the command says, else as the environment says; those of ranks are below."""
+    had, real = [], torch.set_num_threads
+
+    def spy(count: int) -> None:
+        real(count)
+        had.append(torch.get_num_threads())
+
+    monkeypatch.setattr(torch, "set_num_threads", spy)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, environ.get(name, ""))
+    result = invoke(*SMALL[:3], "--wire", "threads", "--steps", 2, "--out", tmp_path, *args)
+    real(1)
+    assert result.exit_code == 0, result.output
     assert tomllib.loads((tmp_path / "config.toml").read_text())["threads"] == used
-    assert set(re.findall(r"^torch has (\d+)$", finished.stdout, re.M)) == {str(used)}, finished
-
-
-#: A module for ``--import`` that tells how many threads torch was given.
-SPY = """
-import torch
-
-real = torch.set_num_threads
-
-def spy(count):
-    real(count)
-    print(f"torch has {torch.get_num_threads()}\\n", end="", flush=True)
-
-torch.set_num_threads = spy
-"""
+    assert set(had) == {used}
 
 
 def test_a_number_of_threads_that_is_none(tmp_path: Path) -> None:
@@ -382,27 +452,57 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
 
 
 def test_ranks_are_those_of_mpirun(results: Any, tmp_path: Path) -> None:
-    """``--ranks 3`` alone, ``mpirun -n 3`` and the configuration of the latter are the same run."""
+    """``--ranks 2`` alone trains what two ranks do, quietly, and each has the threads of OpenMP.
+
+    The configuration of ``mpirun -n 3`` repeats the run under ``mpirun -n 3``.
+    """
+    (tmp_path / "spy.py").write_text(SPY)
+    # Two threads that spin while they wait would cost more than the run.
+    env = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "", "OMP_WAIT_POLICY": "passive"}
+    env["PYTHONPATH"] = str(tmp_path)
     out = tmp_path / "out"
-    assert quiet(finish(start(command(*SMALL, "--ranks", 3, "--out", out)), 60))
-    assert summary(out)["model_sha256"] == results["mpi", 3, "server"]["model_sha256"]
-    again = results["mpi", 3, AGAIN]
-    assert again["model_sha256"] == summary(out)["model_sha256"]
-    assert again["paper_bits"] == summary(out)["paper_bits"]
+    line = command(*SMALL, "--import", "spy", "--ranks", 2, "--out", out)
+    finished = finish(start(line, env=env), 60)
+    assert (finished.returncode, finished.stderr) == (0, ""), finished
+    # The spies' lines, and no other.
+    assert finished.stdout.split("\n") == ["torch has 2"] * 2 + [""], finished
+    assert tomllib.loads((out / "config.toml").read_text())["threads"] == 2
+    assert summary(out)["ranks"] == 2
+    assert summary(out)["model_sha256"] == results["threads", 2, "server"]["model_sha256"]
+    again, first = results["mpi", 3, AGAIN], results["mpi", 3, "server"]
+    assert again["model_sha256"] == first["model_sha256"]
+    assert again["paper_bits"] == first["paper_bits"]
 
 
-def quiet(finished: Finished) -> bool:
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", ""), finished
-    return True
+#: A module for ``--import`` that tells how many threads torch was given.
+SPY = """
+import torch
+
+real = torch.set_num_threads
+
+def spy(count):
+    real(count)
+    print(f"torch has {torch.get_num_threads()}\\n", end="", flush=True)
+
+torch.set_num_threads = spy
+"""
 
 
-@pytest.mark.parametrize("mute", [False, True], ids=["loud", "quiet"])
-def test_a_bar_on_a_terminal(tmp_path: Path, mute: bool) -> None:
-    line = command("--wire", "threads", "--ranks", 2, "--steps", 50, "--out", tmp_path, *["--quiet"] * mute)
-    printed, shown = on_terminal(line, 100)
-    if mute:
-        assert (printed, shown) == ("", "")
-        return
+def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
+    """Two runs of one process: the first shows a bar, the second is told to be quiet."""
+    program = """if True:
+        import sys
+        from qsparse.cli.commands import qsparse
+
+        for quiet in ([], ["--quiet"]):
+            qsparse.main([*sys.argv[1:], *quiet], standalone_mode=False)
+            for stream in (sys.stdout, sys.stderr):
+                print("=" * 20, file=stream, flush=True)
+    """
+    line = ["--wire", "threads", "--ranks", "2", "--steps", "50", "--out", str(tmp_path)]
+    told = on_terminal([sys.executable, "-c", program, "train", *line], 100)
+    (printed, mute, rest), (shown, dark, after) = (text.split("=" * 20) for text in told)
+    assert (mute.strip(), dark.strip(), rest.strip(), after.strip()) == ("", "", "", "")
     assert "\r" in shown
     assert "50/50" in shown
     assert "loss " in shown

@@ -196,13 +196,13 @@ def one_of_each(cases: Sequence[Any]) -> list[Any]:
     return list({case.name: case for case in cases}.values())
 
 
-def made(case: Case) -> Algorithm:
+def made(case: Case, steps: int = STEPS) -> Algorithm:
     algorithm: Algorithm = build(case.text, "algorithm")
-    return algorithm.among(WORKERS).over(STEPS)
+    return algorithm.among(WORKERS).over(steps)
 
 
 def trained(
-    wire: Wire, algorithm: Algorithm, exchange: Exchange, still: bool = False
+    wire: Wire, algorithm: Algorithm, exchange: Exchange, still: bool = False, steps: int = STEPS
 ) -> dict[int, np.ndarray]:
     """{t: this rank's model after the meeting of step t}."""
     check(algorithm, exchange, wire.size)
@@ -215,14 +215,14 @@ def trained(
         return 0.0
 
     models = {}
-    for t, _, met in rounds(algorithm, node, x, STEPS, oracle, lambda t: t):
+    for t, _, met in rounds(algorithm, node, x, steps, oracle, lambda t: t):
         if met:
             models[t] = x.copy()
     return models
 
 
-def expected(case: Case, meetings: set[int]) -> dict[int, np.ndarray]:
-    eta = build(case.eta, "schedule").over(STEPS) if isinstance(case.eta, str) else case.eta
+def expected(case: Case, meetings: set[int], steps: int = STEPS) -> dict[int, np.ndarray]:
+    eta = build(case.eta, "schedule").over(steps) if isinstance(case.eta, str) else case.eta
     settings = dict(case.settings)
     if "meetings" in settings and settings["meetings"] is None:
         # The set is drawn; that it is a legal one is another test's business.
@@ -232,7 +232,7 @@ def expected(case: Case, meetings: set[int]) -> dict[int, np.ndarray]:
     models: dict[int, np.ndarray] = transcription(
         START,
         lambda r, x, t: gradient(r, x, 1 if case.still else t),
-        STEPS,
+        steps,
         WORKERS,
         LAYERS,
         uniforms,
@@ -242,12 +242,12 @@ def expected(case: Case, meetings: set[int]) -> dict[int, np.ndarray]:
     return models
 
 
-def compare(case: Case, models: dict[int, np.ndarray]) -> None:
-    wanted = expected(case, set(models))
+def compare(case: Case, models: dict[int, np.ndarray], steps: int = STEPS) -> None:
+    wanted = expected(case, set(models), steps)
     assert models.keys() == wanted.keys()
     for t, model in models.items():
         assert np.max(np.abs(model - wanted[t])) < 2e-6, f"{case.text}: apart from step {t} on"
-    moved = np.max(np.abs(models[STEPS] - START))
+    moved = np.max(np.abs(models[steps] - START))
     assert moved > 0.1, "a run that stands still proves nothing"
 
 
