@@ -1,8 +1,8 @@
 """Each preset is its paper's algorithm: compared, step by step, with `transcriptions`.
 
-Those whose workers do not wait are in `test_presets_async`. Everything runs in float64 from a float32
-start, so that selections and signs, which a rounding could tip, are the same on both sides; what travels
-is float32 on both sides.
+Those whose workers do not wait are in `test_presets_async`, but for real processes. Everything runs in
+float64 from a float32 start, so that selections and signs, which a rounding could tip, are the same on both
+sides; what travels is float32 on both sides.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mpirun import mpi_run
 from paper_runs import CASES, STEPS, WORKERS, Case, Still, compare, counted, made, trained
+from paper_runs_async import CASES as WITHOUT_WAITING
 
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
@@ -89,25 +90,51 @@ def test_exchange_does_not_matter(exchange: Exchange) -> None:
         assert all(np.array_equal(models[t], star[t]) for t in star)
 
 
+#: Fewer than over threads, whole rounds of every case; a wire has no say in how an algorithm goes on.
+STEPS_OVER_MPI = 56
+
+
 def test_presets_over_mpi() -> None:
-    """One case of each, in one job of real processes, whose models are the same bit for bit."""
+    """One case of each, in one job of real processes: those that wait on three ranks of four.
+
+    Where workers wait, all models are the same bit for bit.
+    """
     pytest.importorskip("mpi4py")
     program = """
+        import sys
         from mpi4py import MPI
+        import paper_runs as together
+        import paper_runs_async as apart
         from qsparse.exchange import TreeBroadcast
         from qsparse.wire.mpi import MpiWire
-        from paper_runs import CASES, compare, made, one_of_each, trained
 
+        steps, world = int(sys.argv[1]), MPI.COMM_WORLD
+        working = world.Split(world.rank == 0, world.rank)
+        if world.rank:
+            wire = MpiWire(working)
+            for case in together.one_of_each(together.CASES):
+                algorithm = together.made(case, steps)
+                # A coordinator that asks needs a rank of its own, and answers nobody alike.
+                if not algorithm.participation.claims.chooses:
+                    models = together.trained(wire, algorithm, TreeBroadcast(root=1), case.still, steps)
+                    bits = working.gather({t: model.tobytes() for t, model in models.items()})
+                    if wire.rank == 0:
+                        together.compare(case, models, steps)
+                        assert all(each == bits[0] for each in bits), case.text
+                        print("compared", case.name)
+            wire.close()
         wire = MpiWire()
-        for case in one_of_each(CASES):
-            # A coordinator that asks needs a rank of its own, and answers nobody alike.
-            if not made(case).participation.claims.chooses:
-                models = trained(wire, made(case), TreeBroadcast(root=1), case.still)
-                bits = MPI.COMM_WORLD.gather({t: model.tobytes() for t, model in models.items()})
-                if wire.rank == 0:
-                    compare(case, models)
-                    assert all(each == bits[0] for each in bits), case.text
-        if wire.rank == 0:
-            print("compared")
+        for case in together.one_of_each(apart.CASES):
+            run = apart.trained(wire, apart.made(case.text))
+            if wire.rank == 0:
+                apart.compare(case, run)
+                assert len({rank for rank, _ in run.order}) == wire.size - 1
+                print("compared", case.name)
+        wire.close()
     """
-    assert mpi_run(WORKERS, program, timeout=150).stdout.strip() == "compared"
+    printed = mpi_run(WORKERS + 1, program, STEPS_OVER_MPI, timeout=150).stdout.splitlines()
+    cases = {case.name: made(case) for case in CASES}
+    wait = [name for name, algorithm in cases.items() if not algorithm.participation.claims.chooses]
+    assert sorted(printed) == sorted(
+        f"compared {name}" for name in {*wait, *(c.name for c in WITHOUT_WAITING)}
+    )

@@ -9,8 +9,7 @@ import numpy as np
 import paper_runs as synchronous
 import pytest
 import transcriptions_async as paper_async
-from mpirun import mpi_run
-from paper_runs import TRANSCRIPTIONS, WORKERS, one_of_each
+from paper_runs import TRANSCRIPTIONS, WORKERS
 from paper_runs_async import CASES, Case, compare, made, trained
 
 from qsparse.registry import names
@@ -51,24 +50,3 @@ def test_a_run_is_repeated_from_its_order(text: str) -> None:
     for (one, _), (other, _) in zip(again.answers, first.answers, strict=True):
         assert (one.rank, one.staleness) == (other.rank, other.staleness)
         assert (one.report.body, one.reply.body) == (other.report.body, other.reply.body)
-
-
-def test_presets_over_mpi() -> None:
-    """One case of each, in one job of real processes."""
-    pytest.importorskip("mpi4py")
-    program = """
-        from qsparse.wire.mpi import MpiWire
-        from paper_runs import one_of_each
-        from paper_runs_async import CASES, compare, made, trained
-
-        wire = MpiWire()
-        cases = one_of_each(CASES)
-        for case in cases:
-            run = trained(wire, made(case.text))
-            if wire.rank == 0:
-                compare(case, run)
-                assert len({rank for rank, _ in run.order}) == wire.size - 1
-        if wire.rank == 0:
-            print("compared", len(cases))
-    """
-    assert mpi_run(WORKERS + 1, program, timeout=90).stdout.strip() == f"compared {len(one_of_each(CASES))}"
