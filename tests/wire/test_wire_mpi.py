@@ -40,26 +40,32 @@ def test_a_wait_is_overslept_by_a_tenth_at_most(monkeypatch: pytest.MonkeyPatch)
     assert pauses == [20e-6]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_processes_obey(size: int) -> None:
+def test_processes_obey() -> None:
+    """On the four of COMM_WORLD, on three of them beside one, and on two pairs at the same time."""
     program = """
         import time
         from mpi4py import MPI
         from qsparse.wire.mpi import MpiWire
         from wire_laws import CHUNK, LAWS
 
-        for law in LAWS:
-            begin = time.perf_counter()
-            wire = MpiWire(chunk_bytes=CHUNK)
-            assert (wire.rank, wire.size) == (MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
-            law(wire)
-            wire.close()
-            wire.close()
-            if not wire.rank:
-                print(f"{law.__name__}: {time.perf_counter() - begin:.2f} s", flush=True)
+        world = MPI.COMM_WORLD
+        comms = [None, world.Split(world.rank == 3), world.Split(world.rank // 2)]
+        for comm in comms:
+            where = comm or world
+            for law in LAWS:
+                begin = time.perf_counter()
+                wire = MpiWire(comm, chunk_bytes=CHUNK)
+                assert (wire.rank, wire.size) == (where.rank, where.size)
+                law(wire)
+                wire.close()
+                wire.close()
+                if not wire.rank:
+                    took = time.perf_counter() - begin
+                    print(f"{law.__name__} on {where.size}: {took:.2f} s\\n", end="", flush=True)
     """
-    finished = mpi_run(size, program, timeout=40, env=STRICT)
-    assert finished.stdout.count(" s\n") == 11, finished
+    printed = mpi_run(4, program, timeout=90, env=STRICT).stdout
+    for size, count in ((4, 1), (3, 1), (2, 2), (1, 1)):
+        assert printed.count(f" on {size}: ") == 11 * count, printed
 
 
 def test_communicators() -> None:
