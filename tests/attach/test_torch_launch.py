@@ -47,6 +47,12 @@ import sys
 import torch
 import torch.distributed as dist
 
+# What is loaded before the fork is loaded once; MPI is started after it, in each process.
+import qsparse.allreduce
+import qsparse.torch
+
+torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+
 
 def work(rank, folder):
     # Nothing in the environment: only the group of torch knows that there are two.
@@ -78,7 +84,7 @@ def work(rank, folder):
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, (sys.argv[1],), nprocs=2)
+    torch.multiprocessing.start_processes(work, (sys.argv[1],), nprocs=2, start_method="fork")
 """
 
 

@@ -11,18 +11,22 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mpirun import finish, mpi_run, start
+from mpirun import clean_environment, finish, mpi_run, start
 
 from qsparse.cli.commands import qsparse
 from qsparse.cli.launch import mpiexec_command
 
 pytest.importorskip("mpi4py")
 
-SMALL = ("--quiet", "--model", "mlp(16)", "--steps", "400", "--evaluations", "3")
+STEPS = 200
+SMALL = ("--quiet", "--model", "mlp(16)", "--steps", str(STEPS), "--evaluations", "3")
+#: Steps after which a run is killed: it has left checkpoints, and is far from its end.
+MOMENTS = range(10, 120)
 
 #: What a killed run must not lose: an error memory and momentum, memories of both ways, what was said last
 #: and when to say more, two triggers in one, and phases that are walked in a circle (with one worker, so
@@ -35,20 +39,31 @@ RUNS = {
     "phases": ("--algorithm", "asylpg(inner=8)"),
 }
 
-#: All runs in one job, because most of a short one is loading torch. Runs that are over are not done again.
-SERIES = """
+#: Killed as a job of mpiexec; the others as one process, whose ranks are threads.
+OVER_MPI = "feedback"
+
+#: A process for each line of its input, all forked from one that has loaded torch: they are killed as any
+#: other. Runs that are over are not done again.
+FORKED = """
     import json, os, sys
-    from pathlib import Path
+    import qsparse.train
+    import qsparse.torch.problem
     from qsparse.cli.commands import qsparse
 
-    Path(sys.argv[2], f"pid{os.getpid()}").touch()
-    for args in json.loads(sys.argv[1]):
-        qsparse.main(["train", *args], standalone_mode=False)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            for args in json.loads(line):
+                qsparse.main(["train", *args], standalone_mode=False)
+            sys.stdout.flush()
+            os._exit(0)
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
 """
 
 
-def lines(folder: Path, *args: str) -> str:
-    return json.dumps([[*SMALL, "--out", str(folder / name), *RUNS[name], *args] for name in RUNS])
+def line(name: str, folder: Path, *args: str) -> list[str]:
+    return [*SMALL, "--out", str(folder / name), *RUNS[name], *args]
 
 
 def summary(out: Path) -> dict[str, Any]:
@@ -62,6 +77,16 @@ def steps_on_disk(out: Path) -> int:
         names = [path.name for path in (out / "checkpoints").iterdir() if not path.name.startswith(".")]
         return max((int(name.rpartition("-")[2]) for name in names), default=0)
     return 0
+
+
+def on_its_way(out: Path, least: int, alive: Callable[[], bool]) -> None:
+    """Wait until a run has left a checkpoint of this step or a later one, and a little longer."""
+    limit = time.monotonic() + 60
+    while steps_on_disk(out) < least:
+        assert alive(), "it has ended by itself"
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.02)
 
 
 def kill(job: subprocess.Popen[str], pids: Path) -> int:
@@ -79,40 +104,62 @@ def kill(job: subprocess.Popen[str], pids: Path) -> int:
 
 
 def test_killed_jobs_end_with_the_same_bits(tmp_path: Path) -> None:
+    """One over processes, killed twice; the others over threads of a process that is killed once in each."""
     whole, killed, pids = (tmp_path / name for name in ("whole", "killed", "pids"))
-    program = tmp_path / "series.py"
-    program.write_text(textwrap.dedent(SERIES))
     pids.mkdir()
-    for args in json.loads(lines(whole, "--wire", "threads", "--ranks", "2")):
-        qsparse.main(["train", *args], standalone_mode=False)
-    command = [*mpiexec_command(2), sys.executable, str(program)]
-    command += [lines(killed, "--checkpoint-every", "3", "--resume", "auto"), str(pids)]
+    threads = ("--wire", "threads", "--ranks", "2")
+    for name in RUNS:
+        qsparse.main(["train", *line(name, whole, *threads)], standalone_mode=False)
     # Another moment in every run of the tests.
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     print("moments of seed", seed)
-    for name in RUNS:
-        for least in sorted(moments.sample(range(10, 200), 3 if name == "feedback" else 1)):
-            # It is to be killed on its way, and may have come further than this before.
-            least = max(least, steps_on_disk(killed / name) + 3)
-            job = start(command)
-            limit = time.monotonic() + 60
-            while steps_on_disk(killed / name) < least:
-                assert job.poll() is None, finish(job, 1)
-                assert time.monotonic() < limit
-                time.sleep(0.001)
-            time.sleep(moments.random() * 0.02)
-            assert kill(job, pids) == 2
-            assert not (killed / name / "summary.json").exists(), "it was killed in the middle"
-    finished = finish(start(command), 100)
+    resumed = ("--checkpoint-every", "3", "--resume", "auto")
+
+    out = killed / OVER_MPI
+    note = f"import os, pathlib; pathlib.Path({str(pids)!r}, f'pid{{os.getpid()}}').touch()\n"
+    (tmp_path / "noted.py").write_text(note)
+    command = [*mpiexec_command(2), sys.executable, "-m", "qsparse", "train", "--import", "noted"]
+    command += line(OVER_MPI, killed, *resumed)
+    env = {"PYTHONPATH": str(tmp_path)}
+    for least in sorted(moments.sample(MOMENTS, 2)):
+        # It is to be killed on its way, and may have come further than this before.
+        job = start(command, env=env)
+        on_its_way(out, max(least, steps_on_disk(out) + 3), lambda job=job: job.poll() is None)
+        assert kill(job, pids) == 2
+        assert not (out / "summary.json").exists(), "it was killed in the middle"
+    finished = finish(start(command, env=env), 100)
     assert finished.returncode == 0, finished
+
+    program = tmp_path / "forked.py"
+    program.write_text(textwrap.dedent(FORKED))
+    others = [name for name in RUNS if name != OVER_MPI]
+    lines = json.dumps([line(name, killed, *resumed, *threads) for name in others]) + "\n"
+    with subprocess.Popen(
+        [sys.executable, str(program)], env=clean_environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as parent:  # fmt: skip
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        for name in others:
+            out = killed / name
+            parent.stdin.write(lines)
+            parent.stdin.flush()
+            pid = int(parent.stdout.readline())
+            on_its_way(out, moments.choice(MOMENTS), lambda pid=pid: Path(f"/proc/{pid}/exe").exists())
+            os.kill(pid, signal.SIGKILL)
+            assert int(parent.stdout.readline()) == signal.SIGKILL
+            assert not (out / "summary.json").exists(), "it was killed in the middle"
+        told = parent.communicate(lines, timeout=100)[0].split()
+        assert told[1:] == ["0"], told
+
     for name in RUNS:
         one, other = summary(killed / name), summary(whole / name)
         for key in ("model_sha256", "paper_bits", "messages", "skips", "wire_bytes", "test_accuracy"):
             assert one[key] == other[key], (name, key)
         # When a run was over it was still begun again, each time a later one had been killed.
-        begun = [note["step"] for note in one["resumed"] if note["step"] < 400]
-        assert len(begun) == (3 if name == "feedback" else 1)
+        begun = [note["step"] for note in one["resumed"] if note["step"] < STEPS]
+        assert len(begun) == (2 if name == OVER_MPI else 1)
         assert 10 <= begun[0] <= begun[-1]
         history = [
             [json.loads(line)["step"] for line in (out / name / "history.jsonl").read_text().splitlines()]
@@ -127,7 +174,7 @@ FULL = """
     from mpi4py import MPI
     from qsparse.cli.commands import qsparse
 
-    if MPI.COMM_WORLD.rank == 1 and sys.argv[2] == "full":
+    if MPI.COMM_WORLD.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     qsparse.main(["train", *json.loads(sys.argv[1])])
 """
@@ -136,12 +183,13 @@ FULL = """
 def test_a_full_disk_of_one_rank_loses_nothing(tmp_path: Path) -> None:
     """Both ranks end with a sentence, the checkpoint before is as it was, and the run goes on from it."""
     args = [*SMALL[:3], "--out", str(tmp_path), "--checkpoint-every", "20", "--sync-every", "4", "--resume"]
-    mpi_run(2, FULL, json.dumps([*args, "auto", "--steps", "40"]), "", timeout=60)
+    threads = ["--wire", "threads", "--ranks", "2"]
+    qsparse.main(["train", *args, "auto", "--steps", "40", *threads], standalone_mode=False)
     newest = tmp_path / "checkpoints" / "000002-step-40"
     before = {path.name: path.read_bytes() for path in newest.iterdir()}
     assert len(before["rank-0001.safetensors"]) > 10_000
 
-    failed = mpi_run(2, FULL, json.dumps([*args, "auto", "--steps", "80"]), "full", timeout=60, check=False)
+    failed = mpi_run(2, FULL, json.dumps([*args, "auto", "--steps", "80"]), timeout=60, check=False)
     assert failed.returncode != 0
     reason = (
         f"CheckpointError: cannot write the checkpoint of step 60 to {tmp_path}/checkpoints: File too large; "
@@ -151,12 +199,21 @@ def test_a_full_disk_of_one_rank_loses_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in newest.parent.iterdir()) == ["000001-step-20", newest.name]
     assert {path.name: path.read_bytes() for path in newest.iterdir()} == before
 
-    mpi_run(2, FULL, json.dumps([*args, str(newest), "--steps", "80"]), "", timeout=60)
+    qsparse.main(["train", *args, str(newest), "--steps", "80", *threads], standalone_mode=False)
     one = summary(tmp_path)
     qsparse.main(
-        ["train", *SMALL[:3], "--out", str(tmp_path / "whole"), "--sync-every", "4", "--steps", "80",
-         "--wire", "threads", "--ranks", "2"],
+        [
+            "train",
+            *SMALL[:3],
+            "--out",
+            str(tmp_path / "whole"),
+            "--sync-every",
+            "4",
+            "--steps",
+            "80",
+            *threads,
+        ],
         standalone_mode=False,
-    )  # fmt: skip
+    )
     assert one["model_sha256"] == summary(tmp_path / "whole")["model_sha256"]
     assert one["resumed"] == [{"checkpoint": newest.name, "step": 40, "ranks": 2}]
