@@ -85,18 +85,13 @@ EVERYWHERE = (
         ["--compressor", "topk(k=5000)"],
         "SettingError: topk(k=5000): cannot keep 5000 of 1210 coordinates; use ratio, or a smaller k",
     ),
-    (["--sync-every", "0"], "SettingError: every(H=0): H must be a whole number of at least 1"),
-    (["--algorithm", "qsparse-local-sdg"], "did you mean 'qsparse-local-sgd'? known: "),
     (["--data-dir", "/nowhere"], "DataError: the data folder /nowhere does not exist"),
     (["--ranks", "5"], "SettingError: --ranks 5 was asked for and the launcher started 2"),
 )
 #: Before the ranks meet: arguments, exit status and what is said.
 BEFORE = (
     (["--wire", "threads"], 1, "error: SettingError: --wire threads makes its own ranks"),
-    (["--import", "no_such_module"], 1, "error: SettingError: cannot import --import no_such_module"),
-    (["--threads", "0"], 2, "Invalid value for '--threads': 0 is not in the range x>=1"),
     (["--bach", "8"], 2, "No such option '--bach'. Did you mean '--batch'?"),
-    (["--config", "/nowhere.toml"], 1, "cannot read --config /nowhere.toml: No such file or directory"),
 )
 
 
@@ -122,6 +117,10 @@ def test_refused_before_the_ranks_meet(tmp_path: Path) -> None:
 
 #: What is refused in the same words over threads.
 ANYWHERE = (
+    ("--sync-every 0", "SettingError: every(H=0): H must be a whole number of at least 1"),
+    ("--algorithm qsparse-local-sdg", "did you mean 'qsparse-local-sgd'? known: "),
+    ("--import no_such_module", "error: SettingError: cannot import --import no_such_module"),
+    ("--config /nowhere.toml", "cannot read --config /nowhere.toml: No such file or directory"),
     ("--compressor 'tokp(k=5) >> sign'", "no compressor is named 'tokp': did you mean 'topk'? known: "),
     ("--compressor 'topk(ratoi=0.5)'", "topk has no setting 'ratoi': did you mean 'ratio'? it has k, ratio"),
     ("--exchange 'server(root=2)'", "server(root=2): there is no rank 2 among 2 ranks"),
@@ -177,6 +176,16 @@ def test_threads_refuse_too(tmp_path: Path, line: str, text: str) -> None:
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1
     assert text in result.stderr
+    assert not out.exists()
+
+
+def test_a_number_out_of_range_is_no_usage(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = ["train", "--wire", "threads", "--ranks", "2", "--out", str(out), *SMALL, "--threads", "0"]
+    result = CliRunner().invoke(qsparse, line)
+    assert result.exit_code == 2, result.output
+    assert "Invalid value for '--threads': 0 is not in the range x>=1" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not out.exists()
 
 

@@ -162,10 +162,10 @@ def train_on(wire: Wire, algorithm: Algorithm, out: Path, exchange: Exchange | N
 
 
 def told_at(step: int, kind: str, rank: int, *args: str) -> Finished:
-    """A job of three ranks, one of which gets a signal in a step."""
+    """A job of two ranks, one of which gets a signal in a step."""
     env = {"FAULT_KIND": kind, "FAULT_RANK": str(rank), "FAULT_STEP": str(step)}
     command = ["-m", "qsparse", "train", *SMALL, "--steps", "400", "--import", "faults", *args]
-    return mpi_run(3, command, timeout=120, env=env, check=False)
+    return mpi_run(2, command, timeout=120, env=env, check=False)
 
 
 def test_a_run_without_checkpoints_ends_at_once(tmp_path: Path) -> None:

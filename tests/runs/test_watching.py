@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from mpirun import mpi_run
 from terminal import on_terminal
 
 from qsparse.algorithm import Algorithm
@@ -376,30 +375,45 @@ def test_tensorboard_has_the_numbers_of_the_history(tmp_path: Path) -> None:
     assert "tensorboard" not in (tmp_path / "config.toml").read_text()
 
 
-def test_a_run_that_goes_on_has_one_bar_and_all_scalars(tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "qsparse",
-        "train",
-        "--wire",
-        "threads",
-        "--ranks",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
-    line += ["--evaluations", "3", "--checkpoint-every", "40", "--resume", "auto", "--tensorboard"]
-    on_terminal([*line, "--steps", "40"], 133)
-    _, seen = on_terminal([*line, "--steps", "70"], 133)
+@pytest.fixture(scope="module")
+def terminals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Runs of one process on a terminal: a folder, and what each of them shows.
+
+    The first two are a run and how it goes on; in the third workers do not wait for each other.
+    """
+    folder = tmp_path_factory.mktemp("terminals")
+    once = ["--wire", "threads", "--ranks", "2", "--out", str(folder / "once"), "--evaluations", "3"]
+    once += ["--checkpoint-every", "40", "--resume", "auto", "--tensorboard"]
+    lines = [
+        [*once, "--steps", "40"],
+        [*once, "--steps", "70"],
+        ["--wire", "threads", "--ranks", "3", "--steps", "150", *RUNS["asynchronous"],
+         "--out", str(folder / "asynchronous")],
+    ]  # fmt: skip
+    program = """if True:
+        import json, sys
+        from qsparse.cli.commands import qsparse
+
+        for words in json.loads(sys.argv[1]):
+            qsparse.main(["train", *words], standalone_mode=False)
+            print("=" * 200, file=sys.stderr, flush=True)
+    """
+    _, seen = on_terminal([sys.executable, "-c", program, json.dumps(lines)], 133)
+    *shown, rest = seen.split("=" * 200)
+    assert not rest.strip()
+    return folder, shown
+
+
+def test_a_run_that_goes_on_has_one_bar_and_all_scalars(terminals: tuple[Path, list[str]]) -> None:
+    out, seen = terminals[0] / "once", terminals[1][1]
     shown = [part for part in seen.replace("\n", "\r").split("\r") if "step/s" in part]
     assert "40/70" in shown[0]
     assert "70/70" in shown[-1]
     assert any("40/70" in part and "accuracy 0." in part for part in shown)
-    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in history]
     assert min(steps) < 40 < max(steps)
-    assert [step for step, _ in scalars(tmp_path / "tb")["accuracy/test"]] == steps
+    assert [step for step, _ in scalars(out / "tb")["accuracy/test"]] == steps
 
 
 def test_whoever_watches_together_is_told_everything() -> None:
@@ -444,13 +458,7 @@ def test_ranks_that_we_start_show_one_bar_on_our_terminal(tmp_path: Path) -> Non
     assert len(last[-1]) == 133
 
 
-def test_a_bar_says_no_loss_that_nobody_knows(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "qsparse", "train", "--wire", "threads", "--ranks", "3", "--steps", "150"]
-    _, seen = on_terminal([*line, *RUNS["asynchronous"], "--out", str(tmp_path)], 133)
+def test_a_bar_says_no_loss_that_nobody_knows(terminals: tuple[Path, list[str]]) -> None:
+    seen = terminals[1][2]
     assert "accuracy 0." in seen
     assert "0.000" not in seen
-
-
-def test_a_job_without_a_terminal_shows_no_bar(tmp_path: Path) -> None:
-    done = mpi_run(2, ["-m", "qsparse", "train", "--steps", "20", "--out", str(tmp_path)])
-    assert done.stderr == ""
