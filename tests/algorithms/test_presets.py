@@ -80,11 +80,17 @@ def test_lazy_needs_a_server_with_a_step_size() -> None:
         check(replace(build("laq", "algorithm"), server=Still()), ParameterServer(), 2)
 
 
+@pytest.fixture(scope="module")
+def star() -> dict[int, np.ndarray]:
+    """The models of the last case, over a star."""
+    algorithm = made(CASES[-1])
+    return run_threads(WORKERS, lambda wire: trained(wire, algorithm, ParameterServer()), timeout=60)[0]
+
+
 @pytest.mark.parametrize("exchange", [TreeBroadcast(root=2), AllGather(), ParameterServer(root=1)], ids=repr)
-def test_exchange_does_not_matter(exchange: Exchange) -> None:
+def test_exchange_does_not_matter(star: dict[int, np.ndarray], exchange: Exchange) -> None:
     """Random operators included: the same bits, whoever coordinates."""
     algorithm = made(CASES[-1])
-    star = run_threads(WORKERS, lambda wire: trained(wire, algorithm, ParameterServer()), timeout=60)[0]
     for models in run_threads(WORKERS, lambda wire: trained(wire, algorithm, exchange), timeout=60):
         assert models.keys() == star.keys()
         assert all(np.array_equal(models[t], star[t]) for t in star)
