@@ -468,7 +468,8 @@ def test_ranks_are_those_of_mpirun(results: Any, tmp_path: Path) -> None:
     assert finished.stdout.split("\n") == ["torch has 2"] * 2 + [""], finished
     assert tomllib.loads((out / "config.toml").read_text())["threads"] == 2
     assert summary(out)["ranks"] == 2
-    assert summary(out)["model_sha256"] == results["threads", 2, "server"]["model_sha256"]
+    same = threads(2, "--threads", 2, out=tmp_path / "same")
+    assert summary(out)["model_sha256"] == same["model_sha256"]
     again, first = results["mpi", 3, AGAIN], results["mpi", 3, "server"]
     assert again["model_sha256"] == first["model_sha256"]
     assert again["paper_bits"] == first["paper_bits"]
