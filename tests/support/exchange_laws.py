@@ -170,7 +170,7 @@ def divides(algorithm: Algorithm, exchange: Exchange) -> bool:
 
 
 def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
-    """The model after twelve steps on data of one's own."""
+    """The model after six steps on data of one's own."""
     share = exchange.workers(wire.size).index(wire.rank) if wire.rank in exchange.workers(wire.size) else 0
     x = np.linspace(-1, 1, N).astype(np.float32)
     node = Node(algorithm, exchange, wire, x, Seed(3), LAYOUT, Ledger())
@@ -179,6 +179,6 @@ def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
         out[...] = x - np.random.default_rng((share, t)).normal(size=N)
         return 0.0
 
-    for _ in rounds(algorithm, node, x, 12, oracle, lambda t: t):
+    for _ in rounds(algorithm, node, x, 6, oracle, lambda t: t):
         pass
     return x
