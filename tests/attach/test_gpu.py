@@ -158,7 +158,7 @@ def senders(link: Link, n: int, there: Any, dtype: Any = np.float32) -> tuple[Se
 def test_frames_and_what_is_kept_have_the_same_bytes(there: Any, text: str, kind: str) -> None:
     memories = [ErrorFeedback(), ErrorFeedback(decay=0.9, reset=(2,)), Stateless()]
     long = kind in ("normal", "ties")
-    for n in [1, 7, 300] if "size=7" in text else SIZES if long else SIZES[:-1]:
+    for n in [1, 7, 120] if "size=7" in text else SIZES if long else SIZES[:-1]:
         for memory in memories if n < 4096 else memories[:1]:
             dtype = np.float64 if n == 4097 else np.float32
             host, sender = senders(Link(build(text, "compressor"), memory), n, there, dtype)
