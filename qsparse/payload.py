@@ -159,20 +159,27 @@ class Payload:
         n: int = 0,
         nbits: int = 0,
     ) -> Payload:
-        """Make a frame of a body given in sections, which are copied once.
+        """Make a frame of a body given in sections, which are copied.
 
         Raises:
             NotFinite: a section of `Floats` has a value that is not finite; which one is not said.
         """
         pieces = [s for s in sections if len(s)]
-        arrays = [_bytes(piece) for piece in pieces]
-        nbytes = sum(data.size for data in arrays)
-        frame = _room(HEADER_BYTES + nbytes)
-        at, checksum = HEADER_BYTES, 0
-        for piece, data in zip(pieces, arrays, strict=True):
-            checksum = _put(data, checksum, frame[at : at + data.size], isinstance(piece, Floats))
-            at += data.size
-        view = raw(frame)
+        if sum(map(len, pieces)) < _LONG and not any(isinstance(piece, Floats) for piece in pieces):
+            # Most frames are short: looking at each section as an array would take longer than copying it.
+            body = b"".join(cast(list[Bytes], pieces))
+            nbytes, checksum = len(body), zlib.crc32(body)
+            view = raw(_room(HEADER_BYTES + nbytes))
+            view[HEADER_BYTES:] = body
+        else:
+            arrays = [_bytes(piece) for piece in pieces]
+            nbytes = sum(data.size for data in arrays)
+            frame = _room(HEADER_BYTES + nbytes)
+            at, checksum = HEADER_BYTES, 0
+            for piece, data in zip(pieces, arrays, strict=True):
+                checksum = _put(data, checksum, frame[at : at + data.size], isinstance(piece, Floats))
+                at += data.size
+            view = raw(frame)
         _HEADER.pack_into(
             view, 0, MAGIC, VERSION, kind, way, 0, codec, origin, step & 0xFFFF_FFFF, 0, n, nbits, nbytes
         )
