@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,8 @@ from qsparse.errors import SettingError, installing
 from qsparse.files import named_path
 from qsparse.kernels import threads
 from qsparse.process.launchers import launched
-from qsparse.registry import build
+from qsparse.registry import build, spell
+from qsparse.rules import natural_exchange
 from qsparse.run.checkpoint import Checkpoints
 from qsparse.run.config import RunConfig
 from qsparse.run.making import make_settings, settled
@@ -122,6 +124,11 @@ def train_on(config: RunConfig, load: Callable[[], Dataset], wire: Wire, watcher
             Recipe(config.augment, config.label_smoothing, config.clip, config.precision),
         )  # fmt: skip
 
+    def files(settings: Settings) -> dict[str, str]:
+        other = settings.chooses and settings.exchange != natural_exchange(settings.algorithm)
+        made = replace(config, exchange=spell(settings.exchange)) if other else config
+        return {"config.toml": made.text(wire.size)}
+
     out = None if config.out is None else named_path(config.out)
     if config.tensorboard and wire.rank == 0:
         from qsparse.torch.board import Board
@@ -136,7 +143,7 @@ def train_on(config: RunConfig, load: Callable[[], Dataset], wire: Wire, watcher
         problem,
         wire,
         out=out,
-        files={"config.toml": config.text(wire.size)} if out is not None else None,
+        files=files,
         watcher=watcher,
         checkpoints=_checkpoints(config, out),
     )

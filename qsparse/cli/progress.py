@@ -74,13 +74,14 @@ class ProgressBar(Progress):
 
 def table(summary: Mapping[str, Any], out: str) -> str:
     """What a run came to."""
-    loss = summary["train_loss"]
+    loss, exchange = summary["train_loss"], summary.get("exchange", "server")
+    workers = f"{summary['workers']} workers" + ("" if exchange.startswith("server") else f" over {exchange}")
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
         ("train loss", "not measured: no step since the last evaluation" if loss is None else f"{loss:.4f}"),
         (
             "steps",
-            f"{summary['steps']:,} on {summary['workers']} workers, {summary['parameters']:,} parameters",
+            f"{summary['steps']:,} on {workers}, {summary['parameters']:,} parameters",
         ),
     ]
     trained = summary.get("outcome", TRAINED) == TRAINED

@@ -94,7 +94,7 @@ def sweep(
     runs = [run for method in chosen for run in every(method)]
     say = (lambda line: None) if quiet else functools.partial(click.echo, err=True)
     # Taken first: where it cannot be, nobody waits for the data to be read.
-    hold = None if dry_run else Recorder(folder, {}, Progress()).claim()
+    hold = None if dry_run else Recorder(folder, Progress()).claim()
     with hold or contextlib.nullcontext():
         left = missing(runs, fresh)
         check_problems(left)

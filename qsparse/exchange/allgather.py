@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qsparse.exchange.base import ExchangeClaims, Peers
+from qsparse.exchange.base import Cost, ExchangeClaims, Peers
 from qsparse.registry import register
 
 
@@ -17,3 +17,10 @@ class AllGather(Peers):
     def claims(self) -> ExchangeClaims:
         """Every rank makes the answer."""
         return ExchangeClaims(answers=False)
+
+    def cost(self, up: float, down: float, size: int) -> Cost:
+        """Reports travel once, to all, and no answer does."""
+        bytes_, others = (size - 1) * up, size - 1
+        return Cost(
+            sent=bytes_, received=bytes_, serial=bytes_, hops=1, messages=2 * others, merges=size, answers=0
+        )

@@ -32,6 +32,28 @@ class Stretch(NamedTuple):
         return self.stop - self.start
 
 
+class Cost(NamedTuple):
+    """What a round costs with reports and answers of given numbers of bytes; see `Exchange.cost`.
+
+    Attributes:
+        sent: the bytes that the rank sends which sends most.
+        received: those that the rank receives which receives most.
+        serial: the bytes that cross one link one after another, on the longest way from reports to models.
+        hops: how many messages wait for each other on that way.
+        messages: the messages of the busiest rank.
+        merges: how many whole reports the busiest coordinator adds up.
+        answers: how much of an answer it makes, from 0 to 1.
+    """
+
+    sent: float
+    received: float
+    serial: float
+    hops: int
+    messages: int
+    merges: float
+    answers: float
+
+
 @dataclass(frozen=True)
 class ExchangeClaims:
     """What an exchange promises; the rules of composition go by it, and laws hold it.
@@ -75,6 +97,25 @@ class Exchange(ABC):
     def coordinates(self, rank: int) -> bool:
         """Whether this rank merges reports and makes the answer."""
         return True
+
+    def cost(self, up: float, down: float, size: int) -> Cost:
+        """What a round costs; unless said otherwise, that of one root which all others talk to.
+
+        Args:
+            up: bytes of a report, header included.
+            down: bytes of an answer.
+            size: the number of ranks.
+        """
+        others = size - 1
+        return Cost(
+            sent=max(others * down, up),
+            received=max(others * up, down),
+            serial=others * (up + down),
+            hops=2,
+            messages=2 * others,
+            merges=len(self.workers(size)),
+            answers=1,
+        )
 
     def stretches(self, n: int, size: int) -> list[Stretch]:
         """The stretches of a vector of n coordinates that have a coordinator of their own, in order.

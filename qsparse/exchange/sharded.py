@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qsparse.exchange.base import (
+    Cost,
     ExchangeClaims,
     Peers,
     Stretch,
@@ -15,13 +16,15 @@ from qsparse.exchange.base import (
     receive_any_kind,
     same_step,
 )
-from qsparse.payload import Payload
+from qsparse.payload import HEADER_BYTES, Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
 
 #: Stretches of at least so many coordinates begin at multiples of `_UNIT`, where packed bits begin a byte.
 _LONG: Final = 1024
 _UNIT: Final = 8
+#: About the bytes at the beginning of a part's body, which stand once in that of a whole message.
+_TABLE: Final = 12
 
 
 @register("sharded")
@@ -38,6 +41,15 @@ class Sharded(Peers):
     def claims(self) -> ExchangeClaims:
         """Answers travel, each from the rank whose stretch it is about."""
         return ExchangeClaims(divides=True)
+
+    def cost(self, up: float, down: float, size: int) -> Cost:
+        """The share of every rank, and a header for each part."""
+        others = size - 1
+        heads = 0 if size == 1 else others * (HEADER_BYTES + _TABLE)
+        sent = others / size * (up + down) + 2 * heads
+        return Cost(
+            sent=sent, received=sent, serial=sent, hops=2, messages=4 * others, merges=1, answers=1 / size
+        )
 
     def stretches(self, n: int, size: int) -> list[Stretch]:
         """⌈n/R⌉ or ⌊n/R⌋ coordinates for each rank; long ones begin at multiples of eight.

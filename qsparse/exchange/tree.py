@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qsparse.exchange.base import Rooted, receive_one
+from qsparse.exchange.base import Cost, Rooted, receive_one
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
@@ -35,6 +35,19 @@ class TreeBroadcast(Rooted):
     """
 
     root: int = 0
+
+    def cost(self, up: float, down: float, size: int) -> Cost:
+        """Answers take a hop for each level of the tree."""
+        levels, others = (size - 1).bit_length(), size - 1
+        return Cost(
+            sent=max(levels * down, up),
+            received=max(others * up, down),
+            serial=others * up + levels * down,
+            hops=1 + levels,
+            messages=others + levels,
+            merges=size,
+            answers=1,
+        )
 
     def broadcast(self, wire: Wire, reply: Payload | None) -> Payload:
         """Receive from the parent only, and pass the answer on to the children."""

@@ -159,7 +159,7 @@ class RunConfig:
     )
     exchange: str | None = _option(
         None,
-        "server, server(root=1, works=false), tree, allgather or sharded.  [default: the algorithm's]",
+        "server, server(root=1, works=false), tree, allgather or sharded.  [default: the fastest]",
     )
     wire: str = _option(
         "mpi", "mpi: ranks are processes; threads: threads of one process; or yours.", repeats=True,

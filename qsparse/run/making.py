@@ -44,6 +44,7 @@ def make_settings(config: RunConfig) -> Settings:
     return Settings(
         algorithm=algorithm,
         exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
+        chooses=exchange is None,
         epochs=passes if epochs is None and steps is None else epochs,
         steps=steps,
         seed=config.seed,

@@ -71,8 +71,10 @@ class Several(Progress):
 class Recorder:
     """Writes the files of a run: whole files or whole lines, never half of one."""
 
-    def __init__(self, out: Path | None, files: Mapping[str, str], watcher: Progress) -> None:
-        self.out, self.files, self.watcher = out, files, watcher
+    def __init__(self, out: Path | None, watcher: Progress) -> None:
+        self.out, self.watcher = out, watcher
+        #: Further files to write, text by name.
+        self.files: Mapping[str, str] = {}
         self._history: Any = None
         self._arrivals: Any = None
         self._lines = {"history": 0, "arrivals": 0}

@@ -17,6 +17,8 @@ class Settings:
     Args:
         algorithm: the parts; a learning rate that is open becomes the usual one.
         exchange: the pattern of messages.
+        chooses: that is the algorithm's own exchange, and another one takes its place where it is faster
+            with this model, algorithm and number of ranks (`qsparse.planning.exchange_for`).
         epochs: how often a worker sees its share of the data; or
         steps: how many steps a worker takes.
         seed: the seed of everything random.
@@ -29,6 +31,7 @@ class Settings:
 
     algorithm: Algorithm
     exchange: Exchange = field(default_factory=ParameterServer)
+    chooses: bool = False
     epochs: float | None = None
     steps: int | None = None
     seed: int = 0

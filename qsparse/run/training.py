@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
+from qsparse.exchange import Exchange
 from qsparse.exchange.collectives import agree
+from qsparse.planning import exchange_for
+from qsparse.registry import build
 from qsparse.rounds.state import typed
 from qsparse.rounds.warming import warm_algorithm
 from qsparse.rules import check
@@ -27,7 +32,7 @@ def run(
     wire: Wire,
     *,
     out: Path | None = None,
-    files: Mapping[str, str] | None = None,
+    files: Callable[[Settings], Mapping[str, str]] | None = None,
     watcher: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:
@@ -39,7 +44,8 @@ def run(
         wire: the wire between the ranks.
         out: the folder in which rank 0 writes ``summary.json``, ``history.jsonl`` and ``files``; made if
             missing. No other run can have it until this one ends.
-        files: further files by name, e.g. the configuration that repeats the run.
+        files: makes further files, text by name, of the settings, e.g. the configuration that repeats the
+            run; their exchange is the one that was chosen.
         watcher: is told of the progress on rank 0. Where it or ``out`` is given, messages are looked at.
         checkpoints: whether and where the run writes checkpoints, and from which it goes on; the same on all
             ranks.
@@ -51,7 +57,7 @@ def run(
         QsparseError: an error of this rank, or RankError with the error of another rank.
     """
     with contextlib.ExitStack() as held:
-        return _run(make_settings, make_problem, wire, held, out, files or {}, watcher, checkpoints)
+        return _run(make_settings, make_problem, wire, held, out, files, watcher, checkpoints)
 
 
 def _run(
@@ -60,11 +66,11 @@ def _run(
     wire: Wire,
     held: contextlib.ExitStack,
     out: Path | None,
-    files: Mapping[str, str],
+    files: Callable[[Settings], Mapping[str, str]] | None,
     watcher: Progress | None,
     checkpoints: Checkpoints | None,
 ) -> dict[str, Any]:
-    recorder = Recorder(out if wire.rank == 0 else None, files, watcher or Progress())
+    recorder = Recorder(out if wire.rank == 0 else None, watcher or Progress())
     watched = out is not None or watcher is not None
 
     def claim() -> tuple[None, Mapping[str, Any]]:
@@ -83,6 +89,8 @@ def _run(
         check(algorithm, settings.exchange, wire.size)
         _check_ranks(settings, wire.size)
         problem = make_problem(settings)
+        if settings.chooses:
+            settings = replace(settings, exchange=_chosen(algorithm, problem, wire.size, found))
         steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude
         if prelude is not None and prelude.server.claims.holds and steps <= (prelude.length or 0):
@@ -102,6 +110,7 @@ def _run(
     for text in job.doubts:
         recorder.warn(text)
     try:
+        recorder.files = {} if files is None else files(job.settings)
         recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))
         wire.ledger.on_arrival = recorder.arrived
         summary = job.train()
@@ -113,6 +122,14 @@ def _run(
         raise
     finally:
         recorder.close()
+
+
+def _chosen(algorithm: Algorithm, problem: Problem, size: int, found: Found | None) -> Exchange:
+    """The exchange of a run that was not told one; a run that goes on keeps its own."""
+    if found is not None and (text := found.manifest["settings"].get("exchange")) is not None:
+        exchange: Exchange = build(text, "exchange")
+        return exchange
+    return exchange_for(algorithm, problem.vector.size, size, problem.layout)
 
 
 def _total_steps(settings: Settings, problem: Problem, size: int, found: Found | None) -> int:

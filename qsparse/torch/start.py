@@ -14,6 +14,7 @@ from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.payload import Payload, Way, raw
+from qsparse.planning import exchange_for
 from qsparse.registry import spell
 from qsparse.rounds.warming import warm_algorithm
 from qsparse.rules import check
@@ -32,7 +33,7 @@ def prepare(
     model: torch.nn.Module,
     optimizers: Optimizers,
     algorithm: Algorithm | str,
-    exchange: Exchange | str,
+    exchange: Exchange | str | None,
     seed: int,
     wire: Wire,
 ) -> tuple[Parts, Mapping[str, Any]]:
@@ -48,7 +49,7 @@ def prepare(
         CompositionError: an algorithm whose local step is not the optimizer's, or that has phases.
         SettingError: an optimizer of other parameters, or a model that does not fit; it is as it was then.
     """
-    chosen, pattern = algorithm_of(algorithm), exchange_of(exchange)
+    chosen, pattern = algorithm_of(algorithm), exchange_of("server" if exchange is None else exchange)
     if chosen.local != SGD():
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
@@ -74,6 +75,8 @@ def prepare(
         raise SettingError("the optimizer must have exactly the model's trained parameters")
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
+    if exchange is None:
+        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout)
     named = (("up", chosen.up), ("down", chosen.answer))
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
     promises.warn(links, flat.values.numel(), wire.rank)

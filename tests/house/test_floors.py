@@ -22,7 +22,7 @@ FLOORS = (
     ("link", "participation"),
     ("algorithm",),
     ("presets", "rules"),
-    ("rounds",),
+    ("planning", "rounds"),
     ("allreduce", "run", "testing"),
     ("report", "torch"),
     ("bench", "reproduce", "sweep", "train"),

@@ -1,0 +1,141 @@
+"""What a round costs beforehand, and the exchange that a run chooses by it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_laws import on_threads
+
+import qsparse
+from qsparse.algorithm import Algorithm
+from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.files import read_toml
+from qsparse.ledger import Ledger
+from qsparse.planning import Links, Messages, Speeds, best, candidates, estimate, exchange_for, messages
+from qsparse.registry import build
+from qsparse.rounds.node import Node
+from qsparse.run.config import RunConfig
+from qsparse.seeds import Seed
+from qsparse.wire.base import Wire
+
+
+def preset(text: str) -> Algorithm:
+    found: Algorithm = build(text, "algorithm").closed()
+    return found
+
+
+# --- costs are those of rounds -------------------------------------------------------------------
+
+ROWS = {
+    "one way": "qsparse-local-sgd",
+    "dense": "sgd",
+    "two ways": "dist-ef-sgd",
+    "grid": "qsgd(levels=7)",
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("exchange", [ParameterServer(), TreeBroadcast(), AllGather(), Sharded()], ids=str)
+def test_bytes_are_those_of_a_round(exchange: Exchange, name: str) -> None:
+    """What the busiest rank sends and receives, within a tenth, for 2, 4 and 7 ranks."""
+    row, n = preset(ROWS[name]), 30_000
+    for size in (2, 4, 7):
+        sent = messages(row, n, size)
+        cost = exchange.cost(sent.up, sent.down, size)
+
+        def body(wire: Wire) -> tuple[int, int]:
+            node = Node(row, exchange, wire, np.zeros(n, np.float32), Seed(1), (), Ledger())
+            noise = np.random.default_rng(wire.rank).standard_normal(n).astype(np.float32)
+            node.meet(noise, 1)
+            counted = wire.ledger
+            out = counted.wire_bytes["up"] + counted.wire_bytes["down"]
+            return out, sum(counted.link_bytes.values()) - out
+
+        found = on_threads(size, body)
+        for wanted, place in ((cost.sent, 0), (cost.received, 1)):
+            assert max(each[place] for each in found) == pytest.approx(wanted, rel=0.1)
+
+
+def test_long_messages_are_told_from_short_ones() -> None:
+    """A million coordinates, as they are and by a sample; a fixed number of values does not grow."""
+    n = 1_000_000
+    noise = np.random.default_rng(3).standard_normal(n).astype(np.float32)
+    for text in ("topk(ratio=0.01) >> sign", "topk(k=500)", "blockwise(sign, size=512)", "uniform(bits=4)"):
+        part = build(text, "compressor")
+        row = preset("qsparse-local-sgd").with_(compressor=part)
+        assert messages(row, n, 4).up == pytest.approx(len(part.compress(noise, Seed(0))), rel=0.05)
+
+
+# --- seconds -------------------------------------------------------------------------------------
+
+
+def test_seconds_are_those_of_the_formulas() -> None:
+    """At 1,000 bytes a second; nothing else takes time."""
+    sent, links, still = Messages(100, 400, 0, 0), Links(1000, 0, 0), Speeds(0, 0, 0)
+
+    def seconds(exchange: Exchange, size: int) -> float:
+        return estimate(exchange, sent, 1, size, links, still).seconds
+
+    assert seconds(ParameterServer(), 5) == pytest.approx(4 * 0.1 + 4 * 0.4)
+    assert seconds(TreeBroadcast(), 5) == pytest.approx(4 * 0.1 + 3 * 0.4)
+    assert seconds(AllGather(), 5) == pytest.approx(4 * 0.1)
+    assert seconds(Sharded(), 5) == pytest.approx(0.8 * 0.5 + 2 * 4 * 0.06)
+
+
+def test_sharded_does_not_grow_with_the_ranks() -> None:
+    row, n = preset("sgd"), 25_000_000
+    found = []
+    for size in (8, 64, 512, 4096):
+        found.append(estimate(Sharded(), messages(row, n, size), n, size, Links(message=0)).seconds)
+    assert max(found) <= 1.3 * found[0]
+
+
+# --- the choice ----------------------------------------------------------------------------------
+
+
+def test_what_is_chosen() -> None:
+    """A server for small models; where it pays, what carries least: reports alone, or a share of all."""
+    assert exchange_for(preset("sgd"), 8_000, 4) == ParameterServer()
+    assert exchange_for(preset("sgd"), 4_000_000, 1) == ParameterServer()
+    assert exchange_for(preset("sgd"), 4_000_000, 16) == Sharded()
+    assert exchange_for(preset("qsparse-local-sgd"), 4_000_000, 4) == AllGather()
+    assert exchange_for(preset("dist-ef-sgd"), 4_000_000, 16) == Sharded()
+    # Another model only for a large gain.
+    assert exchange_for(preset("dist-ef-sgd"), 300_000, 8) == ParameterServer()
+
+
+def test_who_needs_a_server_has_one() -> None:
+    for text in ("asylpg", "lag-ps", "qsparse-local-sgd-async"):
+        (own,) = candidates(preset(text), 4)
+        assert own == ParameterServer(works=False) == exchange_for(preset(text), 10_000_000, 4)
+
+
+def test_a_small_gain_changes_nothing() -> None:
+    row, n = preset("sgd"), 100_000
+    sent = messages(row, n, 2)
+    rates = (math.inf, 1e9, 1e8, 1e7)
+    found = [
+        best((estimate(each, sent, n, 2, Links(rate)) for each in candidates(row, 2)), True).exchange
+        for rate in rates
+    ]
+    assert found[0] == ParameterServer()
+    assert found[-1] != ParameterServer()
+
+
+def test_a_run_says_what_it_has_chosen_and_keeps_it(tmp_path: Path) -> None:
+    """The model is the one that a server makes; a run with other ranks goes on over the same exchange."""
+    base: dict[str, Any] = {
+        "data": "digits", "model": "mlp(6000)", "algorithm": "sgd", "wire": "threads", "ranks": 3, "steps": 4,
+    }  # fmt: skip
+    chosen = qsparse.run(RunConfig(**base, out=str(tmp_path / "one"), checkpoint_every=2)).summary
+    assert chosen["exchange"] == "sharded"
+    assert read_toml(tmp_path / "one" / "config.toml", "config.toml")["exchange"] == "sharded"
+    server = qsparse.run(RunConfig(**base, exchange="server")).summary
+    assert server["model_sha256"] == chosen["model_sha256"]
+    first = next((tmp_path / "one" / "checkpoints").glob("*-step-2"))
+    others = base | {"ranks": 2, "resume": str(first), "out": str(tmp_path / "two")}
+    assert qsparse.run(RunConfig(**others)).summary["exchange"] == "sharded"
