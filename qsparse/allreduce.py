@@ -120,13 +120,13 @@ class CompressedAllreduce:
 
         def speak() -> Payload:
             self._check(x, out)
-            with self.ledger.timed("encode"):
+            with self.ledger.timed("encode", x.size):
                 drafts.append(sender.draft(x.reshape(-1), self._seed.at(step=self.calls)))
             return drafts[0].payload
 
         with self.ledger.timed("exchange"), self.wire.at(f"call {self.calls} of CompressedAllreduce"):
             payloads = AllGather().say(self.wire, speak, self.calls)
-        with self.ledger.timed("decode"):
+        with self.ledger.timed("decode", sum(map(len, payloads))):
             # Only now has everybody spoken: a call that failed anywhere leaves the memory as it was.
             sender.commit(drafts[0])
             self.ledger.count_message(drafts[0].payload)

@@ -20,16 +20,45 @@ from qsparse.payload import Kind, Payload, Way
 #: What seconds are spent on.
 ACTIVITIES: Final = ("compute", "encode", "exchange", "decode")
 
+#: The ways by their numbers: the names of an enum are slow to look up, and this is done for each frame.
+_WAYS: Final = tuple(way.name.lower() for way in Way)
+
 #: Counters that earlier releases have saved under another name.
 _RENAMED: Final = {"beside": "control"}
 
 Snapshot = dict[str, Any]
 
 
+class Clock:
+    """The time that a rank lives in: that of this machine. Every wire is one, and may keep another time."""
+
+    def now(self) -> float:
+        """Seconds since some moment; never goes back."""
+        return time.perf_counter()
+
+    def sleep(self, seconds: float) -> None:
+        """Let so many seconds pass for this rank."""
+        time.sleep(seconds)
+
+    def worked(self, activity: str, amount: float) -> None:
+        """Hear that a piece of work is done; time that does not pass by itself passes here.
+
+        Args:
+            activity: one of `ACTIVITIES`.
+            amount: of work. ``compute``: gradients of a batch; ``encode``: values of the vector; ``decode``:
+                bytes of the payloads.
+        """
+
+
 class Ledger:
-    """Counters of one rank, from its first message on."""
+    """Counters of one rank, from its first message on.
+
+    Attributes:
+        clock: by which seconds are counted. A wire that keeps a time of its own sets itself.
+    """
 
     def __init__(self) -> None:
+        self.clock = Clock()
         self.paper_bits = {"up": 0, "down": 0}
         self.wire_bytes = {"up": 0, "down": 0, "control": 0}
         #: Sent and received by this rank, by way of the message; both directions of its link together.
@@ -68,13 +97,13 @@ class Ledger:
 
     def count_bytes(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
-        self.wire_bytes[payload.way.name.lower()] += len(payload)
+        self.wire_bytes[_WAYS[payload.way]] += len(payload)
         self.received(payload)
 
     def received(self, payload: Payload) -> None:
         """Count the bytes of a frame that came: called by the wire."""
         if payload.way is not Way.CONTROL:
-            self.link_bytes[payload.way.name.lower()] += len(payload)
+            self.link_bytes[_WAYS[payload.way]] += len(payload)
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
         """Note a report that came when it liked: called by the coordinator that took it.
@@ -91,25 +120,33 @@ class Ledger:
             self.on_arrival(rank, step, about, staleness)
 
     @contextmanager
-    def timed(self, activity: str) -> Iterator[None]:
-        """Add the seconds of the block to an activity; a block within takes its own from it."""
-        begin = time.perf_counter()
+    def timed(self, activity: str, amount: float = 0) -> Iterator[None]:
+        """Add the seconds of the block to an activity; a block within takes its own from it.
+
+        Args:
+            activity: one of `ACTIVITIES`.
+            amount: how much work the block does, which the clock is told (`Clock.worked`).
+        """
+        clock = self.clock
+        begin = clock.now()
         within, self._within = self._within, 0.0
         try:
             yield
+            if amount:
+                clock.worked(activity, amount)
         finally:
-            spent = time.perf_counter() - begin
+            spent = clock.now() - begin
             self.seconds[activity] += spent - self._within
             self._within = within + spent
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """The block's seconds are nobody's, not even those of an activity around it."""
-        begin, within = time.perf_counter(), self._within
+        begin, within = self.clock.now(), self._within
         try:
             yield
         finally:
-            self._within = within + time.perf_counter() - begin
+            self._within = within + self.clock.now() - begin
 
     def snapshot(self) -> Snapshot:
         """The counters as plain data."""

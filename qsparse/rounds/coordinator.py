@@ -96,7 +96,7 @@ class Coordinator:
         self._clock, self._reports = clock, payloads
         for payload in payloads:
             self.tally.add(payload)
-        with self.ledger.timed("decode"):
+        with self.ledger.timed("decode", sum(map(len, payloads))):
             u = self.receiver.merge(payloads)
             if self._part != 1:
                 u = u * (self._part * len(payloads))
@@ -115,7 +115,7 @@ class Coordinator:
         seed = self.seed.at(step=t)
         if self.algorithm.server.claims.holds:
             return Payload.build(kind=Kind.SKIP, way=Way.DOWN, origin=seed.rank, step=t, n=self.model.size)
-        with self.ledger.timed("encode"):
+        with self.ledger.timed("encode", self.model.size):
             decoupled_decay = self.decoupled_decay.due(sender.memory, sender.state, self._clock)
             draft = sender.draft(self.model, seed.child(number) if number else seed)
             sender.commit(draft)

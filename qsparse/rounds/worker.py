@@ -187,7 +187,7 @@ class WorkerEnd:
             payload = Payload.build(kind=Kind.SKIP, origin=self.seed.rank, step=t, n=v.size)
             self.ledger.count_message(payload)
             return payload
-        with self.ledger.timed("encode"):
+        with self.ledger.timed("encode", v.size):
             draft = self.sender.draft(v, self.seed.at(step=t), change, clock)
             payload = draft.payload
             must = last and not self.local.claims.reports_gradient
@@ -220,7 +220,7 @@ class WorkerEnd:
             self.asked = all(told)
         if not all(told):
             return None
-        with self.ledger.timed("decode"):
+        with self.ledger.timed("decode", sum(len(reply) for reply in replies)):
             parts = [ear.hear(reply, clock) for ear, reply in zip(self.ears, replies, strict=True)]
             model = parts[0] if self._model is None else np.concatenate(parts, out=self._model)
         self.note(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import time
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -62,6 +61,7 @@ class Job:
     ) -> None:
         self.settings, self.algorithm, self.problem = settings, algorithm, problem
         self.wire, self.steps, self.recorder = wire, steps, recorder
+        wire.ledger.clock = wire
         self.checkpoints = checkpoints
         self._begun = self._spent = 0.0
         self._losses = np.zeros(2)  # sum and number since the last report, or the last epoch
@@ -145,7 +145,7 @@ class Job:
 
     def train(self) -> dict[str, Any]:
         """Take all steps; return the summary on rank 0."""
-        self._begun = time.perf_counter() - self._spent
+        self._begun = self.wire.now() - self._spent
         problem = self.problem
         oracle = self._oracle()
         for happened in self.walk.steps(
@@ -173,18 +173,19 @@ class Job:
         return self._summary(self._record) if self.wire.rank == 0 else {}
 
     def _oracle(self) -> Oracle:
-        """The problem's gradient, which is slowed down on a straggler."""
-        gradient, straggler = self.problem.gradient, self.settings.straggler
-        if straggler is None or straggler[0] != self.wire.rank:
-            return gradient
+        """The problem's gradient, by the wire's clock; it is slowed down on a straggler."""
+        problem, wire, straggler = self.problem, self.wire, self.settings.straggler
+        slower = straggler[1] - 1 if straggler is not None and straggler[0] == wire.rank else 0.0
 
-        def slow(x: Vector, batch: Any, out: Vector) -> float:
-            begin = time.perf_counter()
-            loss = gradient(x, batch, out)
-            time.sleep((straggler[1] - 1) * (time.perf_counter() - begin))
+        def gradient(x: Vector, batch: Any, out: Vector) -> float:
+            begin = wire.now()
+            loss = problem.gradient(x, batch, out)
+            wire.worked("compute", problem.steps_per_epoch if batch is None else 1)
+            if slower:
+                wire.sleep(slower * (wire.now() - begin))
             return loss
 
-        return slow
+        return gradient
 
     def _look(self, t: int) -> None:
         """Have the messages of step t looked at, if its synchronization may be evaluated."""
@@ -217,7 +218,7 @@ class Job:
                     **self.walk.tallied(),
                     "link_bytes": dict(self.wire.ledger.link_bytes),
                     "staleness": self._stale(),
-                    "seconds": {"total": time.perf_counter() - self._begun},
+                    "seconds": {"total": self.wire.now() - self._begun},
                 }
             )
 
@@ -297,7 +298,7 @@ class Job:
             taken=self._taken,
             end=self._end,
             resumed=self._resumed,
-            seconds=time.perf_counter() - self._begun,
+            seconds=self.wire.now() - self._begun,
             lines=self.recorder.lines(),
             seen=None if self._sight is None else self._sight.state(),
         )
@@ -369,7 +370,7 @@ class Job:
 
     def _report(self, t: int) -> dict[str, Any]:
         """Bring counters, losses and scores of all ranks to rank 0, apart from the training."""
-        seconds = time.perf_counter() - self._begun
+        seconds = self.wire.now() - self._begun
         self._reported = t
         losses = self._losses if self._whole is None else self._whole
         mine: dict[str, Any] = {"ledger": self.wire.ledger.snapshot(), "losses": losses.tolist()}
@@ -488,6 +489,7 @@ class Job:
             "warnings": self.recorder.warnings,
             "seed": settings.seed,
             "straggler": settings.straggler,
+            **({"wire": self.wire.simulates} if self.wire.simulates else {}),
             **({"resumed": self._resumed} if self._resumed else {}),
             "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.buffers.tobytes()).hexdigest(),
         }

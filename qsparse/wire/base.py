@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Final, TypeVar
 
-from qsparse.ledger import Ledger
+from qsparse.ledger import Clock, Ledger
 from qsparse.payload import Payload
 
 T = TypeVar("T")
@@ -16,23 +16,28 @@ T = TypeVar("T")
 ANY: Final = -1
 
 
-class Wire(ABC):
+class Wire(Clock, ABC):
     """Carries frames between ``size`` ranks; knows nothing of vectors.
 
     A wire belongs to one rank and one thread. Messages between two ranks arrive in the order in
     which they were sent. Frames are checked when they arrive; only frames of qsparse are accepted.
+
+    Time belongs to the wire, too: whatever a rank measures or waits goes by `now`, `sleep` and `worked`,
+    which are those of this machine unless a wire has others.
 
     Attributes:
         rank: this rank, 0 to size − 1.
         size: number of ranks.
         ledger: counts the bytes of every frame that is sent or received.
         doing: what the rank is doing, which the lines about a long wait name; see `at`.
+        simulates: the spelling of a wire whose seconds are not those of this machine; empty elsewhere.
     """
 
     rank: int
     size: int
     ledger: Ledger
     doing: str = ""
+    simulates: str = ""
 
     @contextmanager
     def at(self, doing: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from qsparse.ledger import Ledger, combine
+from qsparse.ledger import Clock, Ledger, combine
 from qsparse.payload import Kind, Payload, Way
 from qsparse.run.job import Job
 
@@ -29,6 +29,34 @@ def test_a_block_within_takes_its_seconds_from_the_outer_one() -> None:
     assert ledger.seconds["encode"] >= 0.02
     assert ledger.seconds["decode"] >= 0.01
     assert ledger.seconds["exchange"] <= passed - 0.03
+
+
+class _Steady(Clock):
+    """A clock on which only work takes time: a second for each unit."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    def worked(self, activity: str, amount: float) -> None:
+        self.time += amount
+
+
+def test_seconds_go_by_the_clock() -> None:
+    """What a clock charges for work within a block is that block's, however blocks are nested."""
+    ledger = Ledger()
+    ledger.clock = clock = _Steady()
+    with ledger.timed("exchange"):
+        clock.time += 0.5
+        with ledger.timed("encode", 8):
+            clock.time += 0.25
+        with ledger.apart():
+            clock.time += 100
+    with ledger.timed("decode", 3), pytest.raises(ZeroDivisionError), ledger.timed("encode", 1000):
+        1 / 0  # noqa: B018
+    assert ledger.seconds == {"compute": 0, "encode": 8.25, "exchange": 0.5, "decode": 3}
 
 
 def test_bits_bytes_and_skips_are_apart() -> None:
