@@ -7,9 +7,7 @@ are gone.
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from qsparse import units
 from qsparse.errors import LaunchError, SettingError
 
 #: The name of a rank's link in its namespace.
@@ -35,7 +34,6 @@ ENVIRONMENT: Final = {
 _PACKET: Final = 9000
 _PROBES: Final = "/proc/sys/net/ipv4/tcp_early_retrans"
 _TOOLS: Final = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
-_UNITS: Final = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
 
 def bits_per_second(rate: str) -> float:
@@ -47,9 +45,8 @@ def bits_per_second(rate: str) -> float:
     Raises:
         SettingError: it is not spelled like that, or is below 100kbit or above 100gbit.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", rate.lower())
-    value = float(match[1]) * _UNITS[match[2]] if match else math.nan
-    if not 1e5 <= value <= 1e11:
+    value = units.bits_per_second(rate)
+    if value is None or not 1e5 <= value <= 1e11:
         raise SettingError(
             f"--rate is {rate!r}: write e.g. 1gbit, 200mbit or 500kbit, from 100kbit to 100gbit"
         )

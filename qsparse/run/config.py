@@ -162,9 +162,12 @@ class RunConfig:
         "server, server(root=1, works=false), tree, allgather or sharded.  [default: the fastest]",
     )
     wire: str = _option(
-        "mpi", "mpi: ranks are processes; threads: threads of one process; or yours.", repeats=True,
+        "mpi",
+        "mpi: ranks are processes; threads: threads of one process; simulated(rate='1gbit', latency=0.0001, "
+        "compute=0.02): threads over a simulated network, in virtual seconds; or yours.",
+        repeats=True,
         names_folder=False,
-    )  # fmt: skip
+    )
     ranks: int | None = _option(None, "Start this many ranks, unless mpirun did.", names_folder=False)
     epochs: float | None = _option(
         None,

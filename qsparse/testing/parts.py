@@ -169,7 +169,13 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "data": ("digits", "mnist", "fashion-mnist", "cifar10", "libsvm(path='data/a9a (1).txt')"),
     "sharding": ("contiguous", "random", "dirichlet(alpha=0.5)", "dirichlet(100)"),
-    "wire": ("threads", "mpi"),
+    "wire": (
+        "threads",
+        "mpi",
+        "simulated",
+        "simulated(rate='100mbit', latency=0.01, compute=0.5, encode=0.1, decode=0.2)",
+        "simulated(rate=1000000.0, compute='measured')",
+    ),
 }
 #: No part has a setting of this name.
 _ABSENT: Final = "no_such_setting"

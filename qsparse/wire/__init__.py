@@ -1,7 +1,8 @@
-"""How ranks send each other frames: through MPI, or as threads; importing the room registers both."""
+"""How ranks send each other frames: through MPI, as threads, or simulated; importing it registers them."""
 
 from qsparse.wire.base import Ranks, Wire
 from qsparse.wire.mpi import Processes
+from qsparse.wire.simulated import Simulated
 from qsparse.wire.threads import Threads
 
-__all__ = ["Processes", "Ranks", "Threads", "Wire"]
+__all__ = ["Processes", "Ranks", "Simulated", "Threads", "Wire"]

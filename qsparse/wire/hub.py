@@ -42,6 +42,7 @@ class Hub(ABC):
             raise WireError(f"a wire has at least one rank, not {size}")
         self.size = size
         self.departed: dict[int, Departure] = {}
+        self._failed: set[int] = set()
         self.waiting: dict[int, int] = {}
         self.verdict = ""
 
@@ -74,14 +75,15 @@ class Hub(ABC):
         """Keep how a rank left; a failure is kept in place of anything else."""
         if departure.failed or rank not in self.departed:
             self.departed[rank] = departure
+        if departure.failed:
+            self._failed.add(rank)
 
     def hopeless(self, rank: int, source: int) -> str:
         """Why a rank with nothing to receive would wait for ever; empty if it would not."""
         if self.verdict:
             return self.verdict
         if source == ANY:
-            failed = [other for other, gone in self.departed.items() if gone.failed and other != rank]
-            if failed:
+            if failed := self._failed - {rank}:
                 how = self.departed[min(failed)].how
                 return f"rank {rank} waits for a message of any rank, and rank {min(failed)} {how}"
             if len(self.departed) - (rank in self.departed) == self.size - 1:

@@ -14,7 +14,7 @@ HOUSE = Path(__file__).resolve().parents[2] / "qsparse"
 
 FLOORS = (
     ("errors", "types", "seeds", "wrappers", "_version", "_moved"),
-    ("files", "kernels", "modules", "process", "registry"),
+    ("files", "kernels", "modules", "process", "registry", "units"),
     ("data", "payload", "schedules"),
     ("compressors", "ledger", "local", "server"),
     ("memory", "tuning", "wire"),
