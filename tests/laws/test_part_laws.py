@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import types
@@ -18,7 +19,7 @@ from qsparse.compressors.floats import Float16
 from qsparse.data.base import Sharding, Source
 from qsparse.data.shards import Random
 from qsparse.data.sources import Digits
-from qsparse.errors import SettingError
+from qsparse.errors import PeerGone, SettingError, WireError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.exchange.base import receive_any_kind, receive_one, same_step
 from qsparse.link import Link
@@ -31,6 +32,7 @@ from qsparse.registry import build, kinds, names
 from qsparse.schedules import Cosine, Schedule
 from qsparse.server import Descend, Majority, ServerRule
 from qsparse.testing import laws, parts
+from qsparse.testing.base import Broken
 from qsparse.testing.vectors import REFUSED, hostile
 from qsparse.torch.models import MLP, Model, Softmax
 from qsparse.triggers import Every, RandomGap, Trigger
@@ -738,7 +740,65 @@ def test_a_wire_with_other_ranks_or_other_messages_is_caught():
             return super().run(ranks, live)
 
     assert broken(Fewer()) == {"ring"}
-    assert broken(Swapped()) == {"ring"}
+    assert broken(Swapped()) >= {"ring", "keeps the order of each pair"}
+
+
+def changed(**methods):
+    """Threads whose wires have other methods; each is given the wire and its own method."""
+
+    @dataclass(frozen=True)
+    class Changed(Threads):
+        def run(self, ranks, body):
+            def live(wire):
+                for name, method in methods.items():
+                    setattr(wire, name, functools.partial(method, wire, getattr(wire, name)))
+                return body(wire)
+
+            return super().run(ranks, live)
+
+    return Changed()
+
+
+def breaks(part, law):
+    """Whether a wire breaks one law; all of them take long."""
+    try:
+        laws.LAWS["wire"][law].holds(part, "", np.empty(0, np.float32))
+    except Broken:
+        return True
+    return False
+
+
+def test_a_wire_whose_clock_is_wrong_is_caught():
+    def stopped(wire, worked, *work):
+        wire.now = lambda: 0.0
+
+    assert breaks(changed(sleep=lambda wire, sleep, seconds: None), "keeps time")
+    assert breaks(changed(now=lambda wire, now: -now()), "keeps time")
+    assert breaks(changed(worked=stopped), "keeps time")
+    # The ledger's clock is another one.
+    assert breaks(changed(now=lambda wire, now: now() / 100), "keeps time")
+    assert not breaks(changed(), "keeps time")
+
+
+def test_a_wire_that_promises_too_much_is_caught():
+    def uncounted(wire, count, payloads):
+        count(payloads[:1])
+
+    def first_only(wire, receive, *source):
+        rank, payloads = receive(*source)
+        return rank, payloads[:1]
+
+    def vague(wire, receive, *source):
+        try:
+            return receive(*source)
+        except PeerGone as error:
+            raise WireError(str(error)) from None
+
+    assert breaks(changed(_count=uncounted), "counts what it sends")
+    assert breaks(changed(receive=first_only), "carries several frames")
+    assert breaks(changed(receive=vague), "departure")
+    assert breaks(changed(close=lambda wire, close: None), "close")
+    assert breaks(changed(abort=lambda wire, abort, status: None), "failure")
 
 
 # --- meetings and algorithms ---------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_processes_obey() -> None:
     """
     printed = mpi_run(4, program, timeout=90, env=STRICT).stdout
     for size, count in ((4, 1), (3, 1), (2, 2), (1, 1)):
-        assert printed.count(f" on {size}: ") == 11 * count, printed
+        assert printed.count(f" on {size}: ") == 12 * count, printed
 
 
 def test_communicators() -> None:
