@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from wire_laws import LAWS, frame, reaches_itself
 
+import qsparse
 from qsparse.errors import RankError, WireError
 from qsparse.payload import Payload
+from qsparse.run import RunConfig
+from qsparse.testing.wire_bodies import keeps_time
 from qsparse.wire.base import ANY, Wire
 from qsparse.wire.threads import ThreadWire, run_threads
 
 SIZES = (1, 2, 3, 5)
+SMALL = RunConfig(model="softmax", data="digits", steps=3, batch=8, evaluations=1)
 
 
 # --- laws: bodies for any wire -------------------------------------------------------------------
@@ -30,6 +34,39 @@ SIZES = (1, 2, 3, 5)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_threads_obey(law: Callable[[Wire], None], size: int) -> None:
     run_threads(size, law, timeout=20)
+
+
+class Stranger(Wire):
+    """A wire of somebody who knows of no clock: what every wire must have, and nothing else."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.rank, self.size, self.ledger = wire.rank, wire.size, wire.ledger
+
+    def send(self, payloads: Sequence[Payload], dest: int) -> None:
+        self._wire.send(payloads, dest)
+
+    def receive(self, source: int = ANY) -> tuple[int, list[Payload]]:
+        return self._wire.receive(source)
+
+    def flush(self) -> None:
+        self._wire.flush()
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def abort(self, status: int = 1) -> None:
+        self._wire.abort(status)
+
+
+def test_a_wire_without_a_clock_has_that_of_the_machine() -> None:
+    def body(wire: Wire) -> float:
+        keeps_time(Stranger(wire))
+        return qsparse.run(SMALL, Stranger(wire)).summary.get("seconds", {}).get("total", 0.0)
+
+    begin = time.perf_counter()
+    seconds = run_threads(2, body, timeout=60)
+    assert 0 < seconds[0] < time.perf_counter() - begin
 
 
 def test_results_come_in_the_order_of_the_ranks() -> None:
