@@ -159,7 +159,7 @@ class RunConfig:
     )
     exchange: str | None = _option(
         None,
-        "server, server(root=1, works=false), tree, allgather or sharded.  [default: the fastest]",
+        "server, server(root=1, works=false), tree, allgather, sharded; auto: the fastest.  [default: auto]",
     )
     wire: str = _option(
         "mpi",

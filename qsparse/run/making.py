@@ -40,7 +40,7 @@ def make_settings(config: RunConfig) -> Settings:
     algorithm = _algorithm(config)
     passes = 400.0 if algorithm.local.claims.takes_all else 60.0
     _check_recipe(config, algorithm)
-    exchange = config.exchange
+    exchange = None if config.exchange == "auto" else config.exchange
     return Settings(
         algorithm=algorithm,
         exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),

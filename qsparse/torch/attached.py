@@ -45,7 +45,7 @@ def attach(
     algorithm: Algorithm | str,
     comm: Any = None,
     *,
-    exchange: Exchange | str | None = None,
+    exchange: Exchange | str = "auto",
     seed: int = 0,
 ) -> Attached:
     """Make an ordinary training loop a distributed one; collective.
@@ -75,8 +75,8 @@ def attach(
             `Algorithm` does not tell what was spelled out: its local step must equal that of a preset where
             nothing was set.
         comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
-        exchange: the pattern of messages; unless given, the one that is fastest with this model, algorithm
-            and number of ranks (`qsparse.planning.exchange_for`).
+        exchange: the pattern of messages; ``auto``: the one that is fastest with this model, algorithm and
+            number of ranks (`qsparse.planning.exchange_for`).
         seed: of the random parts; the same on all ranks.
 
     Raises:
@@ -103,7 +103,7 @@ class Attached:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         algorithm: Algorithm | str,
         comm: Any,
-        exchange: Exchange | str | None,
+        exchange: Exchange | str,
         seed: int,
     ) -> None:
         #: What was made here is closed here.

@@ -33,7 +33,7 @@ def prepare(
     model: torch.nn.Module,
     optimizers: Optimizers,
     algorithm: Algorithm | str,
-    exchange: Exchange | str | None,
+    exchange: Exchange | str,
     seed: int,
     wire: Wire,
 ) -> tuple[Parts, Mapping[str, Any]]:
@@ -49,7 +49,7 @@ def prepare(
         CompositionError: an algorithm whose local step is not the optimizer's, or that has phases.
         SettingError: an optimizer of other parameters, or a model that does not fit; it is as it was then.
     """
-    chosen, pattern = algorithm_of(algorithm), exchange_of("server" if exchange is None else exchange)
+    chosen, pattern = algorithm_of(algorithm), exchange_of("server" if exchange == "auto" else exchange)
     if chosen.local != SGD():
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
@@ -75,7 +75,7 @@ def prepare(
         raise SettingError("the optimizer must have exactly the model's trained parameters")
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
-    if exchange is None:
+    if exchange == "auto":
         pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout)
     named = (("up", chosen.up), ("down", chosen.answer))
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
