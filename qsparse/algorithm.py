@@ -6,76 +6,20 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import SGD, Local
+from qsparse.meeting import Async, Meeting, MeetingClaims, Sync
 from qsparse.memory import Changes, Innovation, Stateless
 from qsparse.participation import Everyone, Participation
-from qsparse.registry import AXES, build, register, spell, unknown_setting
+from qsparse.registry import AXES, build, spell, unknown_setting
 from qsparse.schedules import among, over
 from qsparse.server import Descend, ServerRule
 from qsparse.triggers import Every, Trigger
 
-
-@dataclass(frozen=True)
-class MeetingClaims:
-    """What a meeting promises; the loops of `qsparse.rounds` go by it.
-
-    Attributes:
-        waits: all workers meet at the same steps, and everybody waits for everybody; else the coordinator
-            only serves, and answers each report when it comes.
-        ahead: where nobody waits, a worker this many meetings ahead of the slowest is answered only when that
-            one has caught up by one; None: never wait.
-    """
-
-    waits: bool = True
-    ahead: int | None = None
-
-
-class Meeting:
-    """Which worker waits for which."""
-
-    kind: ClassVar[str] = "meeting"
-    registered_name: ClassVar[str]
-
-    @property
-    def claims(self) -> MeetingClaims:
-        """What this meeting promises."""
-        return MeetingClaims()
-
-
-@register("synchronous")
-@dataclass(frozen=True)
-class Sync(Meeting):
-    """All workers meet at the same steps, and everybody waits for everybody."""
-
-
-# "async" would be a keyword of the grammar that spells parts.
-@register("asynchronous")
-@dataclass(frozen=True)
-class Async(Meeting):
-    """Each worker meets the coordinator at steps of its own and waits for nobody else.
-
-    Basu et al., 2019, Algorithm 2. The coordinator, rank 0, only serves.
-
-    Args:
-        ahead: a worker this many meetings ahead of the slowest is answered only when that one has
-            caught up by one; None: never wait.
-    """
-
-    ahead: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.ahead is not None and (not isinstance(self.ahead, int) or self.ahead < 0):
-            raise SettingError(f"{spell(self)}: ahead must be a whole number of at least 0")
-
-    @property
-    def claims(self) -> MeetingClaims:
-        """Nobody waits, up to the bound."""
-        return MeetingClaims(waits=False, ahead=self.ahead)
-
+__all__ = ["Algorithm", "Async", "Meeting", "MeetingClaims", "Sync"]
 
 #: Where the part of each axis lies in an algorithm.
 _PLACES: Final[dict[str, tuple[str, ...]]] = {

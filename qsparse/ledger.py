@@ -9,6 +9,7 @@ one that a run waits for. Bits and bytes are never mixed.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +51,12 @@ class Clock:
         """
 
 
+class _Blocks(threading.local):
+    """Of each thread, the seconds of the blocks inside the one that is being timed."""
+
+    within = 0.0
+
+
 class Ledger:
     """Counters of one rank, from its first message on.
 
@@ -72,7 +79,7 @@ class Ledger:
         #: Told of each report that came when it liked: rank, its step, what about, staleness.
         self.on_arrival: Callable[[int, int, int, int], None] | None = None
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
-        self._within = 0.0  # seconds of the blocks inside the one that is being timed
+        self._blocks = _Blocks()
 
     def count_message(self, *parts: Payload) -> None:
         """Count a message in the papers' bits: called by who commits it up or hears it down.
@@ -129,24 +136,24 @@ class Ledger:
         """
         clock = self.clock
         begin = clock.now()
-        within, self._within = self._within, 0.0
+        within, self._blocks.within = self._blocks.within, 0.0
         try:
             yield
             if amount:
                 clock.worked(activity, amount)
         finally:
             spent = clock.now() - begin
-            self.seconds[activity] += spent - self._within
-            self._within = within + spent
+            self.seconds[activity] += spent - self._blocks.within
+            self._blocks.within = within + spent
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """The block's seconds are nobody's, not even those of an activity around it."""
-        begin, within = self.clock.now(), self._within
+        begin, within = self.clock.now(), self._blocks.within
         try:
             yield
         finally:
-            self._within = within + self.clock.now() - begin
+            self._blocks.within = within + self.clock.now() - begin
 
     def snapshot(self) -> Snapshot:
         """The counters as plain data."""

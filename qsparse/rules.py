@@ -338,6 +338,28 @@ def _something_kept(algorithm: Algorithm, exchange: Exchange, size: int) -> str 
     return "error feedback around float32 remembers nothing but rounding: use memory stateless"
 
 
+def _delay(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    delay, trigger, local = algorithm.meeting.claims.delay, algorithm.trigger, algorithm.local
+    if not delay:
+        return None
+    name = f"meeting {spell(algorithm.meeting)}"
+    if algorithm.prelude is not None or local.claims.reports_gradient:
+        return (
+            f"{name} adopts answers to net updates while further steps are taken, and {spell(local)} reports "
+            "gradients of the model that was answered last: use delay=0"
+        )
+    if trigger.claims.may_skip or algorithm.participation.claims.chooses:
+        return f"{name} needs an answer to every report, and here some are skipped or left out: use delay=0"
+    gap = trigger.claims.gap
+    least = 1 if trigger.claims.always_due else None if gap is None or trigger.claims.drawn else gap(1, 1)
+    if least is None or least > delay:
+        return None
+    return (
+        f"{name}: with {spell(trigger)} a report is due before the answer to the last one is adopted: use a "
+        f"delay of less than {least}"
+    )
+
+
 def _stretches(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     if not exchange.claims.divides:
         return None
@@ -464,6 +486,11 @@ RULES: Final[tuple[Rule, ...]] = (
         "one chooser",
         _one_chooser,
         "Where the coordinator chooses who reports, workers do not choose as well.",
+    ),
+    Rule(
+        "delay",
+        _delay,
+        "An answer that is adopted later is one to a net update, and comes before the next report.",
     ),
     Rule(
         "stretches",

@@ -114,6 +114,13 @@ class Local(ABC):
         state["x"] += model - state["anchor"]
         np.copyto(state["anchor"], model)
 
+    def posted(self, state: State) -> None:
+        """The report is under way and its answer comes later: what x does from here on is reported next.
+
+        `follow` takes the answer, and keeps what x has done since.
+        """
+        np.copyto(state["anchor"], state["x"])
+
     def heard(self, state: State, model: Vector | None, sent: bool) -> None:
         """After a meeting.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import LowPrecision, RandSparse, Sign
 from qsparse.link import Link
 from qsparse.local import SVRG, Gradient
+from qsparse.meeting import Async
 from qsparse.memory import Snapshot
 from qsparse.registry import register
 from qsparse.server import Accelerated, Hold, ProxSVRG, ServerRule

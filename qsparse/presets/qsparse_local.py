@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Compressor, Sign, TopK
 from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import SGD
+from qsparse.meeting import Async
 from qsparse.memory import ErrorFeedback, Memory
 from qsparse.registry import register
 from qsparse.schedules import Rate, Steps

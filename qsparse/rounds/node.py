@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsparse.algorithm import Algorithm
+from qsparse.errors import SettingError
 from qsparse.exchange.base import Exchange, same_step
 from qsparse.ledger import Ledger
 from qsparse.local import SGD
 from qsparse.payload import Kind, Payload, Way
 from qsparse.process import notice
+from qsparse.registry import spell
 from qsparse.rounds.coordinator import Coordinator
+from qsparse.rounds.flight import Flight
 from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -59,6 +62,11 @@ class Node:
         ledger: Ledger,
         pace: Pace | None = None,
     ) -> None:
+        if algorithm.meeting.claims.delay and not wire.threaded:
+            raise SettingError(
+                f"meeting {spell(algorithm.meeting)} moves frames while the rank computes, which this wire, "
+                f"{type(wire).__name__}, cannot do: use delay=0, or wire threads or mpi"
+            )
         workers = exchange.workers(wire.size)
         self.works = wire.rank in workers
         self.algorithm = algorithm
@@ -79,10 +87,61 @@ class Node:
                 )
         #: Has the coordinator stopped this worker?
         self.stopped = False
+        #: The round whose answer is still to be adopted.
+        self.flight: Flight | None = None
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t."""
         return self.worker.due(t)
+
+    def stepped(self, t: int, last: bool, final: bool, delay: int = 0) -> bool:
+        """What follows local step t: the report that is due, and the answer that is; see `Flight`.
+
+        Args:
+            t: the step.
+            last: report, whether it is due or not.
+            final: there is no later report, so what a skip would leave for later is said now.
+            delay: how many local steps come between a report and its answer.
+
+        Returns:
+            Whether an answer was adopted and no round is under way: the ranks may talk of other things.
+        """
+        # Asked at every step, so that the trigger's own count stays in step.
+        due = self.due(t) or last
+        met = self.flight is not None and (due or t >= self.flight.due)
+        if met:
+            self.land()
+        if due and delay and not last:
+            self.post(t, delay)
+            met = False
+        elif due:
+            self.synchronize(t, final)
+            met = True
+        return met
+
+    def post(self, t: int, delay: int) -> None:
+        """Report what step t came to; the answer is adopted ``delay`` local steps later."""
+        report, change = self.worker.report()
+        signal = notice.asked()
+        parts = self.worker.cut(self.worker.message(report, t, self.pace.clock, change).asking(signal))
+        self.worker.posted()
+        clock = self.pace.clock
+        self.flight = Flight(t + delay, lambda: self._round(parts, t, clock, signal, False))
+
+    def land(self) -> None:
+        """Adopt the answer that is under way, once it is there.
+
+        Raises:
+            QsparseError: what has happened to the round meanwhile.
+        """
+        assert self.flight is not None
+        flight, self.flight = self.flight, None
+        self.worker.follow(flight.landed())
+
+    def settle(self) -> None:
+        """Wait for a round that is under way, however it ends: only then may this rank say something else."""
+        if self.flight is not None:
+            self.flight.wait()
 
     def synchronize(self, t: int, last: bool = False) -> None:
         """What follows local step t where a synchronization is due: report, and go on from the answer.
@@ -102,34 +161,43 @@ class Node:
         """
         # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
         signal = notice.asked() if self.algorithm.meeting.claims.waits else 0
-        message, parts = None, None
+        parts = None
         if self.works:
             message = self.worker.message(v, t, self.pace.clock, change, last).asking(signal)
             parts = self.worker.cut(message)
+        model = self._round(parts, t, self.pace.clock, signal, last)
+        if model is not None:
+            self.worker.note(model)
+        return model
+
+    def _round(
+        self, parts: Sequence[Payload] | None, t: int, clock: int, signal: int, last: bool
+    ) -> Vector | None:
+        """Hand in a report; where this rank coordinates take and answer those of all; decode the answer."""
         with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
             payloads = self.exchange.gather_parts(self.wire, parts, self.stretches)
         reply = None
         if payloads is not None:
             assert self.coordinator is not None
-            self.coordinator.take(payloads, self.pace.clock)
+            self.coordinator.take(payloads, clock)
             signal = max([signal, *(payload.asked for payload in payloads)])
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
             self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         replies = self._answers(payloads, reply, t, last)
         self.pace.asked = max(self.pace.asked, *(each.asked for each in replies))
         for each in replies:
-            if each.kind is Kind.DATA and each.way is Way.CONTROL and message is not None:
+            if each.kind is Kind.DATA and each.way is Way.CONTROL and parts is not None:
                 # The coordinator is in another call, and says why this cannot go on.
-                same_step([message, each])
+                same_step([parts[0], each])
             if each.kind is Kind.STOP:
                 self.stopped, self.pace.t = True, each.step
         if self.works and not self.stopped and self.exchange.claims.answers:
             self.ledger.count_message(*replies)
-        elif self.works and not self.stopped and payloads is not None:
-            self.ledger.count_forwarded(each for each in payloads if each is not message)
+        elif parts is not None and not self.stopped and payloads is not None:
+            self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
         if replies[0].kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
-            self.pace.clock = replies[0].step
-        return self.worker.hear(replies, self.pace.clock)
+            self.pace.clock = clock = replies[0].step
+        return self.worker.decode(replies, clock)
 
     def _answers(
         self, payloads: Sequence[Payload] | None, reply: Payload | None, t: int, last: bool

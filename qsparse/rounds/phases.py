@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,16 +137,9 @@ class Walk:
                 for node, former, vector in zip(self._here, before, self._vectors, strict=False):
                     node.enter(vector, former)
             entered = True
-            meeting = phase.meeting
-            if not meeting.claims.waits and not self.node.works:
-                yield from self._serve(meeting.claims.ahead, length, last=number == served[-1])
-                continue
-            for t, loss, met in rounds(
-                phase, self.node, self.x, left, oracle, batch, gradient, on_sync, begin
-            ):
-                yield Stepped(t, loss, met, phase)
-            if not meeting.claims.waits:
-                self._adopt(leave(self.wire, 0, self._here))
+            take = functools.partial(rounds, self.node, self.x, left, oracle, batch, gradient, on_sync, begin)
+            last = bool(served) and number == served[-1]
+            yield from phase.meeting.drive(_Loops(self, phase, take, length, last))
 
     def state(self) -> WalkState:
         """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""
@@ -213,11 +208,21 @@ class Walk:
                 node.worker.begin(self.buffers)
         return self._places[phase]
 
-    def _serve(self, ahead: int | None, steps: int, last: bool) -> Iterator[Answered]:
+    def serve(self, ahead: int | None, steps: int, last: bool) -> Iterator[Answered]:
+        """Answer reports as they come, until the workers have taken their steps; see `serve`."""
         workers = self.exchange.workers(self.wire.size)
         yield from serve(self.coordinators, ahead, self.wire, workers, steps, self.pace, self.order, last)
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
         self._adopt([coordinator.leave().astype(np.float32) for coordinator in self.coordinators])
+
+    def settle(self) -> None:
+        """Wait for a round that is under way, however it ends, before this rank says something else."""
+        for node in self._here:
+            node.settle()
+
+    def leave(self) -> None:
+        """Take the values with which a phase ends whose workers do not wait."""
+        self._adopt(leave(self.wire, 0, self._here))
 
     def _adopt(self, finals: Sequence[Vector]) -> None:
         for vector, final in zip(self._vectors, finals, strict=False):
@@ -231,3 +236,28 @@ class Walk:
         node = self._here[1]
         node.synchronize(t)
         return node.stopped
+
+
+@dataclass
+class _Loops:
+    """The loops of a phase on one rank; see `qsparse.meeting.Loops`."""
+
+    walk: Walk
+    phase: Algorithm
+    take: Callable[..., Iterator[tuple[int, float | None, bool]]]
+    length: int
+    last: bool
+
+    def together(self, delay: int) -> Iterator[Stepped]:
+        """Every rank takes the steps."""
+        for t, loss, met in self.take(delay=delay):
+            yield Stepped(t, loss, met, self.phase)
+
+    def by_arrival(self, ahead: int | None) -> Iterator[Stepped | Answered]:
+        """The coordinator serves, the others take steps."""
+        if not self.walk.node.works:
+            yield from self.walk.serve(ahead, self.length, self.last)
+            return
+        for t, loss, met in self.take():
+            yield Stepped(t, loss, met, self.phase)
+        self.walk.leave()

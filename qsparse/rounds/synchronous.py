@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from qsparse.algorithm import Algorithm
 from qsparse.local import Oracle
 from qsparse.rounds.node import Node
 from qsparse.types import Vector
 
 
 def rounds(
-    algorithm: Algorithm,
     node: Node,
     x: Vector,
     steps: int,
@@ -25,14 +23,14 @@ def rounds(
     gradient: Vector | None = None,
     on_sync: Callable[[int, bool], bool] | None = None,
     begin: Callable[[int], None] | None = None,
+    delay: int = 0,
 ) -> Iterator[tuple[int, float | None, bool]]:
     """Train: yields (step, loss, whether this rank met) after each step.
 
     The last step always meets; where nobody waits, the coordinator says when it is over.
 
     Args:
-        algorithm: what to do; the node's local step moves x in place.
-        node: this rank's place in the meetings; its pace says where to go on.
+        node: this rank's place in the meetings; its pace says where to go on, and its local step moves x.
         x: this rank's model at the common starting point, (n,); holds the new model after a meeting.
         steps: T.
         oracle: gradients of the training loss.
@@ -41,11 +39,12 @@ def rounds(
         on_sync: called at every meeting, for what is exchanged beside the model, with the step and whether
             it is the last; returns whether the coordinator has stopped this rank there.
         begin: called with the step before each step.
+        delay: how many local steps come between a report and its answer.
     """
     worker, pace = node.worker, node.pace
     if worker.state is None:
         worker.begin(x, gradient)
-    alone = not algorithm.meeting.claims.waits
+    alone = not node.algorithm.meeting.claims.waits
     end = pace.clock + steps
     over = False
     while not over and not node.stopped:
@@ -62,10 +61,7 @@ def rounds(
         if node.works and worker.asked:
             with node.ledger.timed("compute"):
                 loss = worker.advance(oracle, batch(t), pace.clock)
-        # Asked at every step, so that the trigger's own count stays in step.
-        met = node.due(t) or last
-        if met:
-            node.synchronize(t, over)
-            if on_sync is not None and on_sync(t, last):
-                node.stopped = True
+        met = node.stepped(t, last, over, delay)
+        if met and on_sync is not None and on_sync(t, last):
+            node.stopped = True
         yield t, loss, met

@@ -61,6 +61,8 @@ class Virtual:
         check(algorithm, exchange, size)
         if algorithm.prelude is not None:
             raise SettingError("virtual workers have one phase")
+        if algorithm.meeting.claims.delay:
+            raise SettingError("virtual workers adopt answers at once: use delay=0")
         if alone and algorithm.answer.memory.claims.exact:
             algorithm = replace(algorithm, down=Link(algorithm.answer.compressor))  # to the same models
         if alone and algorithm.answer.memory.claims.remembers:

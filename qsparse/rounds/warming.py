@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import TopK, unpack
 from qsparse.compressors.changes import compress_changes, put_changes
 from qsparse.compressors.decoding import accumulate_into
@@ -29,6 +29,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
+from qsparse.meeting import Sync
 from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
 from qsparse.seeds import Seed
@@ -86,7 +87,7 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
     (wire,) = ThreadWire.group(1)
     x = start.copy()
     node = Node(row, ParameterServer(), wire, x, Seed(0), layout, Ledger())
-    for _ in rounds(row, node, x, steps, oracle, lambda t: None):
+    for _ in rounds(node, x, steps, oracle, lambda t: None):
         pass
     if row.answer.memory.claims.exact:
         _rehearse_changes(start.dtype)

@@ -158,6 +158,18 @@ class WorkerEnd:
         elif model is not None:
             np.copyto(self._x, model)
 
+    def posted(self) -> None:
+        """The report is under way, and its answer is adopted after further local steps."""
+        assert self.state is not None
+        self.local.posted(self.state)
+
+    def follow(self, model: Vector | None) -> None:
+        """Adopt an answer to a report from before, and keep the local steps since."""
+        if model is not None:
+            assert self.state is not None
+            self.note(model)
+            self.local.follow(self.state, model)
+
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t. Asked once a step."""
         return self.trigger.due(self.trigger_state, t)
@@ -215,6 +227,13 @@ class WorkerEnd:
             replies: one for each stretch.
             clock: how far the run is.
         """
+        model = self.decode(replies, clock)
+        if model is not None:
+            self.note(model)
+        return model
+
+    def decode(self, replies: Sequence[Payload], clock: int) -> Vector | None:
+        """As `hear`, and nobody is told yet: another thread may do it while local steps are taken."""
         told = [reply.kind is Kind.DATA for reply in replies]
         if self._chosen:
             self.asked = all(told)
@@ -222,9 +241,7 @@ class WorkerEnd:
             return None
         with self.ledger.timed("decode", sum(len(reply) for reply in replies)):
             parts = [ear.hear(reply, clock) for ear, reply in zip(self.ears, replies, strict=True)]
-            model = parts[0] if self._model is None else np.concatenate(parts, out=self._model)
-        self.note(model)
-        return model
+            return parts[0] if self._model is None else np.concatenate(parts, out=self._model)
 
     def enter(self, x: Vector) -> None:
         """A phase begins at a model that all ranks have."""

@@ -429,7 +429,8 @@ class Job:
         """The score of the model that was received last, without what this rank has not reported yet."""
         vector, node = self.problem.vector, self.walk.node
         state = node.worker.state
-        if state is None or not node.algorithm.trigger.claims.may_skip:
+        ahead = node.algorithm.trigger.claims.may_skip or node.algorithm.meeting.claims.delay > 0
+        if state is None or not ahead:
             return self.problem.evaluate(rank, ranks)
         own = vector.copy()
         np.copyto(vector, state["anchor"])

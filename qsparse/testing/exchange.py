@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from qsparse.algorithm import Algorithm, Meeting
+from qsparse.algorithm import Algorithm
 from qsparse.errors import DisagreementError, QsparseError, RankError, SettingError
 from qsparse.exchange.base import Exchange, Stretch
 from qsparse.local import SGD
+from qsparse.meeting import Meeting
 from qsparse.payload import Kind, Payload, Way
 from qsparse.testing.algorithm import one_round
 from qsparse.testing.base import Broken, hold, law
+from qsparse.triggers import Every
 from qsparse.types import Vector
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -272,5 +274,6 @@ def _steps(part: Exchange, name: str, x: Vector) -> bool:
 @law("meet", "meeting")
 def _meet(part: Meeting, name: str, x: Vector) -> bool:
     """One round of three workers, who all end with one model."""
-    algorithm = replace(Algorithm(local=SGD(0.1)), meeting=part)
+    gap = Every(part.claims.delay + 1)
+    algorithm = replace(Algorithm(local=SGD(0.1)), trigger=gap, meeting=part)
     return one_round(algorithm, x)

@@ -100,6 +100,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "meeting": (
         "synchronous",
+        "synchronous(delay=2)",
         "asynchronous",
         "asynchronous(ahead=0)",
         "asynchronous(ahead=2)",

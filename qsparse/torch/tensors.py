@@ -49,6 +49,10 @@ class UsersOptimizer(Local):
         state["anchor"].copy_(torch.from_numpy(model))
         state["x"].copy_(state["anchor"])
 
+    def posted(self, state: State) -> None:
+        """The anchor is where x is."""
+        state["anchor"].copy_(state["x"])
+
     def follow(self, state: State, model: Vector) -> None:
         """Move x as the model did, so that what was not said stays."""
         before = state["anchor"].clone()

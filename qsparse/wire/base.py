@@ -30,6 +30,7 @@ class Wire(Clock, ABC):
         size: number of ranks.
         ledger: counts the bytes of every frame that is sent or received.
         doing: what the rank is doing, which the lines about a long wait name; see `at`.
+        threaded: another thread of the rank may use it in turn, so that frames move while the rank computes.
         simulates: the spelling of a wire whose seconds are not those of this machine; empty elsewhere.
     """
 
@@ -37,6 +38,7 @@ class Wire(Clock, ABC):
     size: int
     ledger: Ledger
     doing: str = ""
+    threaded: bool = True
     simulates: str = ""
 
     @contextmanager

@@ -131,6 +131,7 @@ class MpiWire(Wire):
             )
         if comm == MPI.COMM_WORLD:
             launch_check()
+        self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.ledger = Ledger() if ledger is None else ledger

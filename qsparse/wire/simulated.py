@@ -36,6 +36,8 @@ class SimulatedWire(HubWire):
     """
 
     _hub: SimulatedHub
+    #: A rank is one thread, which has the time of the rank.
+    threaded = False
 
     def __init__(self, hub: SimulatedHub, rank: int, part: Simulated) -> None:
         super().__init__(hub, rank)

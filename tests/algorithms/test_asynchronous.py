@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from bowl import Bowl
 
-from qsparse.algorithm import Algorithm, Async, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError
 from qsparse.exchange import AllGather, ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD
+from qsparse.meeting import Async, Sync
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
@@ -67,7 +68,7 @@ def job(chosen: Algorithm, steps: int, begin: Any = None, order: Any = None) -> 
             ), coordinator.model
         hook = None if begin is None else lambda t: begin(wire.rank, t)
         try:
-            for _ in rounds(chosen, node, x, steps, Reports(wire.rank), lambda t: None, begin=hook):
+            for _ in rounds(node, x, steps, Reports(wire.rank), lambda t: None, begin=hook):
                 pass
         except Exception as error:
             SERVER.notify(wire, error, 1)
@@ -93,7 +94,7 @@ def test_one_worker_is_synchronous_bit_for_bit() -> None:
         own = replace(chosen, meeting=Sync())
         node = Node(own, SERVER, wire, x, Seed(3), (), Ledger())
         node.worker.trigger_state = own.trigger.init(Seed(3, rank=1, use="trigger"))
-        for _ in rounds(own, node, x, steps, Reports(wire.rank), lambda t: None):
+        for _ in rounds(node, x, steps, Reports(wire.rank), lambda t: None):
             pass
         return x
 

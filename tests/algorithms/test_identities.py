@@ -18,10 +18,11 @@ import transcriptions_async as paper_async
 import transcriptions_lazy as paper_lazy
 from paper_runs import LAYERS, LAYOUT, RUN, START, WORKERS, N, counted, gradient
 
-from qsparse.algorithm import Algorithm, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import decompress
 from qsparse.exchange import ParameterServer
 from qsparse.link import Link
+from qsparse.meeting import Sync
 from qsparse.memory import ErrorFeedback, Innovation, Snapshot
 from qsparse.registry import build
 from qsparse.rounds.node import Node
@@ -85,7 +86,7 @@ def departure(algorithm: Algorithm, M: int = 4, steps: int = 120) -> tuple[float
             walked[...] += rate_at(local.lr, t) * own.direction(out, x)
             return 0.0
 
-        for _, _, met in rounds(algorithm, node, x, steps, oracle, lambda t: t):
+        for _, _, met in rounds(node, x, steps, oracle, lambda t: t):
             if met:
                 if (coordinator := node.coordinator) is not None:
                     behind = coordinator.sender.state.get("known", x) - coordinator.model

@@ -57,7 +57,7 @@ def test_the_first_iterations(data_dir: Path) -> None:
         node = Node(algorithm, ParameterServer(), wire, x, Seed(0), (), Ledger())
         return [
             (loss or 0.0, node.ledger.messages["up"])
-            for _, loss, _ in rounds(algorithm, node, x, STEPS, oracle, lambda t: None)
+            for _, loss, _ in rounds(node, x, STEPS, oracle, lambda t: None)
         ]
 
     histories = run_threads(WORKERS, body, timeout=120)

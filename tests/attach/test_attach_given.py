@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CheckpointError, CompositionError, RankError, SettingError
 from qsparse.local import Gradient
+from qsparse.meeting import Async
 from qsparse.participation import Sample
 from qsparse.presets import qsparse_local_sgd, sgd
 from qsparse.registry import settings_in

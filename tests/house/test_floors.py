@@ -19,7 +19,7 @@ FLOORS = (
     ("compressors", "ledger", "local", "server"),
     ("memory", "tuning", "wire"),
     ("exchange", "promises", "triggers"),
-    ("link", "participation"),
+    ("link", "meeting", "participation"),
     ("algorithm",),
     ("presets", "rules"),
     ("planning", "rounds"),

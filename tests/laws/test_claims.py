@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float16, Float32, Sign
 from qsparse.errors import CompositionError
 from qsparse.exchange import ExchangeClaims, ParameterServer
 from qsparse.kernels import vector
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local, LocalClaims
+from qsparse.meeting import Async
 from qsparse.memory import ErrorFeedback, Innovation, Memory, MemoryClaims
 from qsparse.participation import Everyone
 from qsparse.rules import check

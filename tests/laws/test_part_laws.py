@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from qsparse.algorithm import Algorithm, Async, Meeting, MeetingClaims, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float32, Sign, TopK, accumulate_into
 from qsparse.compressors.floats import Float16
 from qsparse.data.base import Sharding, Source
@@ -24,6 +24,7 @@ from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.exchange.base import receive_any_kind, receive_one, same_step
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local
+from qsparse.meeting import Async, Meeting, MeetingClaims, Sync
 from qsparse.memory import ErrorFeedback, Innovation, Memory
 from qsparse.participation import Sample
 from qsparse.payload import Payload

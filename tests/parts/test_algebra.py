@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Blockwise, Sign, TopK
 from qsparse.errors import SettingError, UnknownPart
 from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Gradient
+from qsparse.meeting import Async
 from qsparse.memory import ErrorFeedback, Innovation, Snapshot
 from qsparse.presets import asylpg, dist_ef_sgd, laq, qsparse_local_sgd, sgd
 from qsparse.registry import build, names, preset_and_settings

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
+from qsparse.meeting import Async
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered
 from qsparse.rounds.phases import Walk

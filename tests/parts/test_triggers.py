@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float32, TopK
 from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError
@@ -19,6 +19,7 @@ from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
+from qsparse.meeting import Async
 from qsparse.memory import Draft, ErrorFeedback, Innovation
 from qsparse.participation import Ask
 from qsparse.payload import Kind, Payload

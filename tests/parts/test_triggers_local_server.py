@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_runs import Still
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import BFloat16, Blockwise, Float16, Float32, LowPrecision, Sign, TopK
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.link import Link
 from qsparse.local import SGD, AdamW, Gradient, Local
+from qsparse.meeting import Async
 from qsparse.memory import ErrorFeedback, Innovation
 from qsparse.participation import Ask, Sample
 from qsparse.registry import build, spell

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm, Async
+from qsparse.algorithm import Algorithm
 from qsparse.compressors import Sign
 from qsparse.exchange import Exchange, ParameterServer, TreeBroadcast
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient
+from qsparse.meeting import Async
 from qsparse.memory import ErrorFeedback, Stateless
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Order

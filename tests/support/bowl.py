@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsparse.algorithm import Algorithm, Sync
+from qsparse.algorithm import Algorithm
 from qsparse.exchange import AllGather, Exchange, ParameterServer
+from qsparse.meeting import Sync
 from qsparse.registry import build, names
 from qsparse.rules import natural_exchange
 from qsparse.run import Score, Settings, run

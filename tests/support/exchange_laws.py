@@ -179,6 +179,6 @@ def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
         out[...] = x - np.random.default_rng((share, t)).normal(size=N)
         return 0.0
 
-    for _ in rounds(algorithm, node, x, 6, oracle, lambda t: t):
+    for _ in rounds(node, x, 6, oracle, lambda t: t):
         pass
     return x

@@ -215,7 +215,7 @@ def trained(
         return 0.0
 
     models = {}
-    for t, _, met in rounds(algorithm, node, x, steps, oracle, lambda t: t):
+    for t, _, met in rounds(node, x, steps, oracle, lambda t: t):
         if met:
             models[t] = x.copy()
     return models
