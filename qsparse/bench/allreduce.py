@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from qsparse.allreduce import CompressedAllreduce
 from qsparse.bench.ranks import Measured, Place
-from qsparse.errors import LaunchError, SettingError
+from qsparse.errors import SettingError
 from qsparse.ledger import ACTIVITIES
 from qsparse.types import Vector
 
@@ -208,11 +208,8 @@ def _in_turn(place: Place, methods: Sequence[Method], rounds: int, exact: Vector
         everybody = place.gather([vars(call) for call in mine])
         if place.wire.rank == 0:
             rows.append({"name": method.name, "error": error, **_summary(everybody, rounds)})
-    if place.interface is not None and rows and rows[0]["counter"] < exact.nbytes:
-        raise LaunchError(
-            f"dense vectors of {exact.nbytes:,} bytes came across and the link has sent "
-            f"{rows[0]['counter']:,.0f}: MPI has found another way, and nothing was limited"
-        )
+    if rows:
+        place.check_limited(exact.nbytes, rows[0]["counter"])
     return rows
 
 

@@ -156,10 +156,19 @@ class Network:
 
 def sent_bytes(interface: str) -> int:
     """The bytes that the link has sent since it was made, headers included: the kernel's counter."""
+    return _counter(interface, 8)
+
+
+def received_bytes(interface: str) -> int:
+    """The bytes that have come over the link since it was made, as of `sent_bytes`."""
+    return _counter(interface, 0)
+
+
+def _counter(interface: str, column: int) -> int:
     for line in Path("/proc/self/net/dev").read_text(encoding="utf-8", errors="replace").splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == interface:
-            return int(counters.split()[8])
+            return int(counters.split()[column])
     raise LaunchError(f"there is no interface {interface!r} here")
 
 

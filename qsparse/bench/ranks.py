@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from qsparse import _version
-from qsparse.bench.network import ENVIRONMENT, INTERFACE, Network, sent_bytes
+from qsparse.bench.network import ENVIRONMENT, INTERFACE, Network, received_bytes, sent_bytes
 from qsparse.errors import LaunchError, SettingError, installing
 from qsparse.exchange.base import receive_one
 from qsparse.payload import Payload, Way
@@ -157,6 +157,23 @@ class Place:
     def sent(self) -> int:
         """The bytes that the link has sent; 0 where there is none."""
         return sent_bytes(self.interface) if self.interface else 0
+
+    def received(self) -> int:
+        """The bytes that have come over the link; 0 where there is none."""
+        return received_bytes(self.interface) if self.interface else 0
+
+    def check_limited(self, nbytes: int, counted: float) -> None:
+        """Refuse a link that has sent fewer bytes than came across.
+
+        Args:
+            nbytes: what a dense vector takes.
+            counted: what the link has sent for an Allreduce of it.
+        """
+        if self.interface is not None and counted < nbytes:
+            raise LaunchError(
+                f"dense vectors of {nbytes:,} bytes came across and the link has sent {counted:,.0f}: "
+                "MPI has found another way, and nothing was limited"
+            )
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on rank 0; an empty list elsewhere."""

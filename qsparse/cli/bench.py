@@ -7,6 +7,7 @@ import click
 from qsparse.cli.bench_allreduce import allreduce
 from qsparse.cli.bench_kernels import kernels
 from qsparse.cli.bench_ranks import rank
+from qsparse.cli.bench_scale import scale
 from qsparse.cli.bench_train import train
 
 
@@ -15,5 +16,5 @@ def bench() -> None:
     """Measure compressors and exchanges on this machine, beside what NumPy, MPI and torch do."""
 
 
-for command in (kernels, allreduce, train, rank):
+for command in (kernels, allreduce, scale, train, rank):
     bench.add_command(command)

@@ -15,8 +15,14 @@ from qsparse.cli.options import PATH, check_json, write_json
 from qsparse.cli.ranks import on_ranks
 
 
-def bench_options(ranks: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: the options of every bench with ranks."""
+def bench_options(ranks: int | str, **ways: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: the options of every bench with ranks.
+
+    Args:
+        ranks: the default of ``--ranks``.
+        **ways: what else ``--ranks`` is, where it is not one number.
+    """
+    number = {"type": int, "default": ranks, "show_default": True, "help": "Number of ranks.", **ways}
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         for option in (
@@ -26,7 +32,7 @@ def bench_options(ranks: int) -> Callable[[Callable[..., None]], Callable[..., N
                 help="Limit each rank's link, e.g. 1gbit or 100mbit, and count its bytes; Linux, as root. "
                 "Else ranks go through shared memory.",
             ),
-            click.option("--ranks", type=int, default=ranks, show_default=True, help="Number of ranks."),
+            click.option("--ranks", **number),
         ):  # fmt: skip
             function = option(function)
         return function
