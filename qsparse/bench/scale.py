@@ -73,7 +73,11 @@ class Method:
         if not self.exchange.claims.answers:
             return ""
         link = self.algorithm.answer
-        return spell(link.memory) if link.memory.claims.exact else spell(link.compressor)
+        if link.memory.claims.exact:
+            return spell(link.memory)
+        # Without its memory it would be named as the whole model is.
+        whole = link.compressor.claims.lossless and link.memory.claims.remembers
+        return link.spelling() if whole else spell(link.compressor)
 
     @property
     def name(self) -> str:
@@ -337,8 +341,8 @@ def sentence(jobs: Sequence[Measured]) -> str:
         picked += [f"{_ratio(rows, row):.3g} at {ranks} ranks ({row['exchange']})" for row in mine]
         best = min(rows[1:], key=lambda row: row["seconds"])
         fastest.append(f"{_ratio(rows, best):.3g} at {ranks} ranks ({best['name']})")
-    takes = f"as qsparse train does it (*), {', '.join(picked)}; " if picked else ""
-    return f"A synchronization over MPI's dense Allreduce: {takes}the fastest, {', '.join(fastest)}."
+    takes = f"a synchronization as qsparse train does it (*) takes {', '.join(picked)}; " if picked else ""
+    return f"Where MPI's dense Allreduce takes 1, {takes}the fastest takes {', '.join(fastest)}."
 
 
 def _ratio(rows: Sequence[Measured], row: Measured) -> float:

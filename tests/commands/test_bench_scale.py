@@ -90,7 +90,7 @@ def test_two_ranks_through_shared_memory(tmp_path: Path) -> None:
     row = rows[f"server, up {UP[0]}, down float32"]
     assert row["ledger_received"] == row["ledger_sent"]
     assert text.rstrip().endswith(sentence(jobs))
-    assert "(*), " in sentence(jobs)
+    assert "train does it (*) takes " in sentence(jobs)
 
 
 @limited
@@ -129,6 +129,8 @@ def test_nothing_is_measured_twice() -> None:
     # What signs move cannot be told by what has changed, so the default is the whole model.
     wanted = ["sharded, up float32, down float32", "sharded, up sign, down float32"]
     assert [method.name for method in chosen] == wanted
+    both = [(method.down, method.exact) for method in methods(["tree"], ["sign"], ["float32"])]
+    assert both == [("float32", True), ("float32 | innovation", False)]
 
 
 def test_the_mark_goes_by_what_train_takes(monkeypatch: pytest.MonkeyPatch) -> None:
