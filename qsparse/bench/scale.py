@@ -20,11 +20,11 @@ from qsparse.ledger import ACTIVITIES
 from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation, Stateless
+from qsparse.planning import exchange_for
 from qsparse.registry import build, spell
 from qsparse.rounds.node import Node
 from qsparse.rounds.warming import warm_algorithm
 from qsparse.rules import check as check_composition
-from qsparse.rules import natural_exchange
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 
@@ -105,7 +105,7 @@ def default_exchange(algorithm: Algorithm, n: int, ranks: int) -> Exchange:
         n: coordinates of the model.
         ranks: how many ranks run it.
     """
-    return natural_exchange(algorithm)
+    return exchange_for(algorithm, n, ranks)
 
 
 def methods(exchanges: Sequence[str], ups: Sequence[str], downs: Sequence[str]) -> list[Method]:

@@ -139,7 +139,7 @@ def test_the_mark_goes_by_what_train_takes(monkeypatch: pytest.MonkeyPatch) -> N
     def marked(ranks: int) -> list[str]:
         return [method.name for method in chosen if method.picked(N, ranks)]
 
-    assert marked(2) == [f"server, up {UP[0]}, down changes"]
+    assert marked(2) == [f"server, up {UP[0]}, down changes"], "a vector is too short for anything else"
     choice = {2: AllGather(), 8: Sharded()}
     monkeypatch.setattr(scale, "default_exchange", lambda algorithm, n, ranks: choice[ranks])
     assert marked(2) == [f"allgather, up {UP[0]}"]
