@@ -18,7 +18,11 @@ from qsparse.presets.classic import (
 from qsparse.presets.dist_ef import dist_ef_blocksgd, dist_ef_blocksgdm, dist_ef_sgd, dist_ef_sgdm
 from qsparse.presets.double import acc_asyfpg, acc_asylpg, asyfpg, asylpg, qsvrg, sparse_asylpg
 from qsparse.presets.lazy import gd, lag_ps, lag_wk, laq, lasg_wk1, lasg_wk2, qgd, slaq
-from qsparse.presets.qsparse_local import qsparse_local_sgd, qsparse_local_sgd_async
+from qsparse.presets.qsparse_local import (
+    qsparse_local_sgd,
+    qsparse_local_sgd_2way,
+    qsparse_local_sgd_async,
+)
 
 __all__ = [
     "acc_asyfpg",
@@ -40,6 +44,7 @@ __all__ = [
     "qgd",
     "qsgd",
     "qsparse_local_sgd",
+    "qsparse_local_sgd_2way",
     "qsparse_local_sgd_async",
     "qsvrg",
     "sgd",

@@ -1,4 +1,4 @@
-"""Qsparse-local-SGD, synchronous and asynchronous."""
+"""Qsparse-local-SGD: synchronous, compressed both ways, and asynchronous."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsparse.errors import SettingError
 from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.meeting import Async
-from qsparse.memory import ErrorFeedback, Memory
+from qsparse.memory import ErrorFeedback, Innovation, Memory
 from qsparse.registry import register
 from qsparse.schedules import Rate, Steps
 from qsparse.triggers import Every, RandomGap
@@ -41,6 +41,22 @@ def qsparse_local_sgd(
     kept = ErrorFeedback(reset=falls) if reset_memory and falls else ErrorFeedback()
     trigger = RandomGap(H) if random_gaps else Every(H)
     return Algorithm(SGD(lr), trigger, Link(compressor, memory or kept))
+
+
+@register("qsparse-local-sgd-2way", "algorithm")
+def qsparse_local_sgd_2way(
+    lr: Rate | None = None,
+    H: Gap = 8,
+    compressor: Compressor = TopK(ratio=0.01) >> Sign(),
+    down: Compressor = TopK(ratio=0.01) >> Sign(),
+) -> Algorithm:
+    """As qsparse-local-sgd, and models are compressed as well: x̂ ← x̂ + D(x − x̂), at both ends.
+
+    x̂ is the model that workers go on from, and x − x̂ is the error memory of the server, as in dist-EF-SGD
+    (Zheng et al., 2019). C is ``compressor`` and D is ``down``, Top_1% >> Sign both unless given.
+    """
+    row = qsparse_local_sgd(lr=lr, H=H, compressor=compressor)
+    return replace(row, down=Link(down, Innovation()))
 
 
 @register("qsparse-local-sgd-async", "algorithm")

@@ -39,7 +39,7 @@ _PAPERS: Final = {
 #: Presets that differ in compressor, memory and H only; the name is made of these.
 _FAMILY: Final = (
     "sgd", "local-sgd", "topk-sgd", "signtopk-sgd", "ef-signsgd", "qsgd", "terngrad",
-    "qsparse-local-sgd", "qsparse-local-sgd-async",
+    "qsparse-local-sgd", "qsparse-local-sgd-async", "qsparse-local-sgd-2way",
 )  # fmt: skip
 #: The axes as names tell of them: those of the up link first, those of the down link last.
 _ORDER: Final = sorted(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange.base import Exchange, same_step
@@ -85,6 +87,15 @@ class Node:
                 self.coordinator = Coordinator(
                     algorithm, start, len(workers), seed, layout, ledger, exchange.claims.answers, stretch
                 )
+        # Where no answer travels and an exact one would be the model, the model itself will do.
+        down, waits = algorithm.answer, algorithm.meeting.claims.waits
+        exact = down.compressor.claims.lossless and (
+            down.memory.claims.exact or not down.memory.claims.remembers
+        )
+        decays = algorithm.local.claims.decoupled_decay
+        self._unsaid = (
+            not exchange.claims.answers and exact and waits and not decays and start.dtype == np.float32
+        )
         #: Has the coordinator stopped this worker?
         self.stopped = False
         #: The round whose answer is still to be adopted.
@@ -181,6 +192,9 @@ class Node:
             assert self.coordinator is not None
             self.coordinator.take(payloads, clock)
             signal = max([signal, *(payload.asked for payload in payloads)])
+            # One that is looked at is made, as others are.
+            if self._unsaid and self.coordinator.sender.watch is None:
+                return self._model(payloads, parts, signal)
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
             self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
         replies = self._answers(payloads, reply, t, last)
@@ -198,6 +212,21 @@ class Node:
         if replies[0].kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
             self.pace.clock = clock = replies[0].step
         return self.worker.decode(replies, clock)
+
+    def _model(
+        self, payloads: Sequence[Payload], parts: Sequence[Payload] | None, signal: int
+    ) -> Vector | None:
+        """The model that an answer would spell: every rank coordinates, and has it."""
+        assert self.coordinator is not None
+        assert parts is not None
+        self.pace.asked = max(self.pace.asked, signal)
+        self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
+        if self.algorithm.server.claims.holds:
+            return None
+        with self.ledger.timed("decode"):
+            # A zero has no sign, as in answers.
+            model: Vector = np.add(self.coordinator.model, np.float32(0), out=self.worker.receiver.like)
+        return model
 
     def _answers(
         self, payloads: Sequence[Payload] | None, reply: Payload | None, t: int, last: bool

@@ -123,6 +123,8 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "qsparse-local-sgd",
         "qsparse-local-sgd(H=3, random_gaps=true, compressor=topk(k=4) >> qsgd(levels=4))",
         "qsparse-local-sgd(H=2, compressor=uniform(bits=4), memory=innovation)",
+        "qsparse-local-sgd-2way",
+        "qsparse-local-sgd-2way(H=3, compressor=topk(k=4) >> qsgd(levels=4), down=uniform(bits=3))",
         "qsparse-local-sgd-async",
         "qsparse-local-sgd-async(H=3, compressor=randk(k=4), ahead=2)",
         "qsparse-local-sgd-async(H=[1, 2, 4])",

@@ -230,6 +230,32 @@ def qsparse_local_sgd(x, g, T, R, layers, u, eta, meetings, C, wiped=(), **momen
     return models
 
 
+def qsparse_local_sgd_2way(x, g, T, R, layers, u, eta, meetings, C, D, **momentum):
+    """Algorithm 1 of Basu et al. (2019), whose server says D of its model and keeps what it has not said."""
+    x = x.copy()
+    told, kept, models = x.copy(), np.zeros_like(x), {}
+    local, m = np.stack([x] * R), np.zeros((R, len(x)))
+    workers = [Momentum(len(x), **momentum) for _ in range(R)]
+    for t in range(1, T + 1):
+        for r in range(R):
+            local[r] = local[r] - eta(t) * workers[r].direction(g(r, f32(local[r]), t), local[r])
+        if t not in meetings:
+            continue
+        step = np.zeros_like(x)
+        for r in range(R):
+            v = m[r] + told - local[r]
+            said = C(v, r, t)
+            m[r] = v - said
+            step = step + said / R
+        # The server's update with what it has kept, as in Zheng et al. (2019).
+        answer = D(kept - step, -1, t)
+        kept = kept - step - answer
+        told = told + answer
+        local[:] = told
+        models[t] = f32(told)
+    return models
+
+
 def dist_ef(x, g, T, R, eta, C, momentum=0.0, nesterov=False, weight_decay=0.0):
     """Zheng et al. (2019), Algorithm 2 and its momentum version; steps outside, errors rescaled.
 
@@ -304,6 +330,7 @@ TRANSCRIPTIONS = {
     "terngrad": terngrad,
     "signum-majority": signum_majority,
     "qsparse-local-sgd": qsparse_local_sgd,
+    "qsparse-local-sgd-2way": qsparse_local_sgd_2way,
     "dist-ef-sgd": dist_ef_sgd,
     "dist-ef-sgdm": dist_ef_sgdm,
     "dist-ef-blocksgd": dist_ef_blocksgd,
