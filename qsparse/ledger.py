@@ -222,6 +222,21 @@ def dense_link_bytes(summary: Mapping[str, Any]) -> Mapping[str, float]:
     return {way: crossed * bits for way, bits in summary["dense_bits"].items()}
 
 
+def ring_link_bytes(summary: Mapping[str, Any]) -> Mapping[str, float]:
+    """What dense SGD over a ring Allreduce has cross every link in as many steps, half up and half down.
+
+    2·(R − 1)/R times the model is sent by each of R workers in a step, and as much received (Patarasuk and
+    Yuan, 2009): the least that an exact sum can take. Older files do not say it, so it is told from the bits.
+    """
+    found: Mapping[str, float] | None = summary.get("ring_link_bytes")
+    if found is not None:
+        return found
+    if "dense_bits" not in summary:
+        return dense_link_bytes(summary)
+    workers = summary["workers"]
+    return {way: 2 * (workers - 1) / workers**2 / 8 * bits for way, bits in summary["dense_bits"].items()}
+
+
 def gains(dense: Mapping[str, float], sent: Mapping[str, float]) -> Gains:
     """How many times less was sent than dense: in ``all``, ``up`` and ``down`` together, and each way.
 

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qsparse.cli.launch import TERMINAL
-from qsparse.ledger import gains
+from qsparse.ledger import gains, ring_link_bytes
 from qsparse.run.outcome import TRAINED
 from qsparse.run.records import Progress
 
@@ -86,13 +86,14 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     ]
     trained = summary.get("outcome", TRAINED) == TRAINED
 
-    def of(dense: Mapping[str, int], sent: Mapping[str, int], way: str) -> float | None:
+    def of(dense: Mapping[str, float], sent: Mapping[str, int], way: str) -> float | None:
         # What a run does not send that has not trained is no gain.
         return gains(dense, sent)[way] if trained else None
 
     # The whole first: what crossed the busiest link in both directions is what a run waits for.
     link, dense = summary["link_bytes"], summary["dense_link_bytes"]
-    rows.append(("busiest link", _fewer(sum(link.values()), of(dense, link, "all"), "bytes up and down")))
+    whole = of(ring_link_bytes(summary), link, "all")
+    rows.append(("busiest link", _fewer(sum(link.values()), whole, "bytes up and down", "a dense Allreduce")))
     sent = summary["wire_bytes"]
     for way in ("up", "down"):
         rows.append((f"wire bytes {way}", _fewer(sent[way], of(dense, sent, way))))
@@ -116,9 +117,9 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     return str(tabulate(rows, tablefmt="plain"))
 
 
-def _fewer(sent: int, gain: float | None, what: str = "") -> str:
+def _fewer(sent: int, gain: float | None, what: str = "", than: str = "dense") -> str:
     """An amount, and how many times fewer it is than that of plain SGD in float32."""
     amount = f"{sent:,} {what}".rstrip()
     if gain is None:
         return amount
-    return f"{amount}, {gain:,.{0 if gain >= 100 else 2}f} times fewer than dense"
+    return f"{amount}, {gain:,.{0 if gain >= 100 else 2}f} times fewer than {than}"

@@ -466,6 +466,11 @@ class Job:
         apart = taken - self.steps * (workers == self.wire.size)
         # The size of a dense float32 frame; to make one would cost rank 0 a kernel that no other rank needs.
         crossed = apart * (HEADER_BYTES + 2 + 4 * problem.vector.size)
+        # Of a ring, as many bytes up (its sums) as down (its results), sent and received together.
+        parts = zip(ends, self._stretches, strict=True)
+        ring = round(
+            sum((end - step) * 2 * (n - 1) / n for end, (step, _, n) in parts) * 4 * problem.vector.size
+        )
         record = dict(record)
         wire_bytes = record.pop("wire_bytes")
         return {
@@ -482,9 +487,11 @@ class Job:
             "paper_bits": record.pop("paper_bits"),
             "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
             "wire_bytes_control": wire_bytes["control"],
+            "busiest_link_bytes": sum(record["link_bytes"].values()),
             "link_bytes": record.pop("link_bytes"),
             "dense_bits": {"up": dense, "down": dense},
             "dense_link_bytes": {"up": crossed, "down": crossed},
+            "ring_link_bytes": {"up": ring, "down": ring},
             **record,
             **self._end,
             "warnings": self.recorder.warnings,

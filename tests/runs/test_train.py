@@ -214,6 +214,9 @@ def test_the_summary_has_what_is_promised(results: Any, wire: str) -> None:
         frame = len(Float32().compress(np.zeros(PARAMETERS, np.float32), Seed(0)))
         travelling = frame * (workers - (name != "apart")) * one["steps"]
         assert one["dense_link_bytes"] == {"up": travelling, "down": travelling}
+        ring = 2 * (workers - 1) / workers * 4 * PARAMETERS * one["steps"]
+        assert one["ring_link_bytes"] == {"up": round(ring), "down": round(ring)}
+        assert one["busiest_link_bytes"] == sum(one["link_bytes"].values())
         assert one["outcome"] == "trained"
         assert one["warnings"] == []
         # What the coordinator says to itself is no traffic; in an allgather each message travels
@@ -443,7 +446,7 @@ def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
     assert f"test accuracy    {one['test_accuracy']:.4f}\n" in finished.stdout
     told = finished.stdout
     assert re.search(
-        r"^busiest link     566,\d{3} bytes up and down, 96\d times fewer than dense$", told, re.M
+        r"^busiest link     566,\d{3} bytes up and down, 48\d times fewer than a dense Allreduce$", told, re.M
     )
     assert f"paper bits up    {one['paper_bits']['up']:,}, 1,584 times fewer than dense\n" in told
     assert f"written to       {tmp_path / 'out'}\n" in finished.stdout
