@@ -99,7 +99,8 @@ def _of_family(algorithm: Algorithm, parts: Mapping[str, Any], replaced: dict[st
     H = 1 if "trigger" in rest else getattr(trigger, "H", 1)
     steps = f"_{spell(H) if not isinstance(H, int) else H}L" if H != 1 else ""
     meets = "" if parts.get("meeting", algorithm.meeting).claims.waits else " async"
-    return _with(name + steps + meets, rest)
+    both = " two-way" if algorithm.down is not None and "down" not in parts else ""
+    return _with(name + steps + both + meets, rest)
 
 
 def _with(name: str, replaced: Mapping[str, str]) -> str:
