@@ -15,12 +15,24 @@ from qsparse.algorithm import Algorithm
 from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
 from qsparse.files import read_toml
 from qsparse.ledger import Ledger
-from qsparse.planning import Links, Messages, Speeds, best, candidates, estimate, exchange_for, messages
+from qsparse.planning import (
+    Links,
+    Messages,
+    Speeds,
+    best,
+    candidates,
+    dense_seconds,
+    estimate,
+    exchange_for,
+    in_parts,
+    messages,
+)
 from qsparse.registry import build
 from qsparse.rounds.node import Node
 from qsparse.run.config import RunConfig
 from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
+from qsparse.wire.simulated import Simulated, run_simulated
 
 
 def preset(text: str) -> Algorithm:
@@ -44,7 +56,7 @@ def test_bytes_are_those_of_a_round(exchange: Exchange, name: str) -> None:
     """What the busiest rank sends and receives, within a tenth, for 2, 4 and 7 ranks."""
     row, n = preset(ROWS[name]), 30_000
     for size in (2, 4, 7):
-        sent = messages(row, n, size)
+        sent = in_parts(messages(row, n, size), row, exchange, n, size)
         cost = exchange.cost(sent.up, sent.down, size)
 
         def body(wire: Wire) -> tuple[int, int]:
@@ -86,12 +98,75 @@ def test_seconds_are_those_of_the_formulas() -> None:
     assert seconds(Sharded(), 5) == pytest.approx(0.8 * 0.5 + 2 * 4 * 0.06)
 
 
+#: Ranks, bytes per second, seconds: links that are short of bytes, and links that are short of speed.
+NETWORKS = [(2, 1.25e5, 1e-4), (8, 1.25e8, 1e-4), (12, 1.25e6, 1e-3), (16, 1.25e5, 1e-4)]
+
+
+@pytest.mark.parametrize("name", ["one way", "two ways"])
+@pytest.mark.parametrize(("size", "rate", "latency"), NETWORKS)
+@pytest.mark.parametrize("exchange", [ParameterServer(), TreeBroadcast(), AllGather(), Sharded()], ids=str)
+def test_seconds_are_those_of_a_simulated_round(
+    exchange: Exchange, size: int, rate: float, latency: float, name: str
+) -> None:
+    """When the last rank has its model, by the clock of a simulated network, within a tenth."""
+    row, n = preset(ROWS[name]), 30_000
+
+    def body(wire: Wire) -> float:
+        node = Node(row, exchange, wire, np.zeros(n, np.float32), Seed(1), (), Ledger())
+        noise = np.random.default_rng(wire.rank).standard_normal(n).astype(np.float32)
+        node.meet(noise, 1)
+        return wire.now()
+
+    found = max(run_simulated(size, body, Simulated(rate, latency), timeout=60))
+    sent = in_parts(messages(row, n, size), row, exchange, n, size)
+    told = estimate(exchange, sent, n, size, Links(rate, latency, 0), Speeds(0, 0, 0))
+    assert told.moving == pytest.approx(found, rel=0.1)
+    assert told.computing == 0
+
+
+def test_a_link_and_its_rank_are_busy_at_the_same_time() -> None:
+    """With short messages the rank is what is waited for, with long ones the link."""
+    still = Speeds(0, 0, 0)
+    for size, rate in ((10, 10.0), (1000, 10_000.0)):
+        links = Links(rate=rate, latency=0, message=5)
+        sent = Messages(100, 100, 0, 0)
+        others = size - 1
+        found = estimate(ParameterServer(), sent, 1, size, links, still).moving
+        assert found == pytest.approx(max(200 * others / rate, 2 * others * 5))
+
+
+def test_what_a_rank_does_counts_where_it_is_done() -> None:
+    """Seconds of each activity by themselves, at n = 1,000 and five ranks."""
+    sent, links = Messages(0, 0, 10, 20), Links(1, 0, 0)
+
+    def computing(exchange: Exchange, **speeds: Any) -> float:
+        told = Speeds(**{"encode": 0, "answer": 0, "decode": 0} | speeds)
+        return estimate(exchange, sent, 1000, 5, links, told).computing
+
+    server, shares = ParameterServer(), Sharded()
+    assert computing(server, encode=1) == computing(shares, encode=1) == 1000
+    assert (computing(server, answer=1), computing(shares, answer=1)) == (1000, 200)
+    assert (computing(server, absorb=1), computing(shares, absorb=1)) == (1000, 200)
+    assert (computing(server, decode=1), computing(shares, decode=1)) == (5 * 10 + 20, 10 + 20)
+    assert computing(AllGather(), decode=1) == 5 * 10
+    # What is measured counts also where every rank makes its own answer.
+    assert computing(AllGather(), hear=1, answer=1) == 2000
+    assert computing(server, decode=1, hear=1) == 5 * 10 + 1000
+
+
 def test_sharded_does_not_grow_with_the_ranks() -> None:
-    row, n = preset("sgd"), 25_000_000
+    """Messages take their time, too: dense vectors fill the links all the same."""
+    row, n = preset("sgd"), 25_557_032
     found = []
     for size in (8, 64, 512, 4096):
-        found.append(estimate(Sharded(), messages(row, n, size), n, size, Links(message=0)).seconds)
+        found.append(estimate(Sharded(), messages(row, n, size), n, size, Links()).seconds)
     assert max(found) <= 1.3 * found[0]
+
+
+def test_a_ring_carries_twice_the_vector() -> None:
+    assert dense_seconds(1000, 1, Links()) == 0
+    assert dense_seconds(1000, 5, Links(rate=1000, latency=2)) == pytest.approx(8 / 5 * 4 + 16)
+    assert dense_seconds(1000, 4096, Links(rate=1000, latency=0)) == pytest.approx(8, rel=1e-3)
 
 
 # --- the choice ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a synchronization costs before there is one: bytes, seconds, and the exchange that takes the fewest.
+"""What a synchronization costs before there is one: its bytes and its seconds.
 
 Everything here is a function of the settings, so all ranks come to the same; what a machine needs to encode
 and decode can be given, and has figures of an ordinary core unless it is.
@@ -7,8 +7,7 @@ and decode can be given, and has figures of an ordinary core unless it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,21 +15,18 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import Compressor, unpack
 from qsparse.errors import CompositionError, SettingError
-from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded
+from qsparse.exchange import Exchange
 from qsparse.exchange.base import Cost
 from qsparse.payload import HEADER_BYTES
-from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.types import Layout
 
 #: Messages of longer vectors are told from one of this length.
 _SAMPLE: Final = 1 << 16
-#: Another exchange takes the place of the algorithm's own where it saves this part of a round.
-_PART: Final = 0.2
-#: And at least so many seconds.
-_SECONDS: Final = 5e-3
-#: Where its answers are rounded in another way, which makes another model.
-_OTHER_MODEL: Final = 5e-2
+#: Bytes before a report that is handed on: its codec and its length.
+_REPORT: Final = 3
+#: About the bytes before each part of a report that is handed on in parts; they stand once in a whole one.
+_PIECE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,8 @@ class Links:
     Args:
         rate: bytes per second.
         latency: seconds from sending the first byte to its arrival.
-        message: seconds of a rank for each message, whatever its length.
+        message: seconds of a rank for each message, whatever its length. The link carries one message while
+            the rank is busy with the next, so a round takes the longer of the two, and not their sum.
     """
 
     rate: float = 125e6
@@ -56,11 +53,16 @@ class Speeds:
         encode: to compress a report.
         answer: to compress an answer.
         decode: to add up a payload, for each value that it spells.
+        absorb: to take the server rule's step.
+        hear: to take in an answer; None: what adding up its values takes. Given, it counts also where every
+            rank makes the answer for itself.
     """
 
     encode: float = 4e-9
     answer: float = 4e-9
     decode: float = 2e-9
+    absorb: float = 0.0
+    hear: float | None = None
 
 
 class Messages(NamedTuple):
@@ -85,12 +87,19 @@ class Estimate(NamedTuple):
     Attributes:
         exchange: the exchange.
         cost: its bytes and messages.
-        seconds: from the reports to the models.
+        moving: seconds in which messages travel.
+        computing: seconds in which ranks encode and decode, one after another.
     """
 
     exchange: Exchange
     cost: Cost
-    seconds: float
+    moving: float
+    computing: float
+
+    @property
+    def seconds(self) -> float:
+        """From the reports to the models."""
+        return self.moving + self.computing
 
 
 def messages(algorithm: Algorithm, n: int, workers: int, layout: Layout = ()) -> Messages:
@@ -109,10 +118,35 @@ def messages(algorithm: Algorithm, n: int, workers: int, layout: Layout = ()) ->
         return Messages(up, down, up_values, down_values)
     # What has changed: the coordinates of which somebody has spoken, with 32 bits and a position each.
     moved = n * -math.expm1(workers * math.log1p(-min(up_values / max(n, 1), 1 - 1e-12)))
-    down = HEADER_BYTES + min(4 * moved + _positions(moved, n), 4 * n)
+    sent = Messages(up, 0, up_values, moved)
+    return sent._replace(down=_exact(sent, algorithm, n, workers, 1))
+
+
+def in_parts(sent: Messages, algorithm: Algorithm, exchange: Exchange, n: int, size: int) -> Messages:
+    """The messages of a round over this exchange: its coordinators answer about a stretch of the vector each.
+
+    Answers that hand on the reports of all hand on a part of each, with a beginning of its own.
+
+    Args:
+        sent: the messages of a round with one coordinator, as `messages` tells them.
+        algorithm: the parts.
+        exchange: it says how the vector is divided.
+        n: the number of coordinates.
+        size: the number of ranks.
+    """
+    if not (exchange.claims.divides and algorithm.replays):
+        return sent
+    parts = len(exchange.stretches(n, size))
+    return sent._replace(down=_exact(sent, algorithm, n, len(exchange.workers(size)), parts))
+
+
+def _exact(sent: Messages, algorithm: Algorithm, n: int, workers: int, parts: int) -> float:
+    """The bytes of exact answers about so many stretches, together, with one header."""
+    moved, body = sent.down_values, sent.up - HEADER_BYTES
+    changes = min(4 * moved + _positions(moved, n), 4 * n)
     if algorithm.replays:
-        down = min(down, HEADER_BYTES + workers * (up - HEADER_BYTES + 4))
-    return Messages(up, down, up_values, moved)
+        changes = min(changes, workers * (body + (parts - 1) * _PIECE + parts * _REPORT))
+    return HEADER_BYTES + changes
 
 
 def _length(part: Compressor, n: int, layout: Layout) -> tuple[float, float]:
@@ -167,70 +201,31 @@ def estimate(
         speeds: of their cores.
     """
     cost = exchange.cost(sent.up, sent.down, size)
-    moving = cost.serial / links.rate + cost.hops * links.latency + cost.messages * links.message
-    heard = sent.down_values if exchange.claims.answers else 0.0
+    moving = max(cost.serial / links.rate, cost.messages * links.message) + cost.hops * links.latency
+    answers = cost.answers
+    if speeds.hear is not None:
+        heard = n * speeds.hear
+        answers = answers if exchange.claims.answers else 1
+    else:
+        heard = (sent.down_values if exchange.claims.answers else 0.0) * speeds.decode
+    step = 1 / size if exchange.claims.divides else 1
     computing = (
-        n * (speeds.encode + cost.answers * speeds.answer)
-        + (cost.merges * sent.up_values + heard) * speeds.decode
+        n * (speeds.encode + answers * speeds.answer + step * speeds.absorb)
+        + cost.merges * sent.up_values * speeds.decode
+        + heard
     )
-    return Estimate(exchange, cost, moving + computing)
+    return Estimate(exchange, cost, moving, computing)
 
 
-def candidates(algorithm: Algorithm, size: int) -> Iterator[Exchange]:
-    """The exchanges over which an algorithm may run, its own first."""
-    own = natural_exchange(algorithm)
-    yield own
-    if own != ParameterServer():
-        return  # it needs a coordinator that only serves
-    for exchange in (AllGather(), Sharded()):
-        try:
-            for phase in filter(None, (algorithm, algorithm.prelude)):
-                check(replace(phase, prelude=None, length=None), exchange, size)
-        except (CompositionError, SettingError):
-            continue
-        yield exchange
+def dense_seconds(n: int, size: int, links: Links) -> float:
+    """The seconds of a dense Allreduce round a ring: 2(R − 1) hops, each with an R-th of float32's 4n bytes.
 
-
-def best(estimates: Iterable[Estimate], lossless: bool) -> Estimate:
-    """The first, unless another one is faster by more than what is hardly seen.
+    What adding up takes is left out, and so is the rank's own time for a message, in its favour.
 
     Args:
-        estimates: of the candidates, the algorithm's own exchange first.
-        lossless: answers are exact, so that the model is the same over all of them.
-    """
-    own, *others = estimates
-
-    def saves(each: Estimate) -> bool:
-        least = _OTHER_MODEL if each.exchange.claims.divides and not lossless else _SECONDS
-        return own.seconds - each.seconds >= max(least, _PART * own.seconds)
-
-    return min(filter(saves, others), key=lambda each: each.seconds, default=own)
-
-
-def exchange_for(
-    algorithm: Algorithm, n: int, size: int, layout: Layout = (), links: Links = Links()
-) -> Exchange:
-    """The exchange over which a round of this algorithm is fastest.
-
-    That of the algorithm, a parameter server, stays unless another one saves a fifth and some milliseconds.
-
-    Args:
-        algorithm: the parts.
         n: the number of coordinates.
-        size: the number of ranks.
-        layout: the model's layers.
+        size: R, the number of ranks.
         links: of the ranks.
-
-    >>> from qsparse.registry import build
-    >>> row = build("qsparse-local-sgd", "algorithm")
-    >>> [exchange_for(row, n, 4) for n in (8_000, 4_000_000)]
-    [ParameterServer(root=0, works=True), AllGather()]
     """
-    if size < 2:
-        return natural_exchange(algorithm)
-    choice = list(candidates(algorithm, size))
-    if len(choice) == 1:
-        return choice[0]
-    sent = messages(algorithm, n, size, layout)
-    found = (estimate(each, sent, n, size, links) for each in choice)
-    return best(found, algorithm.answer.compressor.claims.lossless).exchange
+    hops = 2 * (size - 1)
+    return hops / size * 4 * n / links.rate + hops * links.latency
