@@ -8,6 +8,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from qsparse.torch.sizes import LARGE, STAGES, Stages
+
 _META: Final[dict[str, Any]] = {"device": "meta", "dtype": torch.float32}
 
 
@@ -105,16 +107,15 @@ class Plan(NamedTuple):
     stem: bool
 
 
-#: Of He et al. 2016, for CIFAR and for ImageNet.
-PLANS: Final = {
-    "resnet20": Plan((16, 32, 64), (3, 3, 3), two, 1, Padded, stem=False),
-    "resnet32": Plan((16, 32, 64), (5, 5, 5), two, 1, Padded, stem=False),
-    "resnet18": Plan((64, 128, 256, 512), (2, 2, 2, 2), two, 1, projected, stem=True),
-    "resnet50": Plan((64, 128, 256, 512), (3, 4, 6, 3), bottleneck, 4, projected, stem=True),
-}
+def _plan(stages: Stages) -> Plan:
+    """The layers of a residual network of these numbers."""
+    body, expansion = (bottleneck, 4) if stages.bottleneck else (two, 1)
+    shortcut = projected if stages.projected else Padded
+    return Plan(stages.widths, stages.depths, body, expansion, shortcut, stages.stem)
 
-#: Pictures of so many pixels, both ways, are large.
-_LARGE: Final = 64
+
+#: Of He et al. 2016, for CIFAR and for ImageNet.
+PLANS: Final = {name: _plan(stages) for name, stages in STAGES.items()}
 
 
 class _ResNet(nn.Sequential):
@@ -128,7 +129,7 @@ class _ResNet(nn.Sequential):
 def resnet(channels: int, height: int, width: int, classes: int, plan: Plan) -> nn.Sequential:
     """The residual network of a plan."""
     inputs = plan.widths[0]
-    if plan.stem and min(height, width) >= _LARGE:
+    if plan.stem and min(height, width) >= LARGE:
         layers = [*_conv(channels, inputs, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
     else:
         layers = [*_conv(channels, inputs, 3), nn.ReLU()]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from qsparse.errors import SettingError
 from qsparse.registry import build, register
 from qsparse.seeds import Seed
+from qsparse.torch.sizes import STAGES, cnn_size, mlp_size, resnet_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,20 @@ class Model(ABC):
 
     kind: ClassVar[str] = "model"
     registered_name: ClassVar[str]
+    #: The examples and classes that are meant where nobody says others: those of MNIST.
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((1, 28, 28), 10)
+
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """How many parameters the module has; unless said otherwise, it is made and counted.
+
+        Args:
+            shape, classes: as of `module`.
+
+        Raises:
+            SettingError: the model cannot take such examples.
+        """
+        module = self.module(shape, classes)
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
     @abstractmethod
     def module(self, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -73,6 +88,10 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
 @dataclass(frozen=True)
 class Softmax(Model):
     """One linear layer."""
+
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """Weights and biases."""
+        return mlp_size(math.prod(shape), (), classes)
 
     def module(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """For examples of any shape."""
@@ -128,7 +147,15 @@ class MLP(_Sized):
         from qsparse.torch.layers import mlp
 
         inputs = math.prod(shape)
-        return mlp(inputs, self.sizes or ((128, 64) if inputs <= 64 else (256, 128)), classes)
+        return mlp(inputs, self._hidden(inputs), classes)
+
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """Weights and biases."""
+        inputs = math.prod(shape)
+        return mlp_size(inputs, self._hidden(inputs), classes)
+
+    def _hidden(self, inputs: int) -> tuple[int, ...]:
+        return self.sizes or ((128, 64) if inputs <= 64 else (256, 128))
 
 
 @register("cnn")
@@ -150,8 +177,15 @@ class CNN(_Sized):
         """For pictures."""
         from qsparse.torch.layers import cnn
 
+        return cnn(*_picture(self.registered_name, shape), classes, self._widths())
+
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """Those of all four layers."""
+        return cnn_size(*_picture(self.registered_name, shape), classes, self._widths())
+
+    def _widths(self) -> tuple[int, int, int]:
         first, second, hidden = self.sizes or (32, 64, 128)
-        return cnn(*_picture(self.registered_name, shape), classes, (first, second, hidden))
+        return first, second, hidden
 
 
 class _Residual(Model):
@@ -163,17 +197,25 @@ class _Residual(Model):
 
         return resnet(*_picture(self.registered_name, shape), classes, PLANS[self.registered_name])
 
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """Those of convolutions, batch norms and the last layer."""
+        return resnet_size(*_picture(self.registered_name, shape), classes, STAGES[self.registered_name])
+
 
 @register("resnet20")
 @dataclass(frozen=True)
 class ResNet20(_Residual):
     """He et al. 2016 for CIFAR, 20 layers, shortcuts without parameters (option A)."""
 
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 32, 32), 10)
+
 
 @register("resnet32")
 @dataclass(frozen=True)
 class ResNet32(_Residual):
     """He et al. 2016 for CIFAR, 32 layers, shortcuts without parameters (option A)."""
+
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 32, 32), 10)
 
 
 @register("resnet18")
@@ -185,6 +227,8 @@ class ResNet18(_Residual):
     published, and with 3 x 3 convolutions below.
     """
 
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 224, 224), 1000)
+
 
 @register("resnet50")
 @dataclass(frozen=True)
@@ -193,6 +237,8 @@ class ResNet50(_Residual):
 
     It begins as resnet18 does; the stride of a bottleneck is in its 3 x 3 convolution, as in torchvision.
     """
+
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 224, 224), 1000)
 
 
 def _picture(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ import torch
 from qsparse import registry
 from qsparse.data import Batches, load
 from qsparse.errors import SettingError, UnknownPart
-from qsparse.registry import names
+from qsparse.registry import build, names
 from qsparse.seeds import Seed
 from qsparse.torch.models import Model, build_model
 
@@ -50,6 +50,30 @@ def flat(model: torch.nn.Module) -> np.ndarray:
 )
 def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, expected: int) -> None:
     assert count(build_model(name, shape, classes, Seed(0))) == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 96)])
+@pytest.mark.parametrize(
+    "name",
+    ["softmax", "mlp", "mlp(20)", "cnn", "cnn(2, 3, 5)", "resnet20", "resnet32", "resnet18", "resnet50"],
+)
+def test_sizes_without_torch_are_those_of_the_modules(name: str, shape: tuple[int, ...]) -> None:
+    """Told by numbers, counted on torch's device meta."""
+    part: Model = build(name, "model")
+    module = part.module(shape, 7)
+    assert part.parameters(shape, 7) == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_a_model_of_ones_own_is_made_and_counted() -> None:
+    class Frozen(Model):
+        """A layer that is trained, and one that is not."""
+
+        def module(self, shape: tuple[int, ...], classes: int) -> torch.nn.Module:
+            first, last = torch.nn.Linear(shape[0], 3), torch.nn.Linear(3, classes)
+            first.requires_grad_(False)
+            return torch.nn.Sequential(first, last)
+
+    assert Frozen().parameters((5,), 2) == 3 * 2 + 2
 
 
 @pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR])
