@@ -11,6 +11,7 @@ from qsparse.cli.bench import bench
 from qsparse.cli.check import check_command
 from qsparse.cli.doctor import doctor
 from qsparse.cli.parts import bits, laws, list_parts
+from qsparse.cli.plan import plan_command
 from qsparse.cli.plot import plot
 from qsparse.cli.ranks import message
 from qsparse.cli.reproduce import reproduce
@@ -45,6 +46,7 @@ _COMMANDS = (
     list_parts,
     bits,
     tune_command,
+    plan_command,
     check_command,
     laws,
     doctor,

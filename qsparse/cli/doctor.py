@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,10 +17,14 @@ from tabulate import tabulate
 
 import qsparse
 from qsparse import _version
+from qsparse.bench.links import measure_links
 from qsparse.cli.launch import shared_memory_shortage
+from qsparse.cli.options import PATH, check_json, write_json
 from qsparse.cli.ranks import on_ranks
 from qsparse.compressors import Float32
+from qsparse.errors import SettingError
 from qsparse.payload import Payload, Way
+from qsparse.planning.links import links_file, slow
 from qsparse.process.launchers import clashing_runtimes
 from qsparse.registry import build
 from qsparse.seeds import Seed
@@ -33,12 +38,49 @@ _THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 @click.command("doctor")
 @click.option("--ranks", type=int, help="Start this many ranks to measure between.")
-def doctor(ranks: int | None) -> None:
+@click.option("--links", is_flag=True, help="Measure the links between all ranks, and name slow ones.")
+@click.option("--json", "file", type=PATH, help="With --links: write them here, for qsparse plan --links.")
+def doctor(ranks: int | None, links: bool, file: str | None) -> None:
     """Show what a run will find: MPI, ranks, threads, kernel cache, a ping and a bandwidth.
 
-    Under mpirun, or with --ranks 2, messages between rank 0 and rank 1 are timed.
+    Under mpirun, or with --ranks 2, messages between rank 0 and rank 1 are timed. With --links every pair of
+    up to 16 ranks is timed, one after another; of more ranks, neighbours in the order of the ring.
     """
-    on_ranks("mpi", ranks, _examine)
+    if file is not None and not links:
+        raise SettingError("--json goes with --links: what else would be written?")
+    if links:
+        check_json(file)
+        on_ranks("mpi", ranks, functools.partial(_examine_links, file))
+    else:
+        on_ranks("mpi", ranks, _examine)
+
+
+def _examine_links(file: str | None, wire: Wire) -> None:
+    if wire.size < 2:
+        raise SettingError(
+            "--links measures between ranks: start several, as in mpirun -n 4 qsparse doctor --links"
+        )
+    pairs = measure_links(wire)
+    if wire.rank:
+        return
+    middle = statistics.median_high(pair.rate for pair in pairs)
+    rows = [
+        (
+            f"{pair.one} <-> {pair.other}",
+            f"{1e6 * pair.latency:,.1f}",
+            f"{pair.rate / 1e6:,.1f}",
+            f"{pair.rate / middle:.2f}",
+            f"{1e6 * pair.message:,.1f}",
+        )
+        for pair in pairs
+    ]
+    head = ("ranks", "latency, µs", "MB/s", "of the median", "a message, µs")
+    align = ["left", *["right"] * 4]
+    click.echo(tabulate(rows, headers=head, tablefmt="simple", colalign=align, disable_numparse=True))
+    click.echo()
+    for sentence in slow(pairs) or ["no link is much slower than the others"]:
+        click.echo(sentence)
+    write_json(file, links_file(pairs, wire.size))
 
 
 def _examine(wire: Wire) -> None:

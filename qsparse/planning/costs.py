@@ -19,7 +19,7 @@ from qsparse.exchange import Exchange
 from qsparse.exchange.base import Cost
 from qsparse.payload import HEADER_BYTES
 from qsparse.seeds import Seed
-from qsparse.types import Layout
+from qsparse.types import Layer, Layout
 
 #: Messages of longer vectors are told from one of this length.
 _SAMPLE: Final = 1 << 16
@@ -149,20 +149,45 @@ def _exact(sent: Messages, algorithm: Algorithm, n: int, workers: int, parts: in
     return HEADER_BYTES + changes
 
 
+def shrunk(layout: Layout, size: int) -> Layout:
+    """The layout of a model of so many coordinates with layers in the same proportions; the smallest may go.
+
+    >>> from qsparse.types import Layer
+    >>> shrunk((Layer("weight", 0, 600, 2), Layer("bias", 600, 603, 1)), 100)
+    (Layer(name='weight', start=0, stop=100, dims=2),)
+    """
+    whole = layout[-1].stop if layout else 0
+    edges = (
+        layer._replace(start=round(layer.start * size / whole), stop=round(layer.stop * size / whole))
+        for layer in layout
+    )
+    return tuple(layer for layer in edges if layer.stop > layer.start)
+
+
+def goes_by_layers(part: Compressor) -> bool:
+    """Whether messages depend on where the layers are."""
+    try:
+        return part.bind((Layer("", 0, 1),)) != part
+    except CompositionError:  # there is no rule for a layer of this name
+        return True
+
+
 def _length(part: Compressor, n: int, layout: Layout) -> tuple[float, float]:
     """The bytes of a message of n coordinates, and the values that it spells."""
-    whole = part.bind(layout) if layout else part
-    bound, size = whole, n
-    # A compressor by layers has messages of the model's length only.
-    if n > 2 * _SAMPLE and _fits(part, _SAMPLE):
-        bound, size = part, _SAMPLE
+
+    def at(size: int) -> Compressor:
+        return part.bind(layout if size == n else shrunk(layout, size)) if layout else part
+
+    size = n
+    if n > 2 * _SAMPLE and _fits(at(_SAMPLE), _SAMPLE) and _fits(at(_SAMPLE // 2), _SAMPLE // 2):
+        size = _SAMPLE
     noise = np.random.default_rng(0).standard_normal(size).astype(np.float32)
-    payload = bound.compress(noise, Seed(0, use="up"))
+    payload = at(size).compress(noise, Seed(0, use="up"))
     spelled = sum(piece.values.size for piece in unpack(payload, np.float32, size))
     body, values = len(payload.body), float(spelled)
     if size < n:
         # Two lengths tell what grows with the vector from a fixed number of values, of which positions grow.
-        half = bound.compress(noise[: size // 2], Seed(0, use="up"))
+        half = at(size // 2).compress(noise[: size // 2], Seed(0, use="up"))
         less = sum(piece.values.size for piece in unpack(half, np.float32, size // 2))
         steps = (n - size) / (size - size // 2)
         grown = (body - len(half.body)) * steps if spelled > less else spelled * math.log2(n / size) / 8

@@ -12,6 +12,7 @@ from qsparse.errors import SettingError
 from qsparse.registry import build, register
 from qsparse.seeds import Seed
 from qsparse.torch.sizes import STAGES, cnn_size, mlp_size, resnet_size
+from qsparse.types import Layer, Layout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +37,24 @@ class Model(ABC):
         """
         module = self.module(shape, classes)
         return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    def layout(self, shape: tuple[int, ...], classes: int) -> Layout:
+        """The layers of the module, as they lie in the flat vector; it is made for that.
+
+        Args:
+            shape, classes: as of `module`.
+
+        Raises:
+            SettingError: the model cannot take such examples.
+        """
+        from qsparse.torch.naming import named_parameters
+
+        layers: list[Layer] = []
+        for name, parameter in named_parameters(self.module(shape, classes)):
+            if parameter.requires_grad:
+                start = layers[-1].stop if layers else 0
+                layers.append(Layer(name, start, start + parameter.numel(), parameter.dim()))
+        return tuple(layers)
 
     @abstractmethod
     def module(self, shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -240,6 +240,7 @@ def test_helps() -> None:
         "list",
         "bits",
         "tune",
+        "plan",
         "check",
         "laws",
         "doctor",

@@ -17,6 +17,7 @@ from qsparse.errors import SettingError, UnknownPart
 from qsparse.registry import build, names
 from qsparse.seeds import Seed
 from qsparse.torch.models import Model, build_model
+from qsparse.types import Layer
 
 DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)
 
@@ -74,6 +75,7 @@ def test_a_model_of_ones_own_is_made_and_counted() -> None:
             return torch.nn.Sequential(first, last)
 
     assert Frozen().parameters((5,), 2) == 3 * 2 + 2
+    assert Frozen().layout((5,), 2) == (Layer("1.weight", 0, 6, 2), Layer("1.bias", 6, 8, 1))
 
 
 @pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR])
