@@ -89,8 +89,10 @@ def plan_command(
     qsparse plan --model resnet50 --ranks 16 --rate 1gbit --compute 0.2
     qsparse plan --n 25557032 --ranks 2,4,...,4096 --curve curve.svg
     """
+    from qsparse.kernels import jit
     from qsparse.planning.plan import choices, plan
 
+    before = len(jit.compiled())
     for module in imports:
         user_module(module, f"import --import {module}")
     check_json(file)
@@ -104,7 +106,8 @@ def plan_command(
     more: dict[str, Any] = {"compute": compute, "layout": layout, "exchanges": exchanges}
     made = [plan(looked_at, length, count, link, timing, **more) for count in counts]
     click.echo(f"{algorithm}: {meant}, {_said(link, links)}")
-    click.echo(f"{timing.said()}\n")
+    compiled = len(jit.compiled()) - before
+    click.echo(f"{timing.said()}{_waited(compiled)}\n")
     if curve is None:
         click.echo("\n\n".join(_shown(each, compute) for each in made))
     else:
@@ -116,7 +119,7 @@ def plan_command(
         "links": dataclasses.asdict(link),
         "compute": compute,
         "measured_entries": timing.entries,
-        "compiled": timing.compiled,
+        "compiled": compiled,
         "plans": [_entry(each) for each in made],
     }
     write_json(file, found)
@@ -201,19 +204,18 @@ class _Timing:
         """The length of the vectors; None where nothing was measured."""
         return next((each.entries for each in self._found.values()), None)
 
-    @property
-    def compiled(self) -> int:
-        """How many kernels had to be compiled."""
-        return sum(each.compiled for each in self._found.values())
-
     def said(self) -> str:
         """Where the speeds are from."""
         if self._given is not None:
             return "encoding and decoding: as --speeds says"
-        said = f"encoding and decoding: measured here with {self.entries:,} entries"
-        if self.compiled:
-            said += f"; {self.compiled} kernels had to be compiled first, which the next plan need not do"
-        return said
+        return f"encoding and decoding: measured here with {self.entries:,} entries"
+
+
+def _waited(compiled: int) -> str:
+    """Why this plan took longer than the next one will, after a semicolon; empty where it did not."""
+    if not compiled:
+        return ""
+    return f"; kernels had to be compiled first ({compiled}), which the next plan need not do"
 
 
 def _examples(model: str, shape: str | None, classes: int | None) -> tuple[Model, tuple[int, ...], int]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import unpack
-from qsparse.kernels import jit
 from qsparse.ledger import Ledger
 from qsparse.payload import Payload
 from qsparse.planning.costs import Speeds, shrunk
@@ -23,7 +22,7 @@ from qsparse.triggers import Every
 from qsparse.types import Layout, Vector
 
 #: The length of the vector, unless the model's is shorter: more than the caches near a core hold.
-ENTRIES: Final = 1 << 19
+ENTRIES: Final = 1 << 18
 #: Workers of a round: an answer to a few is no answer to one.
 _WORKERS: Final = 4
 #: Rounds, of which the fastest counts; the first makes kernels ready.
@@ -36,12 +35,10 @@ class Measured(NamedTuple):
     Attributes:
         speeds: seconds for each entry.
         entries: the length of the vector.
-        compiled: how many kernels had to be compiled first.
     """
 
     speeds: Speeds
     entries: int
-    compiled: int
 
 
 def measured(algorithm: Algorithm, n: int, size: int, layout: Layout = ()) -> Measured:
@@ -57,7 +54,6 @@ def measured(algorithm: Algorithm, n: int, size: int, layout: Layout = ()) -> Me
         CompositionError, SettingError: a compressor does not fit a vector of this length.
     """
     entries, count = min(n, ENTRIES), max(1, min(size, _WORKERS))
-    before = len(jit.compiled())
     start = np.zeros(entries, np.float32)
     # Whether to speak takes little time, and some would not speak of noise.
     ours, layers = replace(algorithm, trigger=Every(1)).among(count), shrunk(layout, entries)
@@ -88,7 +84,7 @@ def measured(algorithm: Algorithm, n: int, size: int, layout: Layout = ()) -> Me
     one, more = (_fastest(partial(coordinator.take, each, _ROUNDS)) for each in (few, many))
     decode = max(0.0, more - one) / (_WORKERS * max(values, 1))
     absorb = max(0.0, one - decode * values) / entries
-    return Measured(Speeds(encode, answer, decode, absorb, hear), entries, len(jit.compiled()) - before)
+    return Measured(Speeds(encode, answer, decode, absorb, hear), entries)
 
 
 def _noise(entries: int, count: int) -> list[Vector]:
