@@ -92,7 +92,8 @@ for line in sys.argv[1].split(";"):
 def test_everything_is_printed_in_a_narrow_encoding(tmp_path: Path) -> None:
     lines = [
         "--help", "train --help", "sweep --help", "reproduce --help", "bench kernels --help", "list",
-        "doctor", "tune --gamma 0.1 --n 100", "bits sign --n 9", "bits γ --n 9", "plan --n 9 --speeds encode=1",
+        "doctor", "tune --gamma 0.1 --n 100", "bits sign --n 9", "bits γ --n 9",
+        "plan --n 9 --speeds encode=1",
         "bench kernels --n 64 --rounds 1 --ratio 0.1 --quiet",
         "sweep figure-1 --model softmax --steps 1 --method SGD --dry-run",
     ]  # fmt: skip
