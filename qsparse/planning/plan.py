@@ -170,10 +170,10 @@ def plan(
         every = gap(algorithm, ranks)
         for exchange in _exchanges(algorithm, ranks, exchanges):
             parts = in_parts(sent, algorithm, exchange, n, ranks)
-            told = estimate(exchange, parts, n, ranks, links, speeds)
+            told = estimate(exchange, parts, n, ranks, links, _spared(speeds, algorithm, exchange))
             holds = held(algorithm, exchange, ranks)
             share = 1 / ranks if exchange.claims.divides else 1.0
-            rate = None if compute is None else every / (every * compute + told.seconds)
+            rate = None if compute is None else _rate(algorithm, every, compute, told.seconds)
             exact = algorithm.answer.compressor.claims.lossless
             lines.append(
                 Line(
@@ -192,6 +192,19 @@ def plan(
     lines.sort(key=lambda line: line.estimate.seconds)
     dense_rate = None if compute is None else 1 / (compute + dense) if compute + dense else None
     return Plan(ranks, gap(chosen[0], ranks), dense, dense_rate, lines)
+
+
+def _spared(speeds: Speeds, algorithm: Algorithm, exchange: Exchange) -> Speeds:
+    """Where no answer travels and an exact one would be the model, none is made."""
+    exact = algorithm.answer.compressor.claims.lossless
+    return replace(speeds, answer=0.0) if exact and not exchange.claims.answers else speeds
+
+
+def _rate(algorithm: Algorithm, every: float, compute: float, seconds: float) -> float | None:
+    """Local steps per second; those between a report and its answer go on while messages travel."""
+    meanwhile = min(algorithm.meeting.claims.delay, every) * compute
+    whole = every * compute + max(0.0, seconds - meanwhile)
+    return every / whole if whole else None
 
 
 def _exchanges(algorithm: Algorithm, ranks: int, wanted: Sequence[str]) -> Iterator[Exchange]:

@@ -81,6 +81,30 @@ def test_lines_are_those_of_the_formulas_the_fastest_first(tmp_path: Path) -> No
     assert len({(line["compressor"], line["down"]) for line in made["lines"]}) == 3
 
 
+def test_local_steps_that_go_on_meanwhile_cost_nothing() -> None:
+    """An answer that is adopted some steps later is waited for only as long as these steps do not last."""
+    links = Links(12.5e6, 0, 0)
+    for late, hidden in ((0, 0.0), (1, 0.1), (3, 0.3)):
+        row = preset("local-sgd(H=4)").with_(meeting=build(f"synchronous(delay={late})", "meeting"))
+        (line,) = plan(
+            [row], 1_000_000, 5, links, lambda _: Speeds(0, 0, 0), compute=0.1, exchanges=["sharded"]
+        ).lines
+        assert line.estimate.seconds == pytest.approx(0.512, rel=0.01)
+        assert line.rate == pytest.approx(4 / (0.4 + line.estimate.seconds - hidden))
+
+
+def test_no_answer_is_made_where_the_model_itself_will_do() -> None:
+    """Over allgather an exact answer costs nothing; one that is rounded does."""
+    seconds = {}
+    for down in ("exact", "sign"):
+        chosen = choices(preset("local-sgd"), 4, downs=[down])
+        (line,) = plan(
+            chosen, 1000, 4, Links(1e9, 0, 0), lambda _: Speeds(0, 1, 0, 0, 0), exchanges=["allgather"]
+        ).lines
+        seconds[down] = line.estimate.computing
+    assert seconds == {"exact": 0, "sign": 1000}
+
+
 def test_the_table_is_printed() -> None:
     result = invoke("--model", "resnet50", "--ranks", "4,8", "--compute", "0.2", *STILL)
     assert result.exit_code == 0, result.output
