@@ -3,8 +3,9 @@
 Paper bits are counted where a message is committed (up, once per speaking worker) or received
 (down, once per listening worker), as the papers count them. Wire bytes are counted where a frame is
 handed to the wire, headers and forwarded copies included; greetings, reports and errors are counted
-apart ("control"). What a rank sends and what it receives crosses its link; the link that carried most is the
-one that a run waits for. Bits and bytes are never mixed.
+apart ("control"). So is what ranks of one machine send each other where one of them speaks for all
+(`Ledger.indoors`). What a rank sends and what it receives crosses its link; the link that carried most is
+the one that a run waits for. Bits and bytes are never mixed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Ledger:
         self.wire_bytes = {"up": 0, "down": 0, "control": 0}
         #: Sent and received by this rank, by way of the message; both directions of its link together.
         self.link_bytes = {"up": 0, "down": 0}
+        #: What ranks of one machine have sent each other, which crosses no link; not in the two before.
+        self.machine_bytes = {"up": 0, "down": 0, "control": 0}
         self.messages = {"up": 0, "down": 0}
         self.skips = 0
         #: Skips to which the errors of a compressor forced the trigger, however much there was to say.
@@ -79,6 +82,7 @@ class Ledger:
         #: Told of each report that came when it liked: rank, its step, what about, staleness.
         self.on_arrival: Callable[[int, int, int, int], None] | None = None
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self._indoors = False
         self._blocks = _Blocks()
 
     def count_message(self, *parts: Payload) -> None:
@@ -104,13 +108,23 @@ class Ledger:
 
     def count_bytes(self, payload: Payload) -> None:
         """Count the bytes of a frame that was handed to the wire: called by the wire."""
-        self.wire_bytes[_WAYS[payload.way]] += len(payload)
+        counter = self.machine_bytes if self._indoors else self.wire_bytes
+        counter[_WAYS[payload.way]] += len(payload)
         self.received(payload)
 
     def received(self, payload: Payload) -> None:
         """Count the bytes of a frame that came: called by the wire."""
-        if payload.way is not Way.CONTROL:
+        if payload.way is not Way.CONTROL and not self._indoors:
             self.link_bytes[_WAYS[payload.way]] += len(payload)
+
+    @contextmanager
+    def indoors(self) -> Iterator[None]:
+        """What is sent and received in the block stays within a machine."""
+        before, self._indoors = self._indoors, True
+        try:
+            yield
+        finally:
+            self._indoors = before
 
     def arrived(self, rank: int, step: int, about: int, staleness: int) -> None:
         """Note a report that came when it liked: called by the coordinator that took it.
@@ -161,6 +175,7 @@ class Ledger:
             "paper_bits": dict(self.paper_bits),
             "wire_bytes": dict(self.wire_bytes),
             "link_bytes": dict(self.link_bytes),
+            **({"machine_bytes": dict(self.machine_bytes)} if any(self.machine_bytes.values()) else {}),
             "messages": dict(self.messages),
             "skips": self.skips,
             "starved": self.starved,
@@ -170,7 +185,7 @@ class Ledger:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Count on from what a rank had counted before it was ended."""
-        for name in ("paper_bits", "wire_bytes", "link_bytes", "messages", "seconds"):
+        for name in ("paper_bits", "wire_bytes", "link_bytes", "machine_bytes", "messages", "seconds"):
             counters = getattr(self, name)
             for key, value in snapshot.get(name, {}).items():
                 counters[_RENAMED.get(key, key)] += value
@@ -184,12 +199,15 @@ def combine(snapshots: Iterable[Snapshot]) -> Snapshot:
     parts = list(snapshots)
 
     def total(name: str) -> dict[str, int]:
-        return {way: sum(part[name][way] for part in parts) for way in parts[0][name]}
+        having = [part[name] for part in parts if name in part]
+        return {way: sum(each[way] for each in having) for way in having[0]}
 
+    indoors = any("machine_bytes" in part for part in parts)
     return {
         "paper_bits": total("paper_bits"),
         "wire_bytes": total("wire_bytes"),
         "link_bytes": max((part["link_bytes"] for part in parts), key=lambda link: sum(link.values())),
+        **({"machine_bytes": total("machine_bytes")} if indoors else {}),
         "messages": total("messages"),
         "skips": sum(part["skips"] for part in parts),
         "starved": sum(part.get("starved", 0) for part in parts),

@@ -32,6 +32,7 @@ class Wire(Clock, ABC):
         doing: what the rank is doing, which the lines about a long wait name; see `at`.
         threaded: another thread of the rank may use it in turn, so that frames move while the rank computes.
         simulates: the spelling of a wire whose seconds are not those of this machine; empty elsewhere.
+        machines: of each rank, the lowest rank on its machine; None where the wire does not know.
     """
 
     rank: int
@@ -40,6 +41,12 @@ class Wire(Clock, ABC):
     doing: str = ""
     threaded: bool = True
     simulates: str = ""
+    machines: tuple[int, ...] | None = None
+
+    @property
+    def origin(self) -> int:
+        """The number by which frames and errors name this rank; see `qsparse.wire.subwire`."""
+        return self.rank
 
     @contextmanager
     def at(self, doing: str) -> Iterator[None]:

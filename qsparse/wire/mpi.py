@@ -155,6 +155,7 @@ class MpiWire(Wire):
         self.channel = make_channel(comm) if channel is None else channel
         self.channel.enter(self)
         self._comm = self.channel.comm
+        self.machines = self.channel.machines
         self._chunk = chunk_bytes
         self._flying: list[tuple[Any, Any, int]] = []  # requests, the memory they use, the other rank
         self._arrivals: dict[int, _Arrival] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from qsparse.errors import DisagreementError, PeerGone, WireError
-from qsparse.wire.mpi_world import ended_here, running_mpi
+from qsparse.wire.mpi_world import ended_here, machines_of, running_mpi
 from qsparse.wire.waiting import Alarm, Heard, Limits, Wait, last_heard, named
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class Channel:
         self.comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.world = world_ranks(comm)
+        self.machines = machines_of(self.comm)
         self.wires: dict[int, MpiWire] = {}
         self._newest = 0
         self._highest = self.comm.Get_attr(MPI.TAG_UB) or 32767

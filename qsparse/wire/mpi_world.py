@@ -107,3 +107,17 @@ def local_ranks(comm: Any = None) -> tuple[int, int]:
         return node.Get_rank(), node.Get_size()
     finally:
         node.Free()
+
+
+def machines_of(comm: Any) -> tuple[int, ...]:
+    """Of each rank of a communicator, the lowest rank on its machine; collective.
+
+    Ranks are on one machine where they can share memory.
+    """
+    MPI = running_mpi()
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.Get_rank())
+    try:
+        lowest = here.bcast(comm.Get_rank(), 0)
+    finally:
+        here.Free()
+    return tuple(comm.allgather(lowest))
