@@ -6,7 +6,7 @@ An algorithm is one choice per axis::
     trigger      when does it speak?                                  every, randomgap, lazy, drift, ask
     compressor   in which words?                                      topk >> sign, qsgd, …
     memory       what is kept of what was not said?                   errorfeedback, innovation, snapshot
-    exchange     over which pattern?                                  server, tree, allgather
+    exchange     over which pattern?                                  server, tree, allgather, sharded, nodes
     server rule  what does the coordinator do with what it heard?     descend, majority, hold, proxsvrg, …
     meeting      who waits for whom?                                  synchronous, asynchronous
 

@@ -350,6 +350,8 @@ def _delay(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
         )
     if trigger.claims.may_skip or algorithm.participation.claims.chooses:
         return f"{name} needs an answer to every report, and here some are skipped or left out: use delay=0"
+    if exchange.claims.groups:
+        return f"{name}: over {spell(exchange)} ranks of a machine wait for the one that speaks: use delay=0"
     gap = trigger.claims.gap
     least = 1 if trigger.claims.always_due else None if gap is None or trigger.claims.drawn else gap(1, 1)
     if least is None or least > delay:
@@ -381,6 +383,28 @@ def _stretches(algorithm: Algorithm, exchange: Exchange, size: int) -> str | Non
             "it a ratio instead of a number"
         )
     return None
+
+
+def _one_voice(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    local = algorithm.local
+    if not exchange.claims.groups or not local.claims.measures:
+        return None
+    return (
+        f"local step {spell(local)} measures how much news the report of each worker is, and under "
+        f"{spell(exchange)} a machine says the mean of several: use local step gradient, whose news is "
+        "what is sent, or exchange server"
+    )
+
+
+def _weighed(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    up = algorithm.up.compressor
+    if not exchange.claims.groups or up.claims.homogeneous or not exchange.weighs(size):
+        return None
+    return (
+        f"the machines of {spell(exchange)} have different numbers of ranks, so their reports have weights, "
+        f"which {spell(up)} would not keep (C(a·x) is not a·C(x)): choose a homogeneous compressor, or give "
+        "all machines as many ranks"
+    )
 
 
 #: A number of coordinates, with which the bits of an answer should grow.
@@ -497,6 +521,16 @@ RULES: Final[tuple[Rule, ...]] = (
         _stretches,
         "Where each rank coordinates a stretch of the model, the server rule goes by single coordinates, and "
         "answers about stretches are together no longer than one about all.",
+    ),
+    Rule(
+        "one voice",
+        _one_voice,
+        "Where a machine says the mean of its ranks' reports, no local step measures the news of its own.",
+    ),
+    Rule(
+        "weights",
+        _weighed,
+        "Machines with different numbers of ranks weigh their reports, so the compressor is homogeneous.",
     ),
     Rule(
         "skips",

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Final
 
-from qsparse.exchange.base import note, receive_one
+from qsparse.exchange.base import receive_one
+from qsparse.exchange.notes import note
 from qsparse.payload import HEADER_BYTES, Payload, Way
 from qsparse.planning.links import Pair
 from qsparse.wire.base import Wire

@@ -24,7 +24,7 @@ _FEW: Final = 4
 _BLOCK: Final = 1 << 12
 
 
-def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
+def add_up(payloads: Sequence[Payload], out: Vector, parts: float = 1) -> Vector:
     """Write the sum of the vectors that payloads spell, in their order, divided by ``parts``, into ``out``.
 
     Raises:
@@ -38,7 +38,7 @@ def add_up(payloads: Sequence[Payload], out: Vector, parts: int = 1) -> Vector:
     return out
 
 
-def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
+def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: float) -> bool:
     """Do `add_up` where all pieces have few, ascending indices; else return False."""
     room, count, ends = out.size // _FEW, 0, [0]
     indices, values = scratch("total places", room, np.intp), scratch("total values", room, out.dtype)
@@ -64,7 +64,7 @@ def _sum_sparse(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
     return all(threads.spread(share, out.size))
 
 
-def _sum_dense(payloads: Sequence[Payload], out: Vector, parts: int) -> bool:
+def _sum_dense(payloads: Sequence[Payload], out: Vector, parts: float) -> bool:
     """Do `add_up` where all entries of all payloads come in the same parts; else return False."""
     for pieces in zip_longest(*(fitting(payload, out) for payload in payloads)):
         first = pieces[0]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import ClassVar, NamedTuple
 
-from qsparse.errors import CompositionError, DisagreementError, RankError, SettingError, WireError
-from qsparse.payload import Kind, Payload, Way
+from qsparse.errors import CompositionError, RankError, SettingError, WireError
+from qsparse.exchange.notes import error_payload, same_step
+from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
 
@@ -54,6 +54,25 @@ class Cost(NamedTuple):
     answers: float
 
 
+class Post(NamedTuple):
+    """Where a rank stands when reports are exchanged; see `Exchange.post`.
+
+    Attributes:
+        exchange: brings reports and answers to and from those that speak.
+        wire: between them; None on a rank that another one speaks for.
+        size: how many speak.
+        home: between the ranks for which one of them speaks, who has number 0 there; None where every rank
+            speaks for itself.
+        divisor: what is said for them is the sum of their reports divided by this.
+    """
+
+    exchange: Exchange
+    wire: Wire | None
+    size: int
+    home: Wire | None = None
+    divisor: float = 1.0
+
+
 @dataclass(frozen=True)
 class ExchangeClaims:
     """What an exchange promises; the rules of composition go by it, and laws hold it.
@@ -63,12 +82,14 @@ class ExchangeClaims:
         broadcasts_to_some: `broadcast_to` answers some workers, and sends the others a SKIP.
         serves: rank 0 coordinates and only serves; all other ranks work.
         divides: each rank coordinates a stretch of the vector; see `Exchange.stretches`.
+        groups: one rank speaks for several, with the mean of their reports; see `Exchange.post`.
     """
 
     answers: bool = True
     broadcasts_to_some: bool = False
     serves: bool = False
     divides: bool = False
+    groups: bool = False
 
 
 class Exchange(ABC):
@@ -89,6 +110,22 @@ class Exchange(ABC):
 
     def check(self, size: int) -> None:
         """Refuse a number of ranks that the settings do not fit."""
+
+    def on(self, wire: Wire) -> Exchange:
+        """This exchange on the ranks of a wire, with the settings that were left to be found there.
+
+        Raises:
+            SettingError: the wire does not know them.
+        """
+        return self
+
+    def post(self, wire: Wire) -> Post:
+        """Where this rank stands when reports are exchanged: it speaks for itself unless said otherwise."""
+        return Post(self, wire, wire.size)
+
+    def weighs(self, size: int) -> bool:
+        """Whether reports of several ranks are said with a weight of their own, as their number differs."""
+        return False
 
     def workers(self, size: int) -> list[int]:
         """The ranks that are workers."""
@@ -292,11 +329,6 @@ class Peers(Exchange):
                 wire.send([error], rank)
 
 
-def error_payload(origin: int, step: int, reason: str) -> Payload:
-    """The message that a failing rank sends in place of its payload."""
-    return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.CONTROL, origin=origin, step=step)
-
-
 def receive_one(wire: Wire, source: int = ANY) -> tuple[int, Payload]:
     """Receive the next message, which holds one frame; an ERROR is raised as RankError."""
     rank, payload = receive_any_kind(wire, source)
@@ -318,65 +350,3 @@ def raise_error(payload: Payload) -> None:
     """Raise RankError if the payload is an ERROR."""
     if payload.kind is Kind.ERROR:
         raise RankError(payload.origin, payload.step, payload.text)
-
-
-#: The name of the call in which ranks send each other updates.
-UPDATES: Final = "an exchange of updates"
-#: The call that ends a loop, where ranks that took fewer steps than others are found.
-FINISH: Final = "finish()"
-
-
-def note(wire: Wire, call: str, step: int = 0, said: Any = None) -> Payload:
-    """A control message that names the call for all ranks that this rank is in, with further JSON data."""
-    text = json.dumps({"call": call, "said": said}).encode()
-    return Payload.build([text], way=Way.CONTROL, origin=wire.rank, step=step)
-
-
-def call_of(payload: Payload) -> str:
-    """The call that the sender of a payload is in: an exchange of updates, or the call its note names."""
-    if payload.way is not Way.CONTROL:
-        return UPDATES
-    try:
-        return str(json.loads(payload.text)["call"])
-    except (ValueError, LookupError, TypeError):
-        return "another call"
-
-
-def same_step(payloads: list[Payload]) -> list[Payload]:
-    """Refuse a round with ranks at different steps, or with updates of some and notes of other ranks."""
-    if len({(payload.step, payload.way is Way.CONTROL) for payload in payloads}) > 1:
-        raise DisagreementError(_apart(payloads))
-    return payloads
-
-
-def same_call(payloads: list[Payload]) -> list[Payload]:
-    """Refuse a round of notes in which the ranks are in different calls."""
-    if len({call_of(payload) for payload in payloads}) > 1:
-        raise DisagreementError(_apart(payloads))
-    return payloads
-
-
-def _apart(payloads: list[Payload]) -> str:
-    """The reason why a round cannot go on: which ranks are in which call."""
-    ranks: dict[tuple[str, int], list[int]] = {}
-    for payload in payloads:
-        ranks.setdefault((call_of(payload), payload.step), []).append(payload.origin)
-    calls = {call for call, _ in ranks}
-    named = sorted(calls - {UPDATES, FINISH})
-    if named and len(calls) > 1:
-        places = [
-            f"{'ranks' if len(those) > 1 else 'rank'} {', '.join(map(str, those))} in {call} at step {step}"
-            for (call, step), those in ranks.items()
-        ]
-        return (
-            f"the ranks are in different calls: {'; '.join(places)}: {' and '.join(named)} must be called by "
-            "all ranks, at the same step"
-        )
-    steps = {payload.origin: payload.step for payload in payloads}
-    ended = [str(rank) for (call, _), those in ranks.items() if call == FINISH for rank in those]
-    verb = f"call {named[0]}" if named else "meet"
-    tail = f" (rank {', '.join(ended)} has called finish())" if ended and len(calls) > 1 else ""
-    return (
-        f"the ranks {verb} at different steps (rank: step) {steps}{tail}: give every rank the same trigger, "
-        "and let all take as many steps"
-    )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from qsparse.errors import DisagreementError
 from qsparse.exchange import AllGather
-from qsparse.exchange.base import same_call
+from qsparse.exchange.notes import same_call
 from qsparse.payload import Payload, Way
 from qsparse.wire.base import Wire
 

@@ -14,8 +14,8 @@ from qsparse.exchange.base import (
     Stretch,
     raise_error,
     receive_any_kind,
-    same_step,
 )
+from qsparse.exchange.notes import same_step
 from qsparse.payload import HEADER_BYTES, Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire

@@ -36,6 +36,7 @@ class LocalClaims:
         scheduled: the scale of the reports follows a schedule.
         decoupled_decay: every rank, the coordinator too, decays the model by itself at each meeting.
         needs_mean: reports are differences, and a server rule adds the full gradient to them.
+        measures: it says by itself how much news a report is; see `Local.change`.
     """
 
     reports_gradient: bool = False
@@ -47,6 +48,7 @@ class LocalClaims:
     scheduled: bool = False
     decoupled_decay: bool = False
     needs_mean: bool = False
+    measures: bool = False
 
 
 class Local(ABC):
@@ -133,7 +135,10 @@ class Local(ABC):
             (self.adopt if sent else self.follow)(state, model)
 
     def change(self, state: State) -> float | None:
-        """How much news the report is, in the square of its units; None: as much as is sent."""
+        """How much news the report is, in the square of its units; None: as much as is sent.
+
+        A number is claimed by `measures`.
+        """
         return None
 
     def afresh(self, state: State) -> State:

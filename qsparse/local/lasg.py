@@ -40,7 +40,7 @@ class LASG(Local):
     @property
     def claims(self) -> LocalClaims:
         """A gradient, and another one to measure it by."""
-        return LocalClaims(reports_gradient=True, asks_once=False)
+        return LocalClaims(reports_gradient=True, asks_once=False, measures=True)
 
     def init(self, x: Vector, gradient: Vector | None = None) -> State:
         """Everything is news at first."""

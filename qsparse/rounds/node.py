@@ -9,7 +9,8 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
-from qsparse.exchange.base import Exchange, same_step
+from qsparse.exchange.base import Exchange
+from qsparse.exchange.notes import same_step
 from qsparse.ledger import Ledger
 from qsparse.local import SGD
 from qsparse.payload import Kind, Payload, Way
@@ -17,6 +18,7 @@ from qsparse.process import notice
 from qsparse.registry import spell
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.flight import Flight
+from qsparse.rounds.machine import Machine
 from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
@@ -69,23 +71,30 @@ class Node:
                 f"meeting {spell(algorithm.meeting)} moves frames while the rank computes, which this wire, "
                 f"{type(wire).__name__}, cannot do: use delay=0, or wire threads or mpi"
             )
-        workers = exchange.workers(wire.size)
-        self.works = wire.rank in workers
+        self.works = wire.rank in exchange.workers(wire.size)
         self.algorithm = algorithm
-        self.exchange = exchange
-        self.wire = wire
         self.ledger = ledger
         self.pace = pace or Pace()
-        self.stretches = exchange.stretches(start.size, wire.size)
-        self.worker = WorkerEnd(
-            algorithm, start, seed.at(rank=wire.rank), layout, ledger, self.works, self.stretches
-        )
+        #: Where this rank stands: from here on only those count that speak.
+        post = self.post = exchange.post(wire)
+        self.exchange = exchange = post.exchange
+        self.machine = None
+        mine = seed.at(rank=wire.rank)
+        if post.home is not None:
+            self.machine = Machine(post.home, post.divisor, start, mine, layout, ledger)
+        self.stretches = exchange.stretches(start.size, post.size)
+        speaks = self.works and post.wire is not None
+        self.worker = WorkerEnd(algorithm, start, mine, layout, ledger, self.works, self.stretches, speaks)
         # A rank is spared the coordinator's vectors of what it does not coordinate.
         self.coordinator = None
+        #: How many report: the workers, or those that speak for them.
+        self.voices = len(exchange.workers(post.size))
+        travels = exchange.claims.answers or self.machine is not None
+        number = None if post.wire is None else post.wire.rank
         for stretch in self.stretches:
-            if exchange.coordinates(wire.rank) and stretch.owner in (None, wire.rank):
+            if number is not None and exchange.coordinates(number) and stretch.owner in (None, number):
                 self.coordinator = Coordinator(
-                    algorithm, start, len(workers), seed, layout, ledger, exchange.claims.answers, stretch
+                    algorithm, start, self.voices, seed, layout, ledger, travels, stretch
                 )
         # Where no answer travels and an exact one would be the model, the model itself will do.
         down, waits = algorithm.answer, algorithm.meeting.claims.waits
@@ -93,9 +102,7 @@ class Node:
             down.memory.claims.exact or not down.memory.claims.remembers
         )
         decays = algorithm.local.claims.decoupled_decay
-        self._unsaid = (
-            not exchange.claims.answers and exact and waits and not decays and start.dtype == np.float32
-        )
+        self._unsaid = not travels and exact and waits and not decays and start.dtype == np.float32
         #: Has the coordinator stopped this worker?
         self.stopped = False
         #: The round whose answer is still to be adopted.
@@ -123,14 +130,14 @@ class Node:
         if met:
             self.land()
         if due and delay and not last:
-            self.post(t, delay)
+            self.launch(t, delay)
             met = False
         elif due:
             self.synchronize(t, final)
             met = True
         return met
 
-    def post(self, t: int, delay: int) -> None:
+    def launch(self, t: int, delay: int) -> None:
         """Report what step t came to; the answer is adopted ``delay`` local steps later."""
         report, change = self.worker.report()
         signal = notice.asked()
@@ -172,53 +179,98 @@ class Node:
         """
         # Whoever was asked to stop says so in the headers, and the answer tells it to all at once.
         signal = notice.asked() if self.algorithm.meeting.claims.waits else 0
-        parts = None
-        if self.works:
-            message = self.worker.message(v, t, self.pace.clock, change, last).asking(signal)
-            parts = self.worker.cut(message)
-        model = self._round(parts, t, self.pace.clock, signal, last)
+        if self.machine is None:
+            parts = self._said(v, t, signal, change, last)
+            model = self._round(parts, t, self.pace.clock, signal, last)
+        else:
+            model = self._as_one(self.machine, v, t, signal, change, last)
         if model is not None:
             self.worker.note(model)
         return model
+
+    def _as_one(
+        self, machine: Machine, v: Vector, t: int, signal: int, change: float | None, last: bool
+    ) -> Vector | None:
+        """A round in which one rank of each machine speaks for it."""
+        mine = machine.report(v, t, signal)
+        pooled = machine.pool(mine, t)
+        if pooled is None:
+            replies, self.worker.sent = machine.hear(t, len(self.stretches))
+            _same_call([mine], replies)
+        else:
+            v, signal = pooled
+            parts = self._said(v, t, signal, change, last)
+            assert parts is not None
+            payloads, signal = self._gathered(parts, t, self.pace.clock, signal)
+            replies = self._replied(parts, payloads, t, signal, last)
+            machine.tell(parts[0], replies, self.worker.sent)
+        return self._heard(replies, self.pace.clock)
+
+    def _said(self, v: Vector, t: int, signal: int, change: float | None, last: bool) -> list[Payload] | None:
+        """What this rank says of v, about each stretch; None where it does not work."""
+        if not self.works:
+            return None
+        return self.worker.cut(self.worker.message(v, t, self.pace.clock, change, last).asking(signal))
 
     def _round(
         self, parts: Sequence[Payload] | None, t: int, clock: int, signal: int, last: bool
     ) -> Vector | None:
         """Hand in a report; where this rank coordinates take and answer those of all; decode the answer."""
-        with self.ledger.timed("exchange"), self.wire.at(f"the reports of step {t}"):
-            payloads = self.exchange.gather_parts(self.wire, parts, self.stretches)
-        reply = None
+        payloads, signal = self._gathered(parts, t, clock, signal)
+        # An answer that is looked at is made, as others are.
+        if self._unsaid and self.coordinator is not None and self.coordinator.sender.watch is None:
+            return self._model(parts or (), payloads or (), signal)
+        return self._heard(self._replied(parts, payloads, t, signal, last), clock)
+
+    def _gathered(
+        self, parts: Sequence[Payload] | None, t: int, clock: int, signal: int
+    ) -> tuple[list[Payload] | None, int]:
+        """Hand in a report, and take those of all where this rank coordinates; and any signal to stop."""
+        wire = self._outside()
+        with self.ledger.timed("exchange"), wire.at(f"the reports of step {t}"):
+            payloads = self.exchange.gather_parts(wire, parts, self.stretches)
         if payloads is not None:
             assert self.coordinator is not None
             self.coordinator.take(payloads, clock)
             signal = max([signal, *(payload.asked for payload in payloads)])
-            # One that is looked at is made, as others are.
-            if self._unsaid and self.coordinator.sender.watch is None:
-                return self._model(payloads, parts, signal)
+        return payloads, signal
+
+    def _replied(
+        self,
+        parts: Sequence[Payload] | None,
+        payloads: Sequence[Payload] | None,
+        t: int,
+        signal: int,
+        last: bool,
+    ) -> list[Payload]:
+        """Answer where this rank coordinates, and receive the answers."""
+        reply = None
+        if payloads is not None:
+            assert self.coordinator is not None
             reply = self.coordinator.reply(t, self.coordinator.sender).asking(signal)
-            self.coordinator.tally.add(reply, len(self.exchange.workers(self.wire.size)))
-        replies = self._answers(payloads, reply, t, last)
+            self.coordinator.tally.add(reply, self.voices)
+        replies = self._answers(self._outside(), payloads, reply, t, last)
+        _same_call(parts, replies)
+        stopped = self.stopped or any(each.kind is Kind.STOP for each in replies)
+        if self.works and not stopped and self.exchange.claims.answers:
+            self.ledger.count_message(*replies)
+        elif parts is not None and not stopped and payloads is not None:
+            self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
+        return replies
+
+    def _heard(self, replies: Sequence[Payload], clock: int) -> Vector | None:
+        """The model that is answered with; whoever was asked to stop, or is stopped, is told here."""
         self.pace.asked = max(self.pace.asked, *(each.asked for each in replies))
         for each in replies:
-            if each.kind is Kind.DATA and each.way is Way.CONTROL and parts is not None:
-                # The coordinator is in another call, and says why this cannot go on.
-                same_step([parts[0], each])
             if each.kind is Kind.STOP:
                 self.stopped, self.pace.t = True, each.step
-        if self.works and not self.stopped and self.exchange.claims.answers:
-            self.ledger.count_message(*replies)
-        elif parts is not None and not self.stopped and payloads is not None:
-            self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
         if replies[0].kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
             self.pace.clock = clock = replies[0].step
         return self.worker.decode(replies, clock)
 
-    def _model(
-        self, payloads: Sequence[Payload], parts: Sequence[Payload] | None, signal: int
-    ) -> Vector | None:
+    def _model(self, parts: Sequence[Payload], payloads: Sequence[Payload], signal: int) -> Vector | None:
         """The model that an answer would spell: every rank coordinates, and has it."""
         assert self.coordinator is not None
-        assert parts is not None
         self.pace.asked = max(self.pace.asked, signal)
         self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
         if self.algorithm.server.claims.holds:
@@ -228,18 +280,23 @@ class Node:
             model: Vector = np.add(self.coordinator.model, np.float32(0), out=self.worker.receiver.like)
         return model
 
+    def _outside(self) -> Wire:
+        """The wire between the ranks that speak."""
+        assert self.post.wire is not None
+        return self.post.wire
+
     def _answers(
-        self, payloads: Sequence[Payload] | None, reply: Payload | None, t: int, last: bool
+        self, wire: Wire, payloads: Sequence[Payload] | None, reply: Payload | None, t: int, last: bool
     ) -> list[Payload]:
         """What comes back to this rank: an answer for each stretch."""
         if not self.algorithm.participation.claims.chooses:
-            with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
-                return self.exchange.broadcast_parts(self.wire, reply, self.stretches)
+            with self.ledger.timed("exchange"), wire.at(f"the answers of step {t}"):
+                return self.exchange.broadcast_parts(wire, reply, self.stretches)
         invited = None
         if payloads is not None and self.coordinator is not None:
             invited = self.coordinator.invited(payloads, t, last)
-        with self.ledger.timed("exchange"), self.wire.at(f"the answers of step {t}"):
-            return [self.exchange.broadcast_to(self.wire, reply, invited)]
+        with self.ledger.timed("exchange"), wire.at(f"the answers of step {t}"):
+            return [self.exchange.broadcast_to(wire, reply, invited)]
 
     def enter(self, x: Vector, before: Node) -> None:
         """A phase begins (again) at a model that all ranks have, after the phase of another node."""
@@ -247,6 +304,13 @@ class Node:
         self.worker.enter(x)
         if self.coordinator is not None and before.coordinator is not None:
             self.coordinator.enter(x, before.coordinator)
+
+
+def _same_call(parts: Sequence[Payload] | None, replies: Sequence[Payload]) -> None:
+    """Say why this cannot go on where the coordinator is in another call than this rank."""
+    for each in replies:
+        if each.kind is Kind.DATA and each.way is Way.CONTROL and parts is not None:
+            same_step([parts[0], each])
 
 
 def averaging(algorithm: Algorithm) -> Algorithm:

@@ -87,6 +87,7 @@ class WorkerEnd:
         ledger: where messages and seconds are counted.
         works: a rank that does not work only listens.
         stretches: of the model, about which there are answers of their own; all of it unless given.
+        speaks: a rank that another one speaks for has no sending end; as ``works`` unless given.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class WorkerEnd:
         ledger: Ledger,
         works: bool,
         stretches: Sequence[Stretch] | None = None,
+        speaks: bool | None = None,
     ) -> None:
         self.ledger = ledger
         self.local = algorithm.local.bind(layout)
         self.seed = seed.at(use="up")
-        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if works else None
+        speaks = works if speaks is None else speaks
+        self.sender = Sender(algorithm.up, np.zeros_like(start), layout) if speaks else None
         self.stretches = [Stretch(0, start.size)] if stretches is None else stretches
         self.ears = [Ear(algorithm, start, layout, stretch) for stretch in self.stretches]
         # What is heard of several stretches is put together here.

@@ -159,7 +159,8 @@ class RunConfig:
     )
     exchange: str | None = _option(
         None,
-        "server, server(root=1, works=false), tree, allgather, sharded; auto: the fastest.  [default: auto]",
+        "server, server(root=1, works=false), tree, allgather, sharded, or nodes(outer=server), where one "
+        "rank of a machine speaks for it; auto: the fastest of those of all ranks.  [default: auto]",
     )
     wire: str = _option(
         "mpi",

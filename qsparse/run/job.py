@@ -16,7 +16,8 @@ from qsparse import _version
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import Compressor
 from qsparse.errors import CheckpointError, SettingError, Stopped
-from qsparse.exchange.base import error_payload, receive_one
+from qsparse.exchange.base import receive_one
+from qsparse.exchange.notes import error_payload
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.memory import Memory
@@ -82,12 +83,12 @@ class Job:
         #: The loss at which this rank's first step began.
         self._first: float | None = None
         self._taken = 0  # steps of this rank
-        self._starving = Starving(len(settings.exchange.workers(wire.size)))
         self._end: dict[str, Any] = {}
         self.walk = Walk(
             algorithm, settings.exchange, wire, problem.vector, Seed(settings.seed), problem.layout,
             problem.buffers, Order(settings.order),
         )  # fmt: skip
+        self._starving = Starving(self.walk.node.voices)
         # Only the messages of one worker are looked at by layers.
         closely = wire.rank == settings.exchange.workers(wire.size)[0]
         self._sight = watching.Probe(wire.ledger, problem.layout, closely) if watched else None

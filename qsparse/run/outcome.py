@@ -33,7 +33,7 @@ class Starving:
     """Checks whether most reports of workers were forbidden because of the errors of their compressor.
 
     Args:
-        workers: the number of workers.
+        workers: how many report.
     """
 
     def __init__(self, workers: int) -> None:

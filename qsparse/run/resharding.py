@@ -130,6 +130,11 @@ def reshard(
             f"the checkpoint is one of {len(walks)} ranks, and workers that do not wait for each other have "
             "steps of their own: go on with as many ranks"
         )
+    if exchange.claims.groups:
+        raise CheckpointError(
+            f"the checkpoint is one of {len(walks)} ranks, and under {spell(exchange)} what was not said is "
+            "remembered by machine, for ranks that would be on other machines now: go on with as many ranks"
+        )
     old, new = exchange.workers(len(walks)), exchange.workers(size)
     mine = new.index(rank) if rank in new else None
     if mine is None:

@@ -84,6 +84,7 @@ def _run(
 
     def prepare() -> tuple[Job, Mapping[str, Any]]:
         settings = make_settings()
+        settings = replace(settings, exchange=settings.exchange.on(wire))
         settings.exchange.check(wire.size)
         algorithm = settings.algorithm.among(len(settings.exchange.workers(wire.size)))
         check(algorithm, settings.exchange, wire.size)

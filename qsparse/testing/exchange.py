@@ -89,7 +89,8 @@ def _gather(part: Exchange, name: str, x: Vector) -> bool:
     for size in _fitting(part):
         ranks = _together(size, body)
         coordinators = [rank for rank in range(size) if ranks[rank][0] is not None]
-        wanted = 1 if part.claims.answers and not part.claims.divides else size
+        alone = part.claims.answers and not part.claims.divides
+        wanted = 1 if alone else sum(part.coordinates(rank) for rank in range(size))
         hold(len(coordinators) == wanted, f"of {size} ranks {coordinators} coordinate, not {wanted}")
         for step in range(_ROUNDS):
             frames = [bytes(_news(rank, step).frame) for rank in part.workers(size)]
@@ -245,6 +246,49 @@ def _stretches(part: Exchange, name: str, x: Vector) -> bool:
                         (*bytes(frame.body), frame.n) for frame in (Payload.parse(each) for each in heard)
                     ]
                     hold(found == due, f"{what}: not the workers' parts of its stretch, in rank order")
+    return True
+
+
+@law("posts", "exchange", once=True)
+def _posts(part: Exchange, name: str, x: Vector) -> bool:
+    """Who speaks for others says what makes the mean of those that speak the mean of all workers.
+
+    Without the claim `groups` every rank speaks for itself.
+    """
+
+    def body(wire: Wire) -> tuple[int | None, int, int | None, list[int], float]:
+        post = part.post(wire)
+        home = post.home
+        together = [wire.rank]
+        if home is not None:
+            for other in range(home.size):
+                if other != home.rank:
+                    home.send([_news(wire.rank, 1)], other)
+            others = (home.receive(other) for other in range(home.size) if other != home.rank)
+            together += [payloads[0].origin for _, payloads in others]
+        number = None if post.wire is None else post.wire.rank
+        return number, post.size, None if home is None else home.rank, sorted(together), post.divisor
+
+    for size in _fitting(part):
+        posts = _together(size, body)
+        workers = part.workers(size)
+        speakers = [rank for rank in range(size) if posts[rank][0] is not None]
+        numbers = [posts[rank][0] for rank in speakers]
+        hold(numbers == list(range(len(speakers))), f"of {size} ranks {speakers} speak, as {numbers}")
+        hold({post[1] for post in posts} == {len(speakers)}, "the ranks do not know how many speak")
+        if not part.claims.groups:
+            alone = speakers == list(range(size)) and all(post[2] is None for post in posts)
+            hold(alone, f"of {size} ranks {speakers} speak, and no groups are claimed")
+            continue
+        for rank, (number, _, place, together, divisor) in enumerate(posts):
+            what = f"rank {rank} of {size}"
+            hold((number is None) == (place not in (None, 0)), f"{what} speaks, or not, against its place")
+            hold(
+                all(posts[other][3] == together for other in together),
+                f"{what} is with others than these say",
+            )
+            fair = abs(divisor * len(speakers) - len(workers)) < 1e-9 * size
+            hold(fair, f"{what} divides by {divisor}, and {len(workers)} workers have {len(speakers)} voices")
     return True
 
 

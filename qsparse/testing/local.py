@@ -91,6 +91,8 @@ def _report(part: Local, name: str, x: Vector) -> bool:
         out[...] = np.nan
         got = part.report(state, out)
         hold(bits_of(state) == before, "report changed the state")
+        measured = part.change(state) is not None
+        hold(measured == claims.measures, "it says how much news a report is, or not, against its claim")
         hold(got is out, "report did not return the array that it was given")
         for key, value in state.items():
             hold(

@@ -97,6 +97,11 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "tree(root=1)",
         "allgather",
         "sharded",
+        "nodes(outer=server, ranks=2)",
+        "nodes(outer=tree, ranks=[2, 1])",
+        "nodes(outer=allgather, ranks=2)",
+        "nodes(outer=sharded, ranks=3)",
+        "nodes(outer=server(root=1), ranks=1)",
     ),
     "meeting": (
         "synchronous",

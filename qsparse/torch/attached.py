@@ -15,8 +15,8 @@ import torch
 from qsparse.algorithm import Algorithm
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange import Exchange
-from qsparse.exchange.base import FINISH, UPDATES, note, same_call
 from qsparse.exchange.collectives import agree
+from qsparse.exchange.notes import FINISH, UPDATES, note, same_call
 from qsparse.files import named_path
 from qsparse.rounds.node import Node, Pace, averaging
 from qsparse.rounds.state import WalkState

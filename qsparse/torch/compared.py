@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from qsparse.exchange import Exchange
-from qsparse.exchange.base import note, same_call
+from qsparse.exchange.notes import note, same_call
 from qsparse.payload import Payload
 from qsparse.torch.steps import Optimizers
 from qsparse.wire.base import Wire

@@ -69,6 +69,7 @@ def prepare(
             f"participation {spell(chosen.participation)} cannot be attached, because a rank that is left "
             "out of a round would have to leave out its optimizer's steps: use qsparse train"
         )
+    pattern = pattern.on(wire)
     check(chosen, pattern, wire.size)
     # A schedule without a length would fail in the middle of the loop.
     trigger = chosen.trigger.bind(chosen.server.claims.rate)

@@ -82,11 +82,11 @@ def node_about(
     row = replace(algorithm, local=UsersOptimizer())
     node = Node(row, exchange, wire, tensor.cpu().numpy(), seed, layout, wire.ledger, pace)
     sender = node.worker.sender
-    assert sender is not None
     out: Any = torch.empty_like(tensor)
     if not device.elsewhere(tensor):
         out = out.numpy()
-    elif DeviceSender.serves(sender, row, tensor.numel()):
+    elif sender is not None and node.machine is None and DeviceSender.serves(sender, row, tensor.numel()):
+        # The mean of a machine is formed on the host, and what is said of it as well.
         node.worker.sender = DeviceSender(sender, tensor)
     else:
         # Locked pages are copied at the full speed of the bus.

@@ -57,7 +57,7 @@ def as_good(run: dict[str, Any], plain: dict[str, Any], loss: float, accuracy: f
 def test_every_section_is_held() -> None:
     """Each has a test below, which asks for it by its title."""
     source = Path(__file__).read_text(encoding="utf-8")
-    assert len(SECTIONS) == PAGE.count("```sh") == 6
+    assert len(SECTIONS) == PAGE.count("```sh") == 7
     assert all(f'section("{title}")' in source for title in SECTIONS)
 
 
@@ -125,3 +125,14 @@ def test_server_compression_in_a_tree() -> None:
     assert run["exchange"] != star["exchange"]
     assert run["paper_bits"]["down"] < run["dense_bits"]["down"] / 30
     as_good(run, trained('train --ranks 3 --steps 200 --algorithm "sgd(lr=0.1)"'), 0.0, 0.02)
+
+
+def test_one_voice_for_each_machine() -> None:
+    """A fifth of the bytes: one other voice in place of five."""
+    run = section("One voice for each machine")
+    plain = trained('train --ranks 6 --steps 200 --algorithm "dist-ef-sgd(lr=0.1)" --exchange server')
+    as_good(run, plain, 0.05, 0.02)
+    assert up(plain) == 3 * up(run)
+    for way in ("up", "down"):
+        assert 5 * run["link_bytes"][way] == plain["link_bytes"][way] > 0
+    assert run["model_sha256"] != plain["model_sha256"]

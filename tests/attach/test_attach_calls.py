@@ -63,7 +63,9 @@ CALLS: list[tuple[Callable[[Loop], None], Callable[[Loop], None], str, str]] = [
 
 
 @LEFTOVERS
-@pytest.mark.parametrize("exchange", ["server", "server(root=1)", "tree", "allgather"])
+@pytest.mark.parametrize(
+    "exchange", ["server", "server(root=1)", "tree", "allgather", "nodes(outer=tree(root=1), ranks=2)"]
+)
 @pytest.mark.parametrize("ranks", [(0,), (1,), (0, 2)], ids=str)
 @pytest.mark.parametrize(
     ("call", "other", "one", "two"), CALLS, ids=[f"{a.__name__}-{b.__name__}" for a, b, *_ in CALLS]

@@ -31,6 +31,7 @@ ALGORITHMS = {
     "feedback": "qsparse-local-sgd(H=4)",
     "both ways": "dist-ef-sgd",
     "gaps": "qsparse-local-sgd(H=5, random_gaps=true)",
+    "machines": "qsparse-local-sgd(H=4)",
 }
 
 
@@ -88,7 +89,8 @@ def test_a_loop_goes_on(tmp_path: Path, name: str, optimizer: str) -> None:
     """The model, batch statistics, learning rate and counters are those of a loop that was not ended."""
 
     def body(wire: Wire, folder: Path, steps: int) -> Any:
-        return loop(wire, folder, ALGORITHMS[name], optimizer, steps)
+        exchange = "nodes(outer=server, ranks=2)" if name == "machines" else None
+        return loop(wire, folder, ALGORITHMS[name], optimizer, steps, exchange=exchange)
 
     whole = run_threads(3, lambda wire: body(wire, tmp_path / "whole", 33), timeout=60)
     # Checkpoints are also made where the ranks do not meet.

@@ -28,7 +28,7 @@ from qsparse.compressors.composed import (  # noqa: E402
     SelectorClaims,
 )
 from qsparse.errors import NotFinite, SettingError  # noqa: E402
-from qsparse.exchange import AllGather, ParameterServer  # noqa: E402
+from qsparse.exchange import AllGather, Nodes, ParameterServer  # noqa: E402
 from qsparse.link import Link, Sender  # noqa: E402
 from qsparse.local import SGD  # noqa: E402
 from qsparse.memory import ErrorFeedback, Innovation, Stateless  # noqa: E402
@@ -375,7 +375,7 @@ class There:
         return self.x.cpu().numpy().tobytes()
 
 
-@pytest.mark.parametrize("exchange", [ParameterServer(), AllGather()])
+@pytest.mark.parametrize("exchange", [ParameterServer(), AllGather(), Nodes(AllGather(), ranks=2)])
 @pytest.mark.parametrize("name", [*MEETINGS, "few down, forgotten"])
 def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> None:
     """Of a tensor that goes its own way between meetings; its first entries are −0."""

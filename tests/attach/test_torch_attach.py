@@ -212,7 +212,15 @@ def test_buffers_of_another_type_keep_it() -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "exchange"),
-    [(1, "server"), (2, "server"), (2, "allgather"), (3, "tree(root=1)"), (3, "server(root=2)")],
+    [
+        (1, "server"),
+        (2, "server"),
+        (2, "allgather"),
+        (3, "tree(root=1)"),
+        (3, "server(root=2)"),
+        (4, "nodes(outer=server, ranks=2)"),
+        (4, "nodes(outer=sharded, ranks=[3, 1])"),
+    ],
 )
 def test_sgd_is_sgd_on_all_examples(ranks: int, exchange: str) -> None:
     """Momentum, Nesterov and weight decay are the optimizer's; one momentum each equals one for all."""
@@ -223,17 +231,18 @@ def test_sgd_is_sgd_on_all_examples(ranks: int, exchange: str) -> None:
         batches = [batch(rank, t) for rank in range(ranks)]
         step(alone, optimizer, tuple(torch.cat(part) for part in zip(*batches, strict=True)))
 
-    def body(wire: Wire) -> np.ndarray:
+    def body(wire: Wire) -> tuple[np.ndarray, int]:
         model = net(1)
         optimizer = torch.optim.SGD(model.parameters(), **settings)
         with attach(model, optimizer, "sgd", wire, exchange=exchange) as attached:
             for t in range(40):
                 step(model, optimizer, batch(wire.rank, t))
         assert attached.steps == 40
-        assert attached.ledger.messages["up"] == 40
-        return flat(model)
+        return flat(model), attached.ledger.messages["up"]
 
-    models = on_threads(ranks, body)
+    models, said = zip(*on_threads(ranks, body), strict=True)
+    # Of four ranks on two machines two speak.
+    assert sum(said) == 40 * (2 if exchange.startswith("nodes") else ranks)
     assert all(np.array_equal(models[0], other) for other in models)
     np.testing.assert_allclose(models[0], flat(alone), rtol=0, atol=2e-6)
     assert np.abs(flat(net(1)) - flat(alone)).max() > 0.1
@@ -608,7 +617,10 @@ def test_a_schedule_and_a_fixed_grid_do_not_go_together() -> None:
 
 
 @LEFTOVERS
-@pytest.mark.parametrize("exchange", ["server", "server(root=2)", "tree", "tree(root=1)", "allgather"])
+@pytest.mark.parametrize(
+    "exchange",
+    ["server", "server(root=2)", "tree", "tree(root=1)", "allgather", "nodes(outer=tree, ranks=2)"],
+)
 @pytest.mark.parametrize("failing", [0, 1, 2])
 @pytest.mark.parametrize("H", [1, 4])
 def test_an_exception_in_one_loop_reaches_the_others(exchange: str, failing: int, H: int) -> None:
@@ -635,7 +647,10 @@ def test_an_exception_in_one_loop_reaches_the_others(exchange: str, failing: int
 
 
 @LEFTOVERS
-@pytest.mark.parametrize("exchange", ["server", "server(root=1)", "tree", "tree(root=2)", "allgather"])
+@pytest.mark.parametrize(
+    "exchange",
+    ["server", "server(root=1)", "tree", "tree(root=2)", "allgather", "nodes(outer=server, ranks=2)"],
+)
 @pytest.mark.parametrize("longer", [0, 1, 2])
 def test_loops_of_different_lengths_are_told(exchange: str, longer: int) -> None:
     """Nobody waits for a rank that has finished: neither in a meeting nor in ``finish``."""

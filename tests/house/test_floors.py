@@ -45,7 +45,7 @@ NEVER = (
 
 #: Rooms of parts that know nothing of each other, and what these share: the protocol above all. The names of
 #: the files of one part begin alike.
-SEPARATE = {"wire": ("base", "hub", "waiting"), "exchange": ("base",)}
+SEPARATE = {"wire": ("base", "hub", "waiting"), "exchange": ("base", "notes")}
 
 #: Foreign libraries that enter by one door, and the door.
 DOORS = {"numba": "kernels/", "mpi4py": "wire/mpi_world.py", "torch": "torch/"}

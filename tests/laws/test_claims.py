@@ -16,7 +16,7 @@ import pytest
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float16, Float32, Sign
 from qsparse.errors import CompositionError
-from qsparse.exchange import ExchangeClaims, ParameterServer
+from qsparse.exchange import ExchangeClaims, Nodes, ParameterServer
 from qsparse.kernels import vector
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local, LocalClaims
@@ -334,6 +334,12 @@ def test_claims_of_local_steps_are_held():
             super().advance(state, oracle, batch, t)
             return super().advance(state, oracle, batch, t)
 
+    @dataclass(frozen=True)
+    class Loud(Gradient):
+        def change(self, state):
+            return 1.0
+
+    assert broken(Loud()) == {"report"}
     assert broken(Silent(Cosine(0.1))) == {"schedule"}
     assert "report" in broken(Unsaid())
     assert broken(Twice()) == {"in place"}
@@ -372,6 +378,19 @@ def test_claims_of_triggers_and_exchanges_are_held():
         def broadcast_to(self, wire, reply, asked):
             return super().broadcast_to(wire, reply, None)
 
+    @dataclass(frozen=True)
+    class Hidden(Nodes):
+        @property
+        def claims(self):
+            return replace(super().claims, groups=False)
+
+    @dataclass(frozen=True)
+    class Louder(Nodes):
+        def post(self, wire):
+            return super().post(wire)._replace(divisor=1.0)
+
+    assert broken(Hidden(ParameterServer(), 2)) == {"posts"}
+    assert broken(Louder(ParameterServer(), 2)) == {"posts"}
     assert broken(Always()) == {"due"}
     assert broken(Reluctant()) == {"worth"}
     assert broken(Choosing()) == {"invited"}

@@ -21,7 +21,8 @@ from qsparse.data.shards import Random
 from qsparse.data.sources import Digits
 from qsparse.errors import PeerGone, SettingError, WireError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
-from qsparse.exchange.base import receive_any_kind, receive_one, same_step
+from qsparse.exchange.base import receive_any_kind, receive_one
+from qsparse.exchange.notes import same_step
 from qsparse.link import Link
 from qsparse.local import SGD, Gradient, Local
 from qsparse.meeting import Async, Meeting, MeetingClaims, Sync

@@ -168,6 +168,8 @@ def test_what_does_not_go_with_a_delay_is_refused() -> None:
     check(Algorithm(SGD(LR), Every(5), meeting=late), ParameterServer(), 3)
     for preset, word in (("laq", "reports gradients"), ("sgd", "less than 1")):
         refused(replace(build(preset, "algorithm").closed(), meeting=late), word)
+    with pytest.raises(CompositionError, match="the one that speaks"):
+        check(TWO_WAYS, build("nodes(outer=server, ranks=2)", "exchange"), 4)
     with pytest.raises(SettingError, match="delay must be a whole number"):
         Sync(-1)
     with pytest.raises(SettingError, match="wire threads or mpi"):

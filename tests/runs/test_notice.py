@@ -21,7 +21,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.cli.commands import qsparse
 from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import Stopped
-from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
+from qsparse.exchange import AllGather, Exchange, Nodes, ParameterServer, TreeBroadcast
 from qsparse.process import notice
 from qsparse.rules import natural_exchange
 from qsparse.run import Settings, run
@@ -105,6 +105,8 @@ TOLD = {
     "who may skip": ("laq", AllGather(), 3, 2),
     "who is not asked": ("lag-ps", None, 4, 3),
     "in a phase": ("asylpg(inner=8)", None, 3, 2),
+    "who does not speak": ("qsparse-local-sgd(H=4)", Nodes(ParameterServer(), 2), 4, 3),
+    "who speaks for others": ("laq", Nodes(AllGather(), 2), 4, 2),
     "alone": ("sgd", ParameterServer(), 1, 0),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Blockwise, Sign, TopK
 from qsparse.errors import DisagreementError, RankError
-from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.exchange import AllGather, Exchange, Nodes, ParameterServer, Sharded, TreeBroadcast
 from qsparse.exchange.base import Peers
 from qsparse.ledger import Ledger
 from qsparse.link import Link
@@ -34,6 +34,19 @@ def exchanges(size: int) -> Iterator[Exchange]:
         yield TreeBroadcast(root)
         if size > 1:
             yield ParameterServer(root, works=False)
+    # Machines of one rank, of two, and of one more than the last has.
+    yield Nodes(TreeBroadcast(), ranks=1)
+    yield Nodes(Sharded(), ranks=1)
+    yield Nodes(ParameterServer(), ranks=2)
+    yield Nodes(AllGather(), ranks=3)
+    if size > 1:
+        yield Nodes(TreeBroadcast(root=1), ranks=(size - 1, 1))
+        yield Nodes(Sharded(), ranks=(1, size - 1))
+
+
+def pools(exchange: Exchange, size: int) -> bool:
+    """Does one rank say the mean of several, so that the model is another one?"""
+    return isinstance(exchange, Nodes) and len(exchange.machines(size)) < size
 
 
 def on_threads(size: int, body: Callable[[Wire], Any]) -> list[Any]:
@@ -47,17 +60,16 @@ def news_of(rank: int, step: int) -> Payload:
 def keeps_the_order_of_ranks(wire: Wire, exchange: Exchange) -> None:
     """Rank order where this rank coordinates, nothing elsewhere; the same answer everywhere; ten rounds."""
     workers = exchange.workers(wire.size)
-    root = getattr(exchange, "root", wire.rank)
+    root = getattr(exchange, "root", 0)
     for step in range(10):
         news = news_of(wire.rank, step) if wire.rank in workers else None
         payloads = exchange.gather(wire, news)
-        assert (payloads is None) == (wire.rank != root)
+        assert (payloads is not None) == exchange.coordinates(wire.rank)
         reply = None
         if payloads is not None:
             assert [bytes(p.frame) for p in payloads] == [bytes(news_of(r, step).frame) for r in workers]
             text = f"answer {step}".encode()
-            one = hasattr(exchange, "root")
-            reply = Payload.build([text], way=Way.DOWN, origin=root if one else 0, step=step)
+            reply = Payload.build([text], way=Way.DOWN, origin=root, step=step)
         answer = exchange.broadcast(wire, reply)
         assert (answer.text, answer.step) == (f"answer {step}", step)
 
@@ -76,6 +88,14 @@ def counts_what_it_sends(wire: Wire, exchange: Exchange) -> dict[str, int]:
 def bytes_of_all(exchange: Exchange, size: int) -> dict[str, int]:
     """The sum over the frames of one such round, from the definition of the pattern."""
     up = {rank: HEADER_BYTES + 100 + rank for rank in exchange.workers(size)}
+    if isinstance(exchange, Nodes):
+        machines = exchange.machines(size)
+        exchange, size = exchange.outer, len(machines)
+        # What ranks of a machine tell each other is counted apart; the payloads of several are in one frame.
+        up = {
+            number: sum(up[rank] for rank in ranks) + (HEADER_BYTES if len(ranks) > 1 else 0)
+            for number, ranks in enumerate(machines)
+        }
     if isinstance(exchange, Peers):
         return {"up": sum(up.values()) * (size - 1), "down": 0, "control": 0}
     up.pop(exchange.root, None)  # type: ignore[attr-defined]
@@ -114,7 +134,6 @@ def finds_ranks_at_different_steps(wire: Wire, exchange: Exchange) -> None:
     if len(exchange.workers(wire.size)) < 2:
         return
     ahead = max(exchange.workers(wire.size))
-    root = getattr(exchange, "root", wire.rank)
     works = wire.rank in exchange.workers(wire.size)
     raised = None
     try:
@@ -123,7 +142,7 @@ def finds_ranks_at_different_steps(wire: Wire, exchange: Exchange) -> None:
     except (DisagreementError, RankError) as error:
         exchange.notify(wire, error, 4)
         raised = error
-    assert isinstance(raised, DisagreementError if wire.rank == root else RankError)
+    assert isinstance(raised, DisagreementError if exchange.coordinates(wire.rank) else RankError)
     assert "different steps (rank: step) {" in str(raised)
     assert f"{ahead}: 5" in str(raised)
 

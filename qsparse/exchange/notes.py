@@ -1,0 +1,98 @@
+"""What ranks say about where they stand: errors, notes that name a call, and bundles of several payloads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from qsparse.errors import DisagreementError
+from qsparse.payload import Kind, Payload, Way
+from qsparse.wire.base import Wire
+
+#: The codec of a frame that holds whole frames: the payloads of ranks that one rank speaks for.
+BUNDLE: Final = 4
+
+#: The name of the call in which ranks send each other updates.
+UPDATES: Final = "an exchange of updates"
+#: The call that ends a loop, where ranks that took fewer steps than others are found.
+FINISH: Final = "finish()"
+
+
+def error_payload(origin: int, step: int, reason: str) -> Payload:
+    """The message that a failing rank sends in place of its payload."""
+    return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.CONTROL, origin=origin, step=step)
+
+
+def bundle(payloads: Sequence[Payload]) -> Payload:
+    """One frame that holds the frames of several ranks; of one payload it is that payload."""
+    first = payloads[0]
+    if len(payloads) == 1:
+        return first
+    frames = [payload.frame for payload in payloads]
+    return Payload.build(frames, way=first.way, codec=BUNDLE, origin=first.origin, step=first.step)
+
+
+def opened(payloads: Sequence[Payload]) -> list[Payload]:
+    """The payloads, those that are bundles as what they hold."""
+    found: list[Payload] = []
+    for payload in payloads:
+        found += Payload.split(payload.body) if payload.codec == BUNDLE else [payload]
+    return found
+
+
+def note(wire: Wire, call: str, step: int = 0, said: Any = None) -> Payload:
+    """A control message that names the call for all ranks that this rank is in, with further JSON data."""
+    text = json.dumps({"call": call, "said": said}).encode()
+    return Payload.build([text], way=Way.CONTROL, origin=wire.rank, step=step)
+
+
+def call_of(payload: Payload) -> str:
+    """The call that the sender of a payload is in: an exchange of updates, or the call its note names."""
+    if payload.way is not Way.CONTROL:
+        return UPDATES
+    try:
+        return str(json.loads(payload.text)["call"])
+    except (ValueError, LookupError, TypeError):
+        return "another call"
+
+
+def same_step(payloads: list[Payload]) -> list[Payload]:
+    """Refuse a round with ranks at different steps, or with updates of some and notes of other ranks."""
+    whole = opened(payloads)
+    if len({(payload.step, payload.way is Way.CONTROL) for payload in whole}) > 1:
+        raise DisagreementError(_apart(whole))
+    return payloads
+
+
+def same_call(payloads: list[Payload]) -> list[Payload]:
+    """Refuse a round of notes in which the ranks are in different calls."""
+    if len({call_of(payload) for payload in payloads}) > 1:
+        raise DisagreementError(_apart(payloads))
+    return payloads
+
+
+def _apart(payloads: list[Payload]) -> str:
+    """The reason why a round cannot go on: which ranks are in which call."""
+    ranks: dict[tuple[str, int], list[int]] = {}
+    for payload in payloads:
+        ranks.setdefault((call_of(payload), payload.step), []).append(payload.origin)
+    calls = {call for call, _ in ranks}
+    named = sorted(calls - {UPDATES, FINISH})
+    if named and len(calls) > 1:
+        places = [
+            f"{'ranks' if len(those) > 1 else 'rank'} {', '.join(map(str, those))} in {call} at step {step}"
+            for (call, step), those in ranks.items()
+        ]
+        return (
+            f"the ranks are in different calls: {'; '.join(places)}: {' and '.join(named)} must be called by "
+            "all ranks, at the same step"
+        )
+    steps = {payload.origin: payload.step for payload in payloads}
+    ended = [str(rank) for (call, _), those in ranks.items() if call == FINISH for rank in those]
+    verb = f"call {named[0]}" if named else "meet"
+    tail = f" (rank {', '.join(ended)} has called finish())" if ended and len(calls) > 1 else ""
+    return (
+        f"the ranks {verb} at different steps (rank: step) {steps}{tail}: give every rank the same trigger, "
+        "and let all take as many steps"
+    )

@@ -1,0 +1,88 @@
+"""The ranks of a machine for which one of them speaks: their mean report, and the answer on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qsparse.compressors.totals import add_up
+from qsparse.errors import WireError
+from qsparse.exchange import ParameterServer
+from qsparse.exchange.base import raise_error
+from qsparse.ledger import Ledger
+from qsparse.link import Link, Sender
+from qsparse.payload import Payload, Way
+from qsparse.seeds import Seed
+from qsparse.types import Layout, Vector
+from qsparse.wire.base import Wire
+
+
+class Machine:
+    """This rank's place on its machine, in the rounds of one node.
+
+    Args:
+        home: the wire between the ranks of the machine; number 0 speaks for them.
+        divisor: what is said is the sum of the reports divided by this.
+        start: the common starting point, (n,).
+        seed: of the run, with this rank.
+        layout: the model's layers, for messages.
+        ledger: where seconds are counted.
+    """
+
+    def __init__(
+        self, home: Wire, divisor: float, start: Vector, seed: Seed, layout: Layout, ledger: Ledger
+    ) -> None:
+        self.home, self.divisor, self.ledger = home, divisor, ledger
+        self.seed = seed.at(use="up")
+        self._plain = Sender(Link(), start, layout)
+        self._pooled = np.empty_like(start) if home.rank == 0 else None
+
+    def report(self, v: Vector, t: int, signal: int) -> Payload:
+        """This rank's report at step t, as it is, marked with the signal by which it was asked to stop."""
+        with self.ledger.timed("encode", v.size):
+            return self._plain.draft(v, self.seed.at(step=t)).payload.asking(signal)
+
+    def pool(self, mine: Payload, t: int) -> tuple[Vector, int] | None:
+        """Bring the reports of the machine together.
+
+        Returns:
+            What is to be said for the machine, (n,), overwritten by the next meeting, and the signal by
+            which one of its ranks was asked to stop; None on a rank that does not speak.
+
+        Raises:
+            DisagreementError: not all of them report, or not at one step.
+            RankError: one of them has failed.
+        """
+        with self.ledger.timed("exchange"), self.home.at(f"the reports of its machine at step {t}"):
+            payloads = ParameterServer().gather(self.home, mine)
+        if payloads is None or self._pooled is None:
+            return None
+        with self.ledger.timed("decode", sum(map(len, payloads))):
+            add_up(payloads, self._pooled, self.divisor)
+        return self._pooled, max(payload.asked for payload in payloads)
+
+    def tell(self, said: Payload, replies: Sequence[Payload], sent: bool) -> None:
+        """Pass the answers on to the other ranks, after a SKIP where the report was not sent."""
+        message = list(replies) if sent else [said, *replies]
+        with self.ledger.timed("exchange"):
+            for rank in range(1, self.home.size):
+                self.home.send(message, rank)
+            self.home.flush()
+
+    def hear(self, t: int, count: int) -> tuple[list[Payload], bool]:
+        """The answers about so many stretches, and whether what the machine had to say was sent.
+
+        Raises:
+            RankError: who speaks has failed, or was told that another rank has.
+        """
+        with self.ledger.timed("exchange"), self.home.at(f"the answers of step {t}"):
+            _, payloads = self.home.receive(0)
+        raise_error(payloads[0])
+        sent = payloads[0].way is not Way.UP
+        replies = payloads if sent else payloads[1:]
+        if len(replies) != count:
+            raise WireError(
+                f"rank {self.home.origin} got {len(replies)} answers at step {t} where {count} were expected"
+            )
+        return replies, sent
