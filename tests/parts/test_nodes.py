@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -339,6 +340,31 @@ def test_a_job_without_a_number_takes_what_mpi_finds(tmp_path: Path) -> None:
     assert summary["link_bytes"] == {"up": 0, "down": 0}
     same = ran(ranks=3, steps=4, seed=summary["seed"], exchange="nodes(outer=sharded, ranks=3)")
     assert same["model_sha256"] == summary["model_sha256"]
+
+
+#: Has MPICH take ranks of this machine for those of two: the lower half and the upper, or every other one.
+HALVES = {"MPIR_CVAR_NUM_CLIQUES": "2", "MPIR_CVAR_CLIQUES_BY_BLOCK": "1"}
+ODD_AND_EVEN = {"MPIR_CVAR_ODD_EVEN_CLIQUES": "1"}
+
+
+@pytest.mark.skipif(shutil.which("mpichversion") is None, reason="only MPICH can pretend several machines")
+def test_mpi_tells_machines_apart(tmp_path: Path) -> None:
+    """Two machines, whose ranks follow each other; where they do not, the job ends with the reason."""
+    pytest.importorskip("mpi4py")
+    out = tmp_path / "out"
+    words = ["-m", "qsparse", "train", "--quiet", "--data", "digits", "--steps", "4", "--out", str(out)]
+    words += ["--algorithm", "qsparse-local-sgd(H=2)", "--exchange", "nodes(outer=sharded)"]
+    mpi_run(4, words, timeout=80, env=HALVES)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["exchange"] == "nodes(outer=sharded, ranks=2)"
+    same = ran(
+        algorithm="qsparse-local-sgd(H=2)", steps=4, seed=summary["seed"], exchange=summary["exchange"]
+    )
+    for key in ("model_sha256", "wire_bytes", "link_bytes", "machine_bytes", "paper_bits"):
+        assert same[key] == summary[key], key
+    done = mpi_run(4, words, timeout=80, env=ODD_AND_EVEN, check=False)
+    assert done.returncode != 0
+    assert "are [0, 1, 0, 1]: have the launcher fill one machine after the other" in done.stderr
 
 
 # --- what is refused -----------------------------------------------------------------------------
