@@ -238,13 +238,13 @@ def test_what_ranks_saw_is_brought_together() -> None:
 def test_looking_is_nobodys_time() -> None:
     ledger = Ledger()
     with ledger.timed("encode"):
-        begin = ledger._within
+        begin = ledger._blocks.within
         with ledger.apart():
             sum(range(100_000))
-        apart = ledger._within - begin
+        apart = ledger._blocks.within - begin
     assert apart > 0
     assert sum(ledger.seconds.values()) == ledger.seconds["encode"]
-    assert ledger._within > ledger.seconds["encode"]
+    assert ledger._blocks.within > ledger.seconds["encode"]
 
 
 # --- runs ----------------------------------------------------------------------------------------
