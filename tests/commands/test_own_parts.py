@@ -98,7 +98,11 @@ def test_own_parts_train_over_an_own_wire_as_over_processes(root: Path, tmp_path
         ("--model", "mpl(20)", "no model is named 'mpl': did you mean 'mlp'? known: cnn, mlp"),
         ("--data", "digit", "no data set is named 'digit': did you mean 'digits'? known: cifar10, digits"),
         ("--sharding", "randm", "no sharding is named 'randm': did you mean 'random'?"),
-        ("--wire", "thread", "no wire is named 'thread': did you mean 'threads'? known: mpi, simulated, threads"),
+        (
+            "--wire",
+            "thread",
+            "no wire is named 'thread': did you mean 'threads'? known: mpi, simulated, threads",
+        ),
         ("--model", "mlp(width=3)", "model mlp has no setting 'width': it has sizes"),
         ("--data", "digits(3)", "data set digits cannot be made of (3)"),
         ("--wire", "threads(3)", "wire threads cannot be made of (3)"),
