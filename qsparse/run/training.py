@@ -90,8 +90,6 @@ def _run(
         check(algorithm, settings.exchange, wire.size)
         _check_ranks(settings, wire.size)
         problem = make_problem(settings)
-        if settings.chooses:
-            settings = replace(settings, exchange=_chosen(algorithm, problem, wire.size, found))
         steps = _total_steps(settings, problem, wire.size, found)
         prelude = settings.algorithm.prelude
         if prelude is not None and prelude.server.claims.holds and steps <= (prelude.length or 0):
@@ -99,8 +97,12 @@ def _run(
                 f"{steps} steps are over with the prelude, which never moves the model: give more steps or "
                 "epochs"
             )
-        job = Job(settings, algorithm.over(steps), problem, wire, steps, recorder, watched, checkpoints)
-        warm_algorithm(job.algorithm, problem.vector, problem.layout, wire.rank)
+        algorithm = algorithm.over(steps)
+        warm_algorithm(algorithm, problem.vector, problem.layout, wire.rank)
+        if settings.chooses:
+            # Messages are made to see how long they are: with kernels that one rank has compiled by now.
+            settings = replace(settings, exchange=_chosen(algorithm, problem, wire.size, found))
+        job = Job(settings, algorithm, problem, wire, steps, recorder, watched, checkpoints)
         if found is not None:
             job.resume(found)
         return job, job.fingerprint

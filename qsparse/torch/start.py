@@ -81,13 +81,14 @@ def prepare(
         raise SettingError("the optimizer must have exactly the model's trained parameters")
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
-    if exchange == "auto":
-        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout)
     named = (("up", chosen.up), ("down", chosen.answer))
     links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
     promises.warn(links, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen.closed(), start, flat.layout, wire.rank)
+    if exchange == "auto":
+        # Messages are made to see how long they are: with kernels that one rank has compiled by now.
+        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout)
     settings = {
         "qsparse": _version.__version__,
         **chosen.closed().axes(),
