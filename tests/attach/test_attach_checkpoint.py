@@ -89,7 +89,7 @@ def test_a_loop_goes_on(tmp_path: Path, name: str, optimizer: str) -> None:
     """The model, batch statistics, learning rate and counters are those of a loop that was not ended."""
 
     def body(wire: Wire, folder: Path, steps: int) -> Any:
-        exchange = "nodes(outer=server, ranks=2)" if name == "machines" else None
+        exchange = "nodes(outer=server, ranks=2)" if name == "machines" else "auto"
         return loop(wire, folder, ALGORITHMS[name], optimizer, steps, exchange=exchange)
 
     whole = run_threads(3, lambda wire: body(wire, tmp_path / "whole", 33), timeout=60)
