@@ -42,6 +42,10 @@ class Sharded(Peers):
         """Answers travel, each from the rank whose stretch it is about."""
         return ExchangeClaims(divides=True)
 
+    def relays(self, rank: int) -> bool:
+        """True: a rank that coordinates nothing waits for answers alone, and is told in their place."""
+        return True
+
     def cost(self, up: float, down: float, size: int) -> Cost:
         """The share of every rank, and a header for each part."""
         others = size - 1

@@ -25,9 +25,7 @@ class Flight:
         self._model: Vector | None = None
         self._error: BaseException | None = None
         # A daemon, because a rank that gives up must not wait for others that do not.
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._fly, name=f"round due at step {due}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._fly, name=f"round due at step {due}", daemon=True)
         self._thread.start()
 
     def _fly(self) -> None:
@@ -38,8 +36,7 @@ class Flight:
 
     def wait(self) -> None:
         """Wait for its end, however it ends."""
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def landed(self) -> Vector | None:
         """The model, once it is there; (n,), overwritten by the next round; None: it stays.
@@ -51,17 +48,3 @@ class Flight:
         if self._error is not None:
             raise self._error
         return self._model
-
-
-class Landed(Flight):
-    """A round of before a checkpoint: its answer is there, and not adopted yet.
-
-    Args:
-        due: as of `Flight`.
-        model: the answer.
-    """
-
-    def __init__(self, due: int, model: Vector | None) -> None:
-        self.due = due
-        self._thread = None
-        self._model, self._error = model, None

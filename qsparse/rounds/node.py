@@ -140,10 +140,9 @@ class Node:
     def launch(self, t: int, delay: int) -> None:
         """Report what step t came to; the answer is adopted ``delay`` local steps later."""
         report, change = self.worker.report()
-        signal = notice.asked()
-        parts = self.worker.cut(self.worker.message(report, t, self.pace.clock, change).asking(signal))
+        signal, clock = notice.asked(), self.pace.clock
+        parts = self._said(report, t, signal, change, False)
         self.worker.posted()
-        clock = self.pace.clock
         self.flight = Flight(t + delay, lambda: self._round(parts, t, clock, signal, False))
 
     def land(self) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from qsparse.errors import CheckpointError
 from qsparse.exchange.base import Stretch
-from qsparse.rounds.flight import Landed
 from qsparse.rounds.node import Node
 from qsparse.types import State, Vector
 
@@ -69,13 +68,11 @@ class NodeState:
         worker: of its worker end.
         coordinator: None on a rank that does not coordinate.
         local: of the local step, without the model; None on a rank that does not work.
-        flight: of a round whose answer is still to be adopted, ``due`` at a step: the ``model``.
     """
 
     worker: WorkerState
     coordinator: CoordinatorState | None = None
     local: State | None = None
-    flight: State | None = None
 
 
 @dataclass
@@ -176,8 +173,7 @@ def state_of(node: Node, local: bool = True) -> NodeState:
         node: the node.
         local: with the state of its local step.
     """
-    # First, because until then the ends of the links change.
-    flight = None if node.flight is None else {"due": node.flight.due, "model": node.flight.landed()}
+    assert node.flight is None, "until a round has landed, the ends of the links change"
     worker, coordinator = node.worker, node.coordinator
     return NodeState(
         WorkerState(
@@ -200,7 +196,6 @@ def state_of(node: Node, local: bool = True) -> NodeState:
         {name: value for name, value in worker.state.items() if name != "x"}
         if local and worker.state is not None
         else None,
-        flight,
     )
 
 
@@ -228,8 +223,6 @@ def restore(node: Node, saved: NodeState) -> None:
             fill(coordinator.asking, kept.asking)
         else:
             coordinator.ask_anew()
-    if saved.flight is not None:
-        node.flight = Landed(saved.flight["due"], np.array(saved.flight["model"]))
     if saved.local is not None and worker.state is not None:
         fill(worker.state, {**saved.local, "x": worker.state["x"]})
 

@@ -163,14 +163,17 @@ class WorkerEnd:
 
     def posted(self) -> None:
         """The report is under way, and its answer is adopted after further local steps."""
-        assert self.state is not None
-        self.local.posted(self.state)
+        if self.state is not None:
+            self.local.posted(self.state)
 
     def follow(self, model: Vector | None) -> None:
         """Adopt an answer to a report from before, and keep the local steps since."""
-        if model is not None:
-            assert self.state is not None
-            self.note(model)
+        if model is None:
+            return
+        self.note(model)
+        if self.state is None:
+            np.copyto(self._x, model)
+        else:
             self.local.follow(self.state, model)
 
     def due(self, t: int) -> bool:

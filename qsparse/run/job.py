@@ -193,6 +193,8 @@ class Job:
         if self._sight is None:
             return
         node = self.walk.node
+        if node.flight is not None:
+            return  # whose message would be seen depends on how far the round is
         # A worker that does not wait reports at the end only, and counts by its own steps until then. It is
         # not known how many these will be, so its first message is looked at as well.
         alone = not self._together and node.works

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -289,6 +290,37 @@ def _posts(part: Exchange, name: str, x: Vector) -> bool:
             )
             fair = abs(divisor * len(speakers) - len(workers)) < 1e-9 * size
             hold(fair, f"{what} divides by {divisor}, and {len(workers)} workers have {len(speakers)} voices")
+    return True
+
+
+@law("error about stretches", "exchange", once=True)
+def _error_about_stretches(part: Exchange, name: str, x: Vector) -> bool:
+    """Where ranks coordinate a stretch each, an error reaches every rank, also those that coordinate none."""
+    if not part.claims.divides:
+        return False
+
+    def body(wire: Wire, n: int, failing: int, late: bool) -> Exception | None:
+        try:
+            stretches, pieces = _pieces(part, wire, n, 1)
+            if wire.rank == failing and not late:
+                raise ValueError("no luck")
+            payloads = part.gather_parts(wire, pieces, stretches)
+            if wire.rank == failing and payloads is not None:
+                raise ValueError("no luck")
+            part.broadcast_parts(wire, None if payloads is None else _about(0, 1), stretches)
+        except (RankError, ValueError) as error:
+            part.notify(wire, error, 1)
+            return error
+        return None
+
+    for size in _fitting(part):
+        for n, failing, late in itertools.product((1, 2, 4099), range(size), (False, True)):
+            if late and failing not in [stretch.owner for stretch in part.stretches(n, size)]:
+                continue  # it owes nobody an answer
+            errors = _together(size, partial(body, n=n, failing=failing, late=late), leftovers=True)
+            for rank, error in enumerate(errors):
+                what = f"rank {failing} of {size} failed, {n} coordinates: rank {rank} raised {error!r}"
+                hold(isinstance(error, ValueError if rank == failing else RankError), what)
     return True
 
 

@@ -15,7 +15,7 @@ import qsparse
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import QSGD, Compressor, Sign, TopK, decompress
 from qsparse.compressors.cutting import cut
-from qsparse.errors import CompositionError
+from qsparse.errors import CompositionError, RankError
 from qsparse.exchange import ParameterServer, Sharded
 from qsparse.ledger import Ledger
 from qsparse.link import Link
@@ -149,6 +149,26 @@ def test_a_resumed_run_keeps_what_was_not_said(tmp_path: Path, ranks: int) -> No
     note = fewer["resumed"][0]
     assert (note["memory_difference"], note["update_difference"]) == (0.0, 0.0)
     assert math.isfinite(fewer["train_loss"])
+
+
+@pytest.mark.filterwarnings("ignore:.*sent and never received:RuntimeWarning")
+def test_an_error_reaches_ranks_that_coordinate_nothing() -> None:
+    """Two coordinates among four ranks: two have a stretch, and all are told."""
+
+    def body(wire: Wire) -> Exception:
+        node = Node(Algorithm(SGD(0.1)), Sharded(), wire, np.zeros(2, np.float32), Seed(0), (), Ledger())
+        try:
+            if wire.rank == 1:
+                raise ValueError("no luck")
+            node.meet(np.ones(2, np.float32), 1)
+        except (ValueError, RankError) as error:
+            node.exchange.notify(wire, error, 1)
+            return error
+        raise AssertionError
+
+    errors = on_threads(4, body)
+    assert type(errors.pop(1)) is ValueError
+    assert all(isinstance(error, RankError) and error.rank == 1 for error in errors)
 
 
 # --- bytes ---------------------------------------------------------------------------------------

@@ -38,15 +38,18 @@ def target(rank: int, t: int) -> np.ndarray:
     return found
 
 
-def model(wire: Wire, row: Algorithm, exchange: Exchange, failing: int | None = None) -> np.ndarray:
-    """The model after all steps, each towards a point of this rank and step."""
+def model(
+    wire: Wire, row: Algorithm, exchange: Exchange, failing: int | None = None, share: int | None = None
+) -> np.ndarray:
+    """The model after all steps, each towards a point of this rank, or share, and step."""
+    mine = wire.rank if share is None else share
     x = np.linspace(-1, 1, N).astype(np.float32)
     node = Node(row, exchange, wire, x, Seed(3), (), Ledger())
 
     def oracle(x: np.ndarray, t: int, out: np.ndarray) -> float:
         if failing == wire.rank and t == 19:
             raise ValueError("no luck")
-        out[...] = x - target(wire.rank, t)
+        out[...] = x - target(mine, t)
         return 0.0
 
     try:
@@ -93,6 +96,21 @@ def test_exact_messages_make_the_model_of_the_definition(exchange: Exchange, H: 
     found = on_threads(3, lambda wire: model(wire, row, exchange))
     assert all(each.tobytes() == found[0].tobytes() for each in found)
     np.testing.assert_allclose(found[0], transcribed(3, H, delay), rtol=2e-5, atol=2e-6)
+
+
+def test_a_coordinator_may_only_serve() -> None:
+    """Three workers behind a fourth rank make what three make among themselves."""
+    row = Algorithm(SGD(LR), Every(6), meeting=Sync(2))
+    alone = on_threads(3, lambda wire: model(wire, row, AllGather()))
+    for root in (0, 3):
+        server = ParameterServer(root, works=False)
+
+        def body(wire: Wire, server: ParameterServer = server) -> np.ndarray:
+            workers = server.workers(4)
+            share = workers.index(wire.rank) if wire.rank in workers else None
+            return model(wire, row, server, share=share)
+
+        assert {each.tobytes() for each in on_threads(4, body)} == {alone[0].tobytes()}
 
 
 TWO_WAYS = Algorithm(
