@@ -181,6 +181,7 @@ class Quantizer(Compressor):
 
     Attributes:
         code: the quantizer's number on the wire; 128 to 255 are free for plug-ins.
+        packing_bytes: how many bytes of a section say how its codes are packed.
     """
 
     codec: ClassVar[int] = COMPOSED
@@ -189,10 +190,11 @@ class Quantizer(Compressor):
         "encode_sum": ("encode",),
         "encode_blocks": ("encode", "encode_sum", "write", "write_sum"),
         "decode_blocks": ("decode",),
+        "packing": ("encode", "decode"),
         "cut": ("encode", "decode"),
-        "stride": ("encode", "decode"),
     }
     code: ClassVar[int]
+    packing_bytes: ClassVar[int] = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,21 +238,29 @@ class Quantizer(Compressor):
         return False
 
     @staticmethod
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """How many bytes of a section come before its codes, and how many bits a code has.
+
+        So packed codes are cut by their bytes (`qsparse.compressors.cutting`). None: codes are written
+        otherwise; see `cut`.
+
+        Args:
+            head: the first `packing_bytes` bytes of the section.
+        """
+        return None
+
+    @staticmethod
     def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section] | None:
         """The sections of values lo … hi − 1, hi > lo, of a section of k values; the values are equal.
 
-        None, with nothing read, if it cannot: then the values are spelled as float32.
+        Asked where `packing` says nothing. None, with nothing read, if it cannot: then the values are spelled
+        as float32.
 
         Args:
             section: as of `decode`.
             k: as of `decode`.
             cuts: pairs (lo, hi), ascending.
         """
-        return None
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """The bytes of the section of ``size`` values that begins with ``head``; None where they vary."""
         return None
 
     @abstractmethod
@@ -376,15 +386,9 @@ class Float32(Quantizer):
         return fill
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """Each value stands for itself."""
-        data = section.array(k, "f4")
-        return [Section([raw(data[lo:hi])], 0) for lo, hi in cuts]
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Four bytes a value."""
-        return 4 * size
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Nothing before the values."""
+        return 0, 32
 
     def within(self, x: Vector, tolerance: float) -> Compressor:
         """This compressor itself, because it is exact."""

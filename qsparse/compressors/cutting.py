@@ -15,19 +15,18 @@ import numpy as np
 from qsparse.compressors.base import framed
 from qsparse.compressors.blockwise import PIECES, read_table
 from qsparse.compressors.body import Reader, Writer, joined
-from qsparse.compressors.composed import CODED, COMPOSED, FLOAT32, read_quantizer
+from qsparse.compressors.composed import CODED, COMPOSED, FLOAT32, Quantizer, read_quantizer
 from qsparse.compressors.decoding import fitting, read_body
+from qsparse.compressors.grids import cut_codes
 from qsparse.compressors.positions import ALL, read_indices, write_indices
 from qsparse.errors import Corrupted
-from qsparse.payload import Kind, Payload, Way, raw
+from qsparse.payload import Kind, Payload, Way
 from qsparse.seeds import Seed
 
 #: Coordinates start … stop − 1 of a vector.
 Bounds = tuple[int, int]
 #: The bytes before a quantizer section in which all values are sent: coding of the positions, and its code.
 _BEFORE: Final = 2
-#: How many bytes of a section say how long it is.
-_HEAD: Final = 8
 
 
 def cut(payload: Payload, bounds: Sequence[Bounds]) -> list[Payload]:
@@ -115,7 +114,12 @@ def _cut_composed(reader: Reader, n: int, bounds: Sequence[Bounds]) -> list[Writ
         return bodies
     quantizer = read_quantizer(reader)
     some = [(pair, body) for pair, body in zip(cuts, bodies, strict=True) if pair[1] > pair[0]]
-    sections = quantizer.cut(reader, k, [pair for pair, _ in some])
+    pairs = [pair for pair, _ in some]
+    packing = _packing(quantizer, reader)
+    if packing is None:
+        sections = quantizer.cut(reader, k, pairs)
+    else:
+        sections = cut_codes(reader, bytes(reader.take(packing[0])), k, packing[1], pairs)
     code = quantizer.code
     if sections is None:
         values = np.empty(k, np.float32)
@@ -173,24 +177,29 @@ def _cut_pieces(reader: Reader, n: int, bounds: Sequence[Bounds]) -> list[Writer
 
 def _stride(reader: Reader, size: int, count: int) -> int | None:
     """The bytes of each of so many bodies, where all have the same number of bytes and one quantizer."""
-    head = reader.peek(_BEFORE + _HEAD)
-    if head.size <= _BEFORE or head[0] != ALL:
+    head = reader.peek(_BEFORE)
+    if head.size < _BEFORE or head[0] != ALL:
         return None
-    at = Reader(raw(head)[1:])
+    at = Reader(reader.rest[1:])
     quantizer = read_quantizer(at)
-    length = None if at.coded else quantizer.stride(head[_BEFORE:], size)
-    if length is None:
+    packing = None if at.coded else _packing(quantizer, at)
+    if packing is None:
         return None
-    stride = _BEFORE + length
+    stride = _BEFORE + packing[0] + (size * packing[1] + 7) // 8
     rows = reader.peek(stride * count)
     if rows.size < stride * count:
         return None
     rows = rows.reshape(count, stride)
     if np.any(rows[:, :_BEFORE] != head[:_BEFORE]):
         return None
-    # Where there is a width, it is the first byte of a section.
-    widths = np.unique(rows[:, _BEFORE]).reshape(-1, 1)
-    return stride if {quantizer.stride(width, size) for width in widths} == {length} else None
+    # All must be packed as the first.
+    there = rows[:, _BEFORE : _BEFORE + quantizer.packing_bytes]
+    return None if np.any(there != there[0]) else stride
+
+
+def _packing(quantizer: type[Quantizer], section: Reader) -> tuple[int, int] | None:
+    head = section.peek(quantizer.packing_bytes)
+    return quantizer.packing(head) if head.size == quantizer.packing_bytes else None
 
 
 def _cut_run(

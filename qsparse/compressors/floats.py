@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section, finite_floats
-from qsparse.compressors.grids import cut_codes
 from qsparse.payload import raw
 from qsparse.registry import register
 from qsparse.seeds import Seed
@@ -40,14 +38,9 @@ class Float16(Quantizer):
         return finite_floats(section.array(k, "f2"))
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """Each value stands for itself."""
-        return cut_codes(section, b"", k, 16, cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Two bytes a value."""
-        return 2 * size
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Nothing before the values."""
+        return 0, 16
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: tiny values vanish and large ones saturate."""
@@ -79,14 +72,9 @@ class BFloat16(Quantizer):
         return finite_floats((section.array(k, "u2").astype(np.uint32) << 16).view(np.float32))
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """Each value stands for itself."""
-        return cut_codes(section, b"", k, 16, cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Two bytes a value."""
-        return 2 * size
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Nothing before the values."""
+        return 0, 16
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """No γ holds for all x: the smallest denormals vanish."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,7 +17,6 @@ from qsparse.compressors.grids import (
     Grid,
     check_coder,
     contraction,
-    cut_codes,
     decode_grid,
     encode_codes,
     read_width,
@@ -49,6 +47,7 @@ class LowPrecision(Quantizer):
     delta: float | None = None
     coder: str = "packed"
     code: ClassVar[int] = 7
+    packing_bytes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
@@ -115,15 +114,9 @@ class LowPrecision(Quantizer):
         return decode_grid(section, k, bits, Grid(half, 0.0, end / (half - 1)), low, high)
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """The same grid for every part."""
-        head = bytes(section.take(5))
-        return cut_codes(section, head, k, head[0], cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Bits, the grid's end and packed codes."""
-        return 5 + (size * int(head[0]) + 7) // 8
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Bits, the grid's end, and codes of so many bits."""
+        return 5, int(head[0])
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased unless δ is fixed."""

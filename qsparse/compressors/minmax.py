@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +17,6 @@ from qsparse.compressors.grids import (
     check_coder,
     code_width,
     contraction,
-    cut_codes,
     decode_grid,
     encode_codes,
 )
@@ -45,6 +43,7 @@ class MinMax(Quantizer):
     levels: int = 15
     coder: str = "packed"
     code: ClassVar[int] = 5
+    packing_bytes: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 65535:
@@ -74,10 +73,9 @@ class MinMax(Quantizer):
         return decode_grid(section, k, code_width(levels), Grid(0, low, (high - low) / levels), 0, most)
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """The same levels for every part."""
-        head = bytes(section.take(10))
-        return cut_codes(section, head, k, code_width(int.from_bytes(head[:2], "little")), cuts)
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Levels, two float32, and codes."""
+        return 10, code_width(int.from_bytes(bytes(head), "little"))
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased, with ω = k/(2s²)."""

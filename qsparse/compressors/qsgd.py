@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -21,7 +21,6 @@ from qsparse.compressors.grids import (
     check_coder,
     code_width,
     contraction,
-    cut_codes,
     decode_grid,
     encode_codes,
     read_width,
@@ -56,6 +55,7 @@ class QSGD(Quantizer):
     scaled: bool = False
     coder: str = "packed"
     code: ClassVar[int] = 4
+    packing_bytes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, int) or not 1 <= self.levels <= 32767:
@@ -151,15 +151,9 @@ class QSGD(Quantizer):
         return decode_grid(section, k, width, Grid(zero, 0.0, step), 1, 2 * zero - 1)
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """The same step for every part."""
-        head = bytes(section.take(5))
-        return cut_codes(section, head, k, head[0], cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Width, step and packed codes."""
-        return 5 + (size * int(head[0]) + 7) // 8
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Width, a float32, and codes of that width."""
+        return 5, int(head[0])
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: unbiased unless scaled."""

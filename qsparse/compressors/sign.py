@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader, Writer
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import are_filled, are_scales, cut_codes
+from qsparse.compressors.grids import are_filled, are_scales
 from qsparse.compressors.positions import ALL
 from qsparse.compressors.sums import LARGEST, Sum
 from qsparse.errors import NotFinite
@@ -141,14 +141,9 @@ class Sign(Quantizer):
         return True
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """The same scale for every part."""
-        return cut_codes(section, bytes(section.take(4)), k, 1, cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Scale and bits."""
-        return 4 + (size + 7) // 8
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """A scale, and a bit for each value."""
+        return 4, 1
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: a contraction for both norms; raw signs are not one."""

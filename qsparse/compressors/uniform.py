@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from qsparse.compressors.base import refuse
 from qsparse.compressors.body import Reader
 from qsparse.compressors.composed import Fill, Quantizer, QuantizerClaims, Section
-from qsparse.compressors.grids import Grid, check_coder, cut_codes, decode_grid, encode_codes, read_width
+from qsparse.compressors.grids import Grid, check_coder, decode_grid, encode_codes, read_width
 from qsparse.compressors.sums import Sum, max_abs
 from qsparse.kernels import quantize
 from qsparse.registry import register
@@ -36,6 +35,7 @@ class Uniform(Quantizer):
     bits: int = 4
     coder: str = "packed"
     code: ClassVar[int] = 6
+    packing_bytes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not 1 <= self.bits <= 16:
@@ -69,15 +69,9 @@ class Uniform(Quantizer):
         return decode_grid(section, k, bits, _grid(bits, radius), 0, high)
 
     @staticmethod
-    def cut(section: Reader, k: int, cuts: Sequence[tuple[int, int]]) -> list[Section]:
-        """The same grid for every part."""
-        head = bytes(section.take(5))
-        return cut_codes(section, head, k, head[0], cuts)
-
-    @staticmethod
-    def stride(head: npt.NDArray[np.uint8], size: int) -> int | None:
-        """Bits, the grid's end and packed codes."""
-        return 5 + (size * int(head[0]) + 7) // 8
+    def packing(head: npt.NDArray[np.uint8]) -> tuple[int, int] | None:
+        """Bits, the grid's end, and codes of so many bits."""
+        return 5, int(head[0])
 
     def claims_for(self, k: int) -> QuantizerClaims:
         """The claims: ‖error‖∞ ≤ τR, so ‖error‖² ≤ k(τR)² ≤ kτ²‖v‖²."""
