@@ -25,6 +25,12 @@ class Link:
     compressor: Compressor = Float32()
     memory: Memory = Stateless()
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is heard is what was said, bit for bit in float32."""
+        memory = self.memory.claims
+        return self.compressor.claims.lossless and (memory.exact or not memory.remembers)
+
     def spelling(self) -> str:
         """``compressor | memory``, for messages and fingerprints."""
         return f"{spell(self.compressor)} | {spell(self.memory)}"

@@ -87,25 +87,13 @@ class Method:
     @property
     def exact(self) -> bool:
         """Whether every rank ends with the coordinator's own model."""
-        link = self.algorithm.answer
-        return link.compressor.claims.lossless and (link.memory.claims.exact or link.memory == Stateless())
+        return self.algorithm.answer.exact
 
     def picked(self, n: int, ranks: int) -> bool:
         """Whether ``qsparse train`` takes just this for preset `PRESET`, among so many ranks."""
         row = build(PRESET, "algorithm")
         links = self.algorithm.up == row.up and self.algorithm.answer == row.answer
-        return links and self.exchange == default_exchange(row, n, ranks)
-
-
-def default_exchange(algorithm: Algorithm, n: int, ranks: int) -> Exchange:
-    """The exchange that ``qsparse train`` takes where none is named.
-
-    Args:
-        algorithm: what is run.
-        n: coordinates of the model.
-        ranks: how many ranks run it.
-    """
-    return exchange_for(algorithm, n, ranks)
+        return links and self.exchange == exchange_for(row, n, ranks)
 
 
 def methods(exchanges: Sequence[str], ups: Sequence[str], downs: Sequence[str]) -> list[Method]:

@@ -78,4 +78,4 @@ def exchange_for(
         return choice[0]
     sent = messages(algorithm, n, size, layout)
     found = (estimate(each, in_parts(sent, algorithm, each, n, size), n, size, links) for each in choice)
-    return best(found, algorithm.answer.compressor.claims.lossless).exchange
+    return best(found, algorithm.answer.exact).exchange

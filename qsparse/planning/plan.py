@@ -174,7 +174,7 @@ def plan(
             holds = held(algorithm, exchange, ranks)
             share = 1 / ranks if exchange.claims.divides else 1.0
             rate = None if compute is None else _rate(algorithm, every, compute, told.seconds)
-            exact = algorithm.answer.compressor.claims.lossless
+            exact = algorithm.answer.exact
             lines.append(
                 Line(
                     spell(exchange),
@@ -196,7 +196,7 @@ def plan(
 
 def _spared(speeds: Speeds, algorithm: Algorithm, exchange: Exchange) -> Speeds:
     """Where no answer travels and an exact one would be the model, none is made."""
-    exact = algorithm.answer.compressor.claims.lossless
+    exact = algorithm.answer.exact
     return replace(speeds, answer=0.0) if exact and not exchange.claims.answers else speeds
 
 

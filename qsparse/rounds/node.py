@@ -97,12 +97,9 @@ class Node:
                     algorithm, start, self.voices, seed, layout, ledger, travels, stretch
                 )
         # Where no answer travels and an exact one would be the model, the model itself will do.
-        down, waits = algorithm.answer, algorithm.meeting.claims.waits
-        exact = down.compressor.claims.lossless and (
-            down.memory.claims.exact or not down.memory.claims.remembers
-        )
-        decays = algorithm.local.claims.decoupled_decay
-        self._unsaid = not travels and exact and waits and not decays and start.dtype == np.float32
+        waits, decays = algorithm.meeting.claims.waits, algorithm.local.claims.decoupled_decay
+        plain = algorithm.answer.exact and waits and not decays
+        self._unsaid = not travels and plain and start.dtype == np.float32
         #: Has the coordinator stopped this worker?
         self.stopped = False
         #: The round whose answer is still to be adopted.

@@ -141,7 +141,7 @@ def test_the_mark_goes_by_what_train_takes(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert marked(2) == [f"server, up {UP[0]}, down changes"], "a vector is too short for anything else"
     choice = {2: AllGather(), 8: Sharded()}
-    monkeypatch.setattr(scale, "default_exchange", lambda algorithm, n, ranks: choice[ranks])
+    monkeypatch.setattr(scale, "exchange_for", lambda algorithm, n, ranks: choice[ranks])
     assert marked(2) == [f"allgather, up {UP[0]}"]
     assert marked(8) == [f"sharded, up {UP[0]}, down changes"]
     method = chosen[1]

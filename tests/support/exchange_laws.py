@@ -185,7 +185,7 @@ ALGORITHMS = {
 
 def divides(algorithm: Algorithm, exchange: Exchange) -> bool:
     """Are answers rounded for each stretch by itself, so that the model is another one?"""
-    return exchange.claims.divides and not algorithm.answer.compressor.claims.lossless
+    return exchange.claims.divides and not algorithm.answer.exact
 
 
 def model(wire: Wire, algorithm: Algorithm, exchange: Exchange) -> np.ndarray:
