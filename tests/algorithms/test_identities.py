@@ -25,6 +25,7 @@ from qsparse.link import Link
 from qsparse.meeting import Sync
 from qsparse.memory import ErrorFeedback, Innovation, Snapshot
 from qsparse.registry import build
+from qsparse.rounds.asynchronous import Order
 from qsparse.rounds.node import Node
 from qsparse.rounds.phases import Walk
 from qsparse.rounds.synchronous import rounds
@@ -254,9 +255,11 @@ def drawn() -> list[int]:
 
 
 def served(algorithm: Algorithm, workers: int = WORKERS) -> asynchronous.Trained:
-    order = drawn() if workers == WORKERS else None
+    ranks = drawn() if workers == WORKERS else None
     run: asynchronous.Trained
-    run, *_ = run_threads(workers + 1, lambda wire: asynchronous.trained(wire, algorithm, order), timeout=60)
+    run, *_ = run_threads(
+        workers + 1, lambda wire: asynchronous.trained(wire, algorithm, Order(ranks)), timeout=60
+    )
     return run
 
 

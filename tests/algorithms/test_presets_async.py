@@ -1,6 +1,6 @@
 """Each asynchronous preset is its paper's algorithm, report by report, with `transcriptions_async`.
 
-As in `test_presets`; the order in which reports came is recorded, and the transcription follows it.
+As in `test_presets`; a seed fixes the order in which reports are taken, and the transcription follows it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from paper_runs import TRANSCRIPTIONS, WORKERS
 from paper_runs_async import CASES, Case, compare, made, trained
 
 from qsparse.registry import names
+from qsparse.rounds.asynchronous import Order
 from qsparse.wire.threads import run_threads
 
 
@@ -25,7 +26,7 @@ def test_every_preset_has_a_transcription() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
 def test_preset_is_its_paper(case: Case) -> None:
     algorithm = made(case.text)
-    run, *others = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, slow=1), timeout=60)
+    run, *others = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm), timeout=60)
     compare(case, run)
     assert all(np.array_equal(run.final, other.final) for other in others)
 
@@ -42,9 +43,10 @@ def test_preset_is_its_paper(case: Case) -> None:
 def test_a_run_is_repeated_from_its_order(text: str) -> None:
     """Whoever is slow the second time: through all phases the same bits, up and down."""
     algorithm = made(text)
-    first, *_ = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, slow=1), timeout=60)
+    first, *_ = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, Order(), slow=1), timeout=60)
     ranks = [rank for rank, _ in first.order]
-    again, *_ = run_threads(WORKERS + 1, lambda wire: trained(wire, algorithm, ranks, slow=3), timeout=60)
+    recorded = lambda wire: trained(wire, algorithm, Order(ranks), slow=3)  # noqa: E731
+    again, *_ = run_threads(WORKERS + 1, recorded, timeout=60)
     assert again.order == first.order
     assert all(a.tobytes() == b.tobytes() for a, b in zip(again.models, first.models, strict=True))
     for (one, _), (other, _) in zip(again.answers, first.answers, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,9 @@ from paper_runs import COSINE, LAYERS, LAYOUT, NESTEROV, RUN, START, WORKERS, A,
 
 from qsparse.algorithm import Algorithm
 from qsparse.exchange import ParameterServer
+from qsparse.exchange.base import receive_one
 from qsparse.kernels import random
+from qsparse.payload import Payload
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order
 from qsparse.rounds.phases import Walk
@@ -135,11 +137,31 @@ class Trained(NamedTuple):
     final: np.ndarray
 
 
-def trained(wire: Wire, algorithm: Algorithm, order: list[int] | None = None, slow: int = 0) -> Trained:
-    """This rank's part in a run, all of whose random numbers are named; a slow rank rests now and then."""
+class Drawn(Order):
+    """An order that a seed fixes, in which rank 1 is seldom heard.
+
+    How far roundings add up, and whether two values tie but for them, is another matter in each order: a
+    run that is compared with a transcription is the same each time.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._rng = np.random.default_rng(seed)
+
+    def receive(self, wire: Wire, owing: Collection[int]) -> tuple[int, Payload]:
+        ranks = sorted(owing)
+        weights = np.array([0.25 if rank == 1 else 1.0 for rank in ranks])
+        return receive_one(wire, int(self._rng.choice(ranks, p=weights / weights.sum())))
+
+
+def trained(wire: Wire, algorithm: Algorithm, order: Order | None = None, slow: int = 0) -> Trained:
+    """This rank's part in a run, all of whose random numbers are named; a slow rank rests now and then.
+
+    Reports are taken in ``order``, and in a drawn one unless it is given.
+    """
     check(algorithm, ASIDE, wire.size)
     x = START.copy()
-    walk = Walk(algorithm, ASIDE, wire, x, Seed(RUN), LAYOUT, order=Order(order))
+    walk = Walk(algorithm, ASIDE, wire, x, Seed(RUN), LAYOUT, order=order or Drawn(8))
     done = Trained([], [], [], x)
 
     def arrived(rank: int, step: int, about: int, staleness: int) -> None:
@@ -182,7 +204,8 @@ def followed(case: Case, order: list[tuple[int, int]], workers: int) -> list[np.
 def compare(case: Case, run: Trained, workers: int = WORKERS) -> None:
     wanted = followed(case, run.order, workers)
     assert len(run.models) == len(wanted) == len(run.order) + 1
+    # Of some 500 reports, each with a scale that is rounded to 24 bits.
     for number, (model, there) in enumerate(zip(run.models, wanted, strict=True)):
-        assert np.max(np.abs(model - there)) < 2e-6, f"{case.text}: apart before report {number}"
+        assert np.max(np.abs(model - there)) < 1e-5, f"{case.text}: apart before report {number}"
     moved = np.max(np.abs(run.models[-1] - START))
     assert moved > 0.1, "a run that stands still proves nothing"
