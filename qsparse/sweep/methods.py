@@ -66,7 +66,7 @@ TOPK: Final = "ratio=0.01"
 
 
 def figure_1(topk: str = TOPK) -> Sweep:
-    """Qsparse-local-SGD and its special cases (Basu et al., 2019, figure 1).
+    """Qsparse-local-SGD and its special cases (Basu et al., 2019, figure 1), and two rows compressed both ways.
 
     Args:
         topk: the settings of top-k, which works on each tensor by itself; the paper has k=1000, that is
@@ -77,6 +77,9 @@ def figure_1(topk: str = TOPK) -> Sweep:
 
     def row(compressor: str, H: int) -> dict[str, Any]:
         return {"algorithm": f"qsparse-local-sgd(H={H})", "compressor": compressor}
+
+    def both(H: int) -> dict[str, Any]:
+        return {"algorithm": f"qsparse-local-sgd-2way(H={H})", "compressor": signs, "down": signs}
 
     return Sweep(
         "figure-1",
@@ -89,6 +92,8 @@ def figure_1(topk: str = TOPK) -> Sweep:
             Method("SignTopK_4L", row(signs, 4)),
             Method("SignTopK_8L", row(signs, 8), "> 1024"),
             Method("SignTopK_16L", row(signs, 16), "> 1024"),
+            Method("SignTopK_8L_2way", both(8)),
+            Method("SignTopK_16L_2way", both(16)),
         ),
         # Of the authors' code.
         common={"momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},

@@ -567,9 +567,9 @@ def test_methods_of_named_sweeps_train(name: str, tmp_path: Path) -> None:
 def test_the_methods_of_figure_1() -> None:
     """Bits of a message are those of the formulas: everything, every fourth step, signs, and top-k."""
     lines = commands(invoke("figure-1", "--ranks", 8, "--topk", "k=40", "--dry-run", "--out", "x"))
-    assert len(lines) == 8
+    assert len(lines) == 10
     for line, (H, compressor) in zip(
-        lines,
+        lines[:8],
         [
             (1, ""), (4, ""), (1, ""), (1, "topk(k=40)"), (1, "topk(k=40) >> sign"),
             (4, "topk(k=40) >> sign"), (8, "topk(k=40) >> sign"), (16, "topk(k=40) >> sign"),
@@ -584,6 +584,10 @@ def test_the_methods_of_figure_1() -> None:
             assert (f"H={H}" in line) == (H == 4)
         for word in ("--ranks=8", "--momentum=0.9", "--nesterov", "--weight-decay=0.0001", "--seed=0"):
             assert word in line
+    for line, H in zip(lines[8:], (8, 16), strict=True):
+        assert f"qsparse-local-sgd-2way(H={H})" in line
+        for way in ("compressor", "down"):
+            assert f"'--{way}=blockwise(topk(k=40) >> sign, layers=true)'" in line
     (line,) = commands(invoke("figure-1", "--method", "TopK", "--no-nesterov", "--momentum", 0, "--dry-run"))
     assert "--no-nesterov" in line
     assert "--momentum=0.0" in line
