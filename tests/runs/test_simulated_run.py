@@ -18,9 +18,17 @@ def trained(algorithm: str, wire: str = SLOW, **options: Any) -> Any:
     return qsparse.run(replace(SMALL, algorithm=algorithm, wire=wire, **options))
 
 
-@pytest.mark.parametrize("algorithm", ["qsparse-local-sgd(H=3)", "dist-ef-sgd"])
-def test_a_run_has_the_bits_of_a_run_over_threads(algorithm: str) -> None:
-    simulated, threads = trained(algorithm).summary, trained(algorithm, "threads").summary
+@pytest.mark.parametrize(
+    ("algorithm", "exchange"),
+    [
+        ("qsparse-local-sgd(H=3)", "auto"),
+        ("dist-ef-sgd", "auto"),
+        ("qsparse-local-sgd-2way(H=3)", "sharded"),
+        ("qsparse-local-sgd-2way(H=3)", "tree"),
+    ],
+)
+def test_a_run_has_the_bits_of_a_run_over_threads(algorithm: str, exchange: str) -> None:
+    simulated, threads = (trained(algorithm, w, exchange=exchange).summary for w in (SLOW, "threads"))
     assert simulated["model_sha256"] == threads["model_sha256"]
     assert simulated.pop("wire") == SLOW
     for name in ("seconds", "wire_bytes_control"):  # ranks tell rank 0 their seconds, in digits
