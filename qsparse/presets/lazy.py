@@ -25,7 +25,7 @@ from qsparse.triggers import Lazy
 def gd(lr: Rate | None = None, alpha: Rate | None = None) -> Algorithm:
     """θ ← θ − ᾱ·(1/M)Σ_m ∇f_m(θ), ∇f_m over a worker's whole share: the baseline of LAG and LAQ.
 
-    ᾱ is lr, 0.1 unless given, or M·alpha: the papers sum over M workers, so their α is lr/M.
+    ᾱ is lr, 0.03 unless given, or M·alpha: the papers sum over M workers, so their α is lr/M.
     With whole=false, a setting of local step gradient, gradients are those of batches.
     """
     return Algorithm(local=Gradient(whole=True), server=_descend(lr, alpha))
@@ -135,7 +135,7 @@ def _descend(lr: Rate | None, alpha: Rate | None) -> Descend:
         )
     if alpha is not None:
         return Descend(PerWorker(alpha))
-    return Descend(0.1 if lr is None else lr)
+    return Descend(0.03 if lr is None else lr)
 
 
 def _text(rate: Rate) -> str:
