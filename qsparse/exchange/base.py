@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from qsparse.errors import CompositionError, RankError, SettingError, WireError
-from qsparse.exchange.notes import error_payload, same_step
+from qsparse.exchange.notes import error_payload, one_each, same_step
 from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
@@ -241,7 +241,7 @@ class Exchange(ABC):
 
 
 class Rooted(Exchange):
-    """An exchange whose coordinator is one rank, the root, to which all payloads go directly."""
+    """An exchange with one coordinator, the root; payloads go to it directly unless said otherwise."""
 
     root: int
 
@@ -294,13 +294,13 @@ class Peers(Exchange):
         assert message is not None
         for step in range(1, wire.size):
             wire.send([message], (wire.rank + step) % wire.size)
-        payloads = [
-            message if rank == wire.rank else receive_any_kind(wire, rank)[1] for rank in range(wire.size)
-        ]
+        payloads: list[Payload] = []
+        for rank in range(wire.size):
+            payloads += [message] if rank == wire.rank else wire.receive(rank)[1]
         wire.flush()
         for payload in payloads:
             raise_error(payload)
-        return same_step(payloads)
+        return one_each(wire, payloads)
 
     def say(self, wire: Wire, make: Callable[[], Payload], step: int = 0) -> list[Payload]:
         """Gather what ``make`` returns on each rank; where it raises, an ERROR is sent in its place.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from qsparse.errors import DisagreementError
+from qsparse.errors import DisagreementError, WireError
 from qsparse.payload import Kind, Payload, Way
 from qsparse.wire.base import Wire
 
@@ -69,6 +69,21 @@ def same_call(payloads: list[Payload]) -> list[Payload]:
     """Refuse a round of notes in which the ranks are in different calls."""
     if len({call_of(payload) for payload in payloads}) > 1:
         raise DisagreementError(_apart(payloads))
+    return payloads
+
+
+def one_each(wire: Wire, payloads: list[Payload]) -> list[Payload]:
+    """Refuse a round in which not every rank of a wire has said one thing, at one step.
+
+    In a call over one exchange a rank may speak for others, too, and over another one for itself alone.
+    """
+    same_step(payloads)
+    if len(payloads) != wire.size:
+        same_call(payloads)
+        raise WireError(
+            f"rank {wire.origin} got {len(payloads)} payloads of {wire.size} ranks: every rank must make the "
+            "same calls on a wire, in the same order"
+        )
     return payloads
 
 

@@ -98,7 +98,11 @@ def bytes_of_all(exchange: Exchange, size: int) -> dict[str, int]:
         }
     if isinstance(exchange, Peers):
         return {"up": sum(up.values()) * (size - 1), "down": 0, "control": 0}
-    up.pop(exchange.root, None)  # type: ignore[attr-defined]
+    root: int = exchange.root  # type: ignore[attr-defined]
+    if isinstance(exchange, TreeBroadcast):
+        # A report crosses a link for every level that its rank is below the root.
+        up = {rank: ((rank - root) % size).bit_count() * frame for rank, frame in up.items()}
+    up.pop(root, None)
     return {"up": sum(up.values()), "down": (HEADER_BYTES + 1000) * (size - 1), "control": 0}
 
 
@@ -112,12 +116,9 @@ def brings_an_error_to_every_rank(wire: Wire, exchange: Exchange, failing: int, 
                 raise ValueError(f"no luck on rank {failing}")
             works = wire.rank in exchange.workers(wire.size)
             payloads = exchange.gather(wire, news_of(wire.rank, step) if works else None)
-            reply = None
-            if payloads is not None:
-                if (wire.rank, step, at) == (failing, 2, "between"):
-                    raise ValueError(f"no luck on rank {failing}")
-                reply = Payload.build(way=Way.DOWN, step=step)
-            exchange.broadcast(wire, reply)
+            if (wire.rank, step, at) == (failing, 2, "between"):
+                raise ValueError(f"no luck on rank {failing}")
+            exchange.broadcast(wire, None if payloads is None else Payload.build(way=Way.DOWN, step=step))
     except (RankError, ValueError) as error:
         exchange.notify(wire, error, step)
         raised = error
