@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from qsparse.exchange.base import Cost, Rooted, raise_error, receive_one
 from qsparse.exchange.notes import one_each
 from qsparse.payload import Payload
 from qsparse.registry import register
 from qsparse.wire.base import Wire
+
+#: From so many bytes on, a copy of the answer has left before the next one is sent.
+_LARGE: Final = 1 << 19
 
 
 def children(position: int, size: int) -> list[int]:
@@ -82,6 +86,9 @@ class TreeBroadcast(Rooted):
             reply = receive_one(wire, self._parent(wire))[1]
         for child in self._children(wire):
             wire.send([reply], child)
+            if len(reply) >= _LARGE:
+                # Copies that leave side by side arrive late together, and so does all that follows on each.
+                wire.flush()
         wire.flush()
         return reply
 

@@ -117,6 +117,25 @@ def test_messages_and_hops(size: int) -> None:
         assert sum(len(copies) for _, _, copies, _ in seen) == size - 1
 
 
+def test_a_large_answer_leaves_copy_by_copy() -> None:
+    """To the largest subtree first; a small one is handed to the wire at once, for all."""
+
+    def body(wire: Wire) -> list[list[tuple[str, int]]]:
+        found = []
+        for size in (100, 1 << 20):
+            counting = Counting(wire)
+            answer = Payload.build([bytes(size)], way=Way.DOWN) if wire.rank == 3 else None
+            TreeBroadcast(3).broadcast(counting, answer)
+            found.append([(event, rank) for event, rank, _ in counting.events])
+        return found
+
+    small, large = on_threads(8, body)[3]
+    sends = [("send", 7), ("send", 5), ("send", 4)]
+    end = ("flush", -1)
+    assert small == [*sends, end]
+    assert large == [sends[0], end, sends[1], end, sends[2], end, end]
+
+
 # --- what is said, and what is counted -------------------------------------------------------------
 
 
