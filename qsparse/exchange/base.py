@@ -230,7 +230,11 @@ class Exchange(ABC):
         return False
 
     def notify(self, wire: Wire, error: BaseException, step: int) -> None:
-        """Send an error the same way as the data; a rank that gives up calls this before it raises."""
+        """Send an error the same way as the data; a rank that gives up calls this before it raises.
+
+        A round that another thread of the rank is in comes to its end first, however it ends.
+        """
+        wire.settle()
         if not isinstance(error, RankError):
             origin, reason = wire.rank, f"{type(error).__name__}: {error}"
         elif self.relays(wire.rank):

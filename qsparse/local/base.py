@@ -117,11 +117,17 @@ class Local(ABC):
         np.copyto(state["anchor"], model)
 
     def posted(self, state: State) -> None:
-        """The report is under way and its answer comes later: what x does from here on is reported next.
-
-        `follow` takes the answer, and keeps what x has done since.
-        """
+        """The report is under way and its answer comes later: what x does from here on is reported next."""
         np.copyto(state["anchor"], state["x"])
+
+    def landed(self, state: State, model: Vector) -> None:
+        """The answer to the report that was `posted` has come: x ← model + (x − x at the report).
+
+        So x is the model, bit for bit, where it has not moved since.
+        """
+        state["x"] -= state["anchor"]
+        state["x"] += model
+        np.copyto(state["anchor"], model)
 
     def heard(self, state: State, model: Vector | None, sent: bool) -> None:
         """After a meeting.

@@ -17,7 +17,7 @@ from qsparse.payload import Kind, Payload, Way
 from qsparse.process import notice
 from qsparse.registry import spell
 from qsparse.rounds.coordinator import Coordinator
-from qsparse.rounds.flight import Flight
+from qsparse.rounds.flight import Answer, Flight
 from qsparse.rounds.machine import Machine
 from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
@@ -69,12 +69,14 @@ class Node:
         if algorithm.meeting.claims.delay and not wire.threaded:
             raise SettingError(
                 f"meeting {spell(algorithm.meeting)} moves frames while the rank computes, which this wire, "
-                f"{type(wire).__name__}, cannot do: use delay=0, or wire threads or mpi"
+                f"{type(wire).__name__}, cannot do: use delay=0, or wire threads or mpi (whose thread level, "
+                "mpi4py.rc.thread_level, must be 'multiple')"
             )
         self.works = wire.rank in exchange.workers(wire.size)
         self.algorithm = algorithm
         self.ledger = ledger
         self.pace = pace or Pace()
+        self._wire = wire
         #: Where this rank stands: from here on only those count that speak.
         post = self.post = exchange.post(wire)
         self.exchange = exchange = post.exchange
@@ -103,7 +105,9 @@ class Node:
         #: Has the coordinator stopped this worker?
         self.stopped = False
         #: The round whose answer is still to be adopted.
-        self.flight: Flight | None = None
+        self.flight: Flight | Answer | None = None
+        #: The signal that the last answer told of, which counts once that is adopted.
+        self._asked = 0
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t."""
@@ -123,7 +127,7 @@ class Node:
         """
         # Asked at every step, so that the trigger's own count stays in step.
         due = self.due(t) or last
-        met = self.flight is not None and (due or t >= self.flight.due)
+        met = self.lands(t, due)
         if met:
             self.land()
         if due and delay and not last:
@@ -134,13 +138,17 @@ class Node:
             met = True
         return met
 
+    def lands(self, t: int, due: bool) -> bool:
+        """Whether an answer is adopted after step t: it is time, or the next report is ``due``."""
+        return self.flight is not None and (due or t >= self.flight.due)
+
     def launch(self, t: int, delay: int) -> None:
         """Report what step t came to; the answer is adopted ``delay`` local steps later."""
         report, change = self.worker.report()
         signal, clock = notice.asked(), self.pace.clock
         parts = self._said(report, t, signal, change, False)
         self.worker.posted()
-        self.flight = Flight(t + delay, lambda: self._round(parts, t, clock, signal, False))
+        self.flight = Flight(t + delay, self._wire, lambda: self._round(parts, t, clock, signal, False))
 
     def land(self) -> None:
         """Adopt the answer that is under way, once it is there.
@@ -149,13 +157,9 @@ class Node:
             QsparseError: what has happened to the round meanwhile.
         """
         assert self.flight is not None
-        flight, self.flight = self.flight, None
-        self.worker.follow(flight.landed())
-
-    def settle(self) -> None:
-        """Wait for a round that is under way, however it ends: only then may this rank say something else."""
-        if self.flight is not None:
-            self.flight.wait()
+        self.worker.landed(self.flight.landed())
+        self.flight = None
+        self.pace.asked = max(self.pace.asked, self._asked)
 
     def synchronize(self, t: int, last: bool = False) -> None:
         """What follows local step t where a synchronization is due: report, and go on from the answer.
@@ -180,6 +184,7 @@ class Node:
             model = self._round(parts, t, self.pace.clock, signal, last)
         else:
             model = self._as_one(self.machine, v, t, signal, change, last)
+        self.pace.asked = max(self.pace.asked, self._asked)
         if model is not None:
             self.worker.note(model)
         return model
@@ -256,7 +261,7 @@ class Node:
 
     def _heard(self, replies: Sequence[Payload], clock: int) -> Vector | None:
         """The model that is answered with; whoever was asked to stop, or is stopped, is told here."""
-        self.pace.asked = max(self.pace.asked, *(each.asked for each in replies))
+        self._asked = max(each.asked for each in replies)
         for each in replies:
             if each.kind is Kind.STOP:
                 self.stopped, self.pace.t = True, each.step
@@ -267,7 +272,7 @@ class Node:
     def _model(self, parts: Sequence[Payload], payloads: Sequence[Payload], signal: int) -> Vector | None:
         """The model that an answer would spell: every rank coordinates, and has it."""
         assert self.coordinator is not None
-        self.pace.asked = max(self.pace.asked, signal)
+        self._asked = signal
         self.ledger.count_forwarded(each for each in payloads if each is not parts[0])
         if self.algorithm.server.claims.holds:
             return None

@@ -215,11 +215,6 @@ class Walk:
         # The workers have the final values in 32 bits, so the coordinator goes on from the same.
         self._adopt([coordinator.leave().astype(np.float32) for coordinator in self.coordinators])
 
-    def settle(self) -> None:
-        """Wait for a round that is under way, however it ends, before this rank says something else."""
-        for node in self._here:
-            node.settle()
-
     def leave(self) -> None:
         """Take the values with which a phase ends whose workers do not wait."""
         self._adopt(leave(self.wire, 0, self._here))

@@ -14,6 +14,7 @@ import numpy as np
 
 from qsparse.errors import CheckpointError
 from qsparse.exchange.base import Stretch
+from qsparse.rounds.flight import Answer
 from qsparse.rounds.node import Node
 from qsparse.types import State, Vector
 
@@ -68,11 +69,13 @@ class NodeState:
         worker: of its worker end.
         coordinator: None on a rank that does not coordinate.
         local: of the local step, without the model; None on a rank that does not work.
+        answer: the answer that is still to be adopted, if any.
     """
 
     worker: WorkerState
     coordinator: CoordinatorState | None = None
     local: State | None = None
+    answer: Answer | None = None
 
 
 @dataclass
@@ -164,7 +167,7 @@ def _as(hint: Any, value: Any) -> Any:
 
 
 def state_of(node: Node, local: bool = True) -> NodeState:
-    """All that a node goes on from.
+    """All that a node goes on from. A round that is under way comes to its end first.
 
     Not among it are the worker's model, which lies elsewhere, and what is overwritten before it is read.
     Vectors are those of the node itself: write them away before the next step, or copy them.
@@ -172,8 +175,12 @@ def state_of(node: Node, local: bool = True) -> NodeState:
     Args:
         node: the node.
         local: with the state of its local step.
+
+    Raises:
+        QsparseError: what has happened to a round under way.
     """
-    assert node.flight is None, "until a round has landed, the ends of the links change"
+    flight = node.flight
+    answer = None if flight is None else Answer(flight.due, flight.landed())
     worker, coordinator = node.worker, node.coordinator
     return NodeState(
         WorkerState(
@@ -196,6 +203,7 @@ def state_of(node: Node, local: bool = True) -> NodeState:
         {name: value for name, value in worker.state.items() if name != "x"}
         if local and worker.state is not None
         else None,
+        answer,
     )
 
 
@@ -223,6 +231,8 @@ def restore(node: Node, saved: NodeState) -> None:
             fill(coordinator.asking, kept.asking)
         else:
             coordinator.ask_anew()
+    if saved.answer is not None:
+        node.flight = Answer(saved.answer.due, own(saved.answer.model))
     if saved.local is not None and worker.state is not None:
         fill(worker.state, {**saved.local, "x": worker.state["x"]})
 

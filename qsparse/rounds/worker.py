@@ -166,7 +166,7 @@ class WorkerEnd:
         if self.state is not None:
             self.local.posted(self.state)
 
-    def follow(self, model: Vector | None) -> None:
+    def landed(self, model: Vector | None) -> None:
         """Adopt an answer to a report from before, and keep the local steps since."""
         if model is None:
             return
@@ -174,7 +174,7 @@ class WorkerEnd:
         if self.state is None:
             np.copyto(self._x, model)
         else:
-            self.local.follow(self.state, model)
+            self.local.landed(self.state, model)
 
     def due(self, t: int) -> bool:
         """Whether this rank meets the coordinator after step t. Asked once a step."""

@@ -123,6 +123,7 @@ def reshard(
     Raises:
         CheckpointError: workers do not wait for each other, or it is not known whether a memory adds up.
     """
+    walks = [_landed(walk) for walk in walks]
     rows = [("main", algorithm), ("prelude", algorithm.prelude)]
     phases = {name: phase for name, phase in rows if phase is not None}
     if any(not phase.meeting.claims.waits for phase in phases.values()):
@@ -179,6 +180,16 @@ def reshard(
         mean: Vector = np.mean(buffers, axis=0, dtype=np.float64)
         walk.buffers = mean.astype(buffers[0].dtype)
     return walk, differences
+
+
+def _landed(walk: WalkState) -> WalkState:
+    """The state in which an answer that was still to be adopted is adopted; see `Local.landed`."""
+    node, *others = walk.phases[walk.phase]
+    if node.answer is None or node.answer.model is None or node.local is None:
+        return walk
+    x = walk.x - node.local["anchor"] + node.answer.model
+    node = replace(node, local={**node.local, "anchor": node.answer.model}, answer=None)
+    return replace(walk, x=x, phases={**walk.phases, walk.phase: [node, *others]})
 
 
 def _worker(

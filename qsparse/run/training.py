@@ -121,7 +121,6 @@ def _run(
         return summary
     except BaseException as error:
         if not job.notified:
-            job.walk.settle()
             job.settings.exchange.notify(wire, error, job.step)
         raise
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ class Wire(Clock, ABC):
         size: number of ranks.
         ledger: counts the bytes of every frame that is sent or received.
         doing: what the rank is doing, which the lines about a long wait name; see `at`.
-        threaded: another thread of the rank may use it in turn, so that frames move while the rank computes.
+        threaded: another thread of the rank may use it in turn (`lend`), so that frames move while the rank
+            does something else.
         simulates: the spelling of a wire whose seconds are not those of this machine; empty elsewhere.
         machines: of each rank, the lowest rank on its machine; None where the wire does not know.
     """
@@ -42,6 +44,7 @@ class Wire(Clock, ABC):
     threaded: bool = True
     simulates: str = ""
     machines: tuple[int, ...] | None = None
+    _borrower: threading.Thread | None = None
 
     @property
     def origin(self) -> int:
@@ -50,12 +53,28 @@ class Wire(Clock, ABC):
 
     @contextmanager
     def at(self, doing: str) -> Iterator[None]:
-        """Name the work of the block, e.g. ``"the meeting of step 120"``: a long wait names it."""
+        """Name the work of the block, e.g. ``"the meeting of step 120"``: a long wait names it.
+
+        It begins when no other thread of the rank uses the wire any more.
+        """
+        self.settle()
         before, self.doing = self.doing, doing
         try:
             yield
         finally:
             self.doing = before
+
+    def lend(self, thread: threading.Thread) -> None:
+        """Leave the wire to another thread of this rank, which is started next, until that ends."""
+        self.settle()
+        self._borrower = thread
+
+    def settle(self) -> None:
+        """Wait until no other thread of this rank uses the wire, so that nobody speaks in between."""
+        borrower = self._borrower
+        if borrower is not None and borrower is not threading.current_thread():
+            borrower.join()
+            self._borrower = None
 
     @abstractmethod
     def send(self, payloads: Sequence[Payload], dest: int) -> None:

@@ -131,7 +131,8 @@ class MpiWire(Wire):
             )
         if comm == MPI.COMM_WORLD:
             launch_check()
-        self.threaded = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
+        # While another thread uses the wire, the program of this rank may call MPI as well.
+        self.threaded = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.ledger = Ledger() if ledger is None else ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
@@ -54,6 +55,14 @@ class SubWire(Wire):
         """Name the work to the wire below, whose waits these are."""
         with self.below.at(doing):
             yield
+
+    def lend(self, thread: threading.Thread) -> None:
+        """Lend the wire below."""
+        self.below.lend(thread)
+
+    def settle(self) -> None:
+        """Wait for the wire below."""
+        self.below.settle()
 
     def send(self, payloads: Sequence[Payload], dest: int) -> None:
         """Send over the wire below."""

@@ -56,7 +56,6 @@ def model(
         for _ in rounds(node, x, STEPS, oracle, lambda t: t, delay=row.meeting.claims.delay):
             pass
     except Exception as error:
-        node.settle()
         exchange.notify(wire, error, 19)
         raise
     return x
