@@ -19,20 +19,18 @@ from qsparse.exchange.collectives import agree
 from qsparse.exchange.notes import FINISH, UPDATES, note, same_call
 from qsparse.files import named_path
 from qsparse.rounds.node import Node, Pace, averaging
-from qsparse.rounds.state import WalkState
-from qsparse.rounds.state import plain as plain_state
+from qsparse.rounds.state import plain
 from qsparse.rules import refuse_if_inhomogeneous
 from qsparse.run.checkpoint import Checkpoints, find, save
 from qsparse.run.folder import Hold
 from qsparse.seeds import Seed
 from qsparse.torch import compared
-from qsparse.torch.device import on_host
 from qsparse.torch.given import model_of
 from qsparse.torch.ownership import Before
-from qsparse.torch.saving import LoopState, found_state, plain, tensors
+from qsparse.torch.saving import LoopState, found_state, restore_torch, restore_walk, torch_of, walk_of
 from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
 from qsparse.torch.steps import Steps, as_optimizers
-from qsparse.torch.tensors import anchor_of, host_state, node_about, restore_tensor
+from qsparse.torch.tensors import anchor_of, node_about
 from qsparse.types import Layout, State
 from qsparse.wire.base import Wire
 
@@ -58,6 +56,9 @@ def attach(
     under DDP, which changes where training ends (``docs/sharp-bits.md``). Batch statistics stay each rank's
     own until `Attached.finish` averages them; call it (or leave the ``with`` block) before you use the
     trained model.
+
+    With a delay, as in ``"qsparse-local-sgd(H=8, delay=4)"``, messages travel while the optimizer goes on,
+    and the answer is adopted so many steps after the report; what the optimizer has done since is kept.
 
     A step is one ``step()`` of each optimizer; see `qsparse.torch.steps.Steps`. Parameters that have moved
     since the last meeting without a step are refused by `Attached.finish`, where the ranks differ.
@@ -161,7 +162,8 @@ class Attached:
     def asked_to_stop(self) -> bool:
         """Was some rank asked to stop, by a signal, before the last meeting? The same on all ranks.
 
-        Within ``qsparse.process.notice.listening``; save and leave the loop then.
+        Known when the answer is adopted. Within ``qsparse.process.notice.listening``; save and leave the
+        loop then.
         """
         return self._pace.asked > 0
 
@@ -169,7 +171,8 @@ class Attached:
         """Leave a checkpoint of all ranks, which have taken as many steps; collective.
 
         It holds the model, the optimizer, what was not said yet, the counters, and the state of torch's
-        generator of random numbers on the CPU.
+        generator of random numbers on the CPU. A round that is under way ends first; its answer is saved as
+        well, and is adopted at its step.
 
         Args:
             folder: of the checkpoints, which all ranks see.
@@ -265,69 +268,25 @@ class Attached:
         """What this rank goes on from."""
         self.flat.check()
         self.flat.collect()
-        saved: State = plain_state(
-            LoopState(self._walk(), self.ledger.snapshot(), np.zeros(2), self._torch(others), notes)
-        )
+        walk = walk_of(self.flat, self._nodes, self.steps, self._met, self._rates)
+        rest = torch_of(self.flat, self._optimizers, others)
+        saved: State = plain(LoopState(walk, self.ledger.snapshot(), np.zeros(2), rest, notes))
         return saved
-
-    def _walk(self) -> WalkState:
-        """Where this rank stands."""
-        buffers = on_host(self.flat.buffer_values)
-        return WalkState(
-            x=on_host(self.flat.values),
-            buffers=buffers,
-            anchor=on_host(anchor_of(self._nodes[-1])) if len(self._nodes) > 1 else buffers,
-            t=self.steps,
-            phase="main",
-            phases={"main": [host_state(node, number == 0) for number, node in enumerate(self._nodes)]},
-            met=self._met,
-            rates=self._rates,
-        )
-
-    def _torch(self, others: tuple[Any, ...]) -> State:
-        """What torch remembers."""
-        return {
-            "rest": plain(list(self.flat.left().values())),
-            "optimizer": plain(self._moments()),
-            "others": [plain(each.state_dict()) for each in others],
-            "generator": plain(torch.get_rng_state()),
-        }
 
     def _go_on(self, state: LoopState, others: tuple[Any, ...]) -> dict[str, Any]:
         walk = state.walk
-        main, *rest = walk.phases["main"]
-        assert main.local is not None
-        restore_tensor(self._nodes[0], main, walk.x, main.local["anchor"])
-        for node, saved in zip(self._nodes[1:], rest, strict=True):
-            restore_tensor(node, saved, walk.buffers, walk.anchor)
-        self.flat.spread()
-        with torch.no_grad():
-            for tensor, kept in zip(self.flat.left().values(), tensors(state.torch["rest"]), strict=True):
-                if tensor.shape != kept.shape:
-                    tensor.data = torch.empty(kept.shape, dtype=tensor.dtype, device=tensor.device)
-                tensor.copy_(kept)
-        moments = tensors(state.torch["optimizer"])
-        for number, optimizer in enumerate(self._optimizers):
-            optimizer.load_state_dict(moments if len(self._optimizers) == 1 else moments[str(number)])
-        for each, saved in zip(others, state.torch["others"], strict=True):
-            each.load_state_dict(tensors(saved))
-        if state.torch["generator"] is not None:
-            torch.set_rng_state(tensors(state.torch["generator"]))
+        restore_walk(self.flat, self._nodes, walk)
+        restore_torch(self.flat, self._optimizers, others, state.torch)
         self.ledger.resume(state.ledger)
         self.steps, self._met, self._rates = walk.t, walk.met or 0, walk.rates or []
         self._pace.t = self._pace.clock = self.steps
         return state.notes
 
-    def _moments(self) -> dict[str, Any]:
-        """What the optimizers remember; of several, by number."""
-        states = [each.state_dict() for each in self._optimizers]
-        return states[0] if len(states) == 1 else {str(n): state for n, state in enumerate(states)}
-
     def _node(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Node:
         return node_about(tensor, algorithm, self.exchange, self.wire, self._seed, layout, self._pace)
 
     def finish(self) -> None:
-        """Meet once more if there were steps since the last meeting, and detach; collective.
+        """Adopt the answer that is under way, meet once more if there were steps since, detach; collective.
 
         Parameters, gradients and buffers get memory of their own again, with the values that they have. A
         wire that `attach` has made is closed; the ledger stays. Where an exchange failed before, its error
@@ -341,6 +300,8 @@ class Attached:
             self._refuse_if_failed()
             if self._steps is None:
                 return
+            if self._nodes[0].flight is not None:
+                self._guarded(self._nodes[0].land)
             # A worker may have skipped the last meeting, and then something is still to be said.
             if self._met < self.steps or (self.steps and self.algorithm.trigger.claims.may_skip):
                 self._guarded(functools.partial(self._meet, last=True))
@@ -373,7 +334,11 @@ class Attached:
     def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
-        if self._nodes[0].due(self.steps):
+        node = self._nodes[0]
+        due = node.due(self.steps)
+        if node.lands(self.steps, due):
+            self._guarded(node.land)
+        if due:
             self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
 
@@ -420,6 +385,7 @@ class Attached:
 
     def _let_go(self, together: bool = False) -> None:
         """Detach after an error; unless all ranks do so together, without waiting for the others."""
+        self.wire.settle()
         self._detach()
         if self._own is not None:
             with suppress(WireError):
@@ -430,6 +396,8 @@ class Attached:
 
     def _all_in(self, call: str) -> None:
         """See that all ranks are in the same call, after as many steps: nobody waits for one that is not."""
+        if self._nodes[0].flight is not None:
+            self._nodes[0].flight.landed()  # or what has happened to it, which is told before anything else
         here = note(self.wire, call, self.steps)
         with self.wire.at(call):
             heard = self.exchange.gather(self.wire, here)
@@ -474,9 +442,14 @@ class Attached:
             return compared.everybodys(self.exchange, self.wire, self.steps, mine, call)
 
     def _meet(self, last: bool = False) -> None:
+        """Report, and go on from the answer: at once, or after some more steps unless this is the last."""
         self._check_rates()
         self._pace.t = self._pace.clock = self.steps
-        self._nodes[0].synchronize(self.steps, last)
+        delay = self.algorithm.meeting.claims.delay
+        if delay and not last:
+            self._nodes[0].launch(self.steps, delay)
+        else:
+            self._nodes[0].synchronize(self.steps, last)
         self._met = self.steps
 
     def _average_buffers(self) -> None:

@@ -1,4 +1,4 @@
-"""What torch remembers, as plain data: optimizers, schedulers and tensors; for other ranks as well."""
+"""What an attached loop goes on from, as plain data: its place, optimizers, schedulers and tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ import torch
 
 from qsparse.algorithm import Algorithm
 from qsparse.exchange import Exchange
-from qsparse.rounds.state import typed
+from qsparse.rounds.node import Node
+from qsparse.rounds.state import WalkState, typed
 from qsparse.run.checkpoint import Found
 from qsparse.run.resharding import merged, reshard
 from qsparse.run.state import RankState
+from qsparse.torch.device import on_host
+from qsparse.torch.flat import FlatModel
+from qsparse.torch.steps import Optimizers
+from qsparse.torch.tensors import anchor_of, host_state, restore_tensor
 from qsparse.types import State
 
 #: The name under which the items of a Counter are kept, by which torch counts milestones.
@@ -81,6 +86,72 @@ class LoopState(RankState):
 
     torch: State
     notes: dict[str, Any]
+
+
+def walk_of(flat: FlatModel, nodes: Sequence[Node], t: int, met: int, rates: list[float]) -> WalkState:
+    """Where a rank stands.
+
+    Args:
+        flat: its model, whose buffers were collected.
+        nodes: about the parameters, and about the buffers if there are any.
+        t: its steps.
+        met: the step of the last meeting.
+        rates: the learning rates then.
+    """
+    buffers = on_host(flat.buffer_values)
+    return WalkState(
+        x=on_host(flat.values),
+        buffers=buffers,
+        anchor=on_host(anchor_of(nodes[-1])) if len(nodes) > 1 else buffers,
+        t=t,
+        phase="main",
+        phases={"main": [host_state(node, number == 0) for number, node in enumerate(nodes)]},
+        met=met,
+        rates=rates,
+    )
+
+
+def restore_walk(flat: FlatModel, nodes: Sequence[Node], walk: WalkState) -> None:
+    """Bring a model and new nodes to what was saved."""
+    main, *rest = walk.phases["main"]
+    assert main.local is not None
+    restore_tensor(nodes[0], main, walk.x, main.local["anchor"])
+    for node, saved in zip(nodes[1:], rest, strict=True):
+        restore_tensor(node, saved, walk.buffers, walk.anchor)
+    flat.spread()
+
+
+def torch_of(flat: FlatModel, optimizers: Optimizers, others: Sequence[Any]) -> State:
+    """What torch remembers, beside what is exchanged.
+
+    Args:
+        flat: the model.
+        optimizers: those that were attached.
+        others: whatever else has a ``state_dict``.
+    """
+    states = [each.state_dict() for each in optimizers]
+    return {
+        "rest": plain(list(flat.left().values())),
+        "optimizer": plain(states[0] if len(states) == 1 else {str(n): s for n, s in enumerate(states)}),
+        "others": [plain(each.state_dict()) for each in others],
+        "generator": plain(torch.get_rng_state()),
+    }
+
+
+def restore_torch(flat: FlatModel, optimizers: Optimizers, others: Sequence[Any], saved: State) -> None:
+    """Bring all of it to what was saved."""
+    with torch.no_grad():
+        for tensor, kept in zip(flat.left().values(), tensors(saved["rest"]), strict=True):
+            if tensor.shape != kept.shape:
+                tensor.data = torch.empty(kept.shape, dtype=tensor.dtype, device=tensor.device)
+            tensor.copy_(kept)
+    moments = tensors(saved["optimizer"])
+    for number, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict(moments if len(optimizers) == 1 else moments[str(number)])
+    for each, state in zip(others, saved["others"], strict=True):
+        each.load_state_dict(tensors(state))
+    if saved["generator"] is not None:
+        torch.set_rng_state(tensors(saved["generator"]))
 
 
 def found_state(found: Found, algorithm: Algorithm, exchange: Exchange, rank: int, size: int) -> LoopState:

@@ -59,11 +59,6 @@ def prepare(
         )
     if not chosen.meeting.claims.waits:
         raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
-    if chosen.meeting.claims.delay:
-        raise CompositionError(
-            f"meeting {spell(chosen.meeting)} cannot be attached, because an answer is adopted between two "
-            "steps that are not meetings: use delay=0, or qsparse train"
-        )
     if chosen.participation.claims.chooses:
         raise CompositionError(
             f"participation {spell(chosen.participation)} cannot be attached, because a rank that is left "

@@ -53,6 +53,12 @@ class UsersOptimizer(Local):
         """The anchor is where x is."""
         state["anchor"].copy_(state["x"])
 
+    def landed(self, state: State, model: Vector) -> None:
+        """Move x to the model, and keep what the optimizer has done since the report."""
+        state["x"] -= state["anchor"]
+        state["anchor"].copy_(torch.from_numpy(model))
+        state["x"] += state["anchor"]
+
     def follow(self, state: State, model: Vector) -> None:
         """Move x as the model did, so that what was not said stays."""
         before = state["anchor"].clone()

@@ -31,6 +31,7 @@ from qsparse.errors import NotFinite, SettingError  # noqa: E402
 from qsparse.exchange import AllGather, Nodes, ParameterServer  # noqa: E402
 from qsparse.link import Link, Sender  # noqa: E402
 from qsparse.local import SGD  # noqa: E402
+from qsparse.meeting import Sync  # noqa: E402
 from qsparse.memory import ErrorFeedback, Innovation, Stateless  # noqa: E402
 from qsparse.registry import build  # noqa: E402
 from qsparse.rounds.node import Node, Pace  # noqa: E402
@@ -418,6 +419,42 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(device, "elsewhere", lambda tensor: False)
             assert found == run_threads(2, ours, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["few down", "many down"])
+def test_answers_that_come_later_have_the_same_bits(there: Any, name: str) -> None:
+    """And the thread of a round touches nothing on the device, which is pretended in this thread only."""
+    row = MEETINGS[name]
+    assert isinstance(row, Algorithm)
+    row, n = replace(row, trigger=Every(3), meeting=Sync(2)), 5003
+
+    def body(wire: Wire, place: Any) -> list[bytes]:
+        start = vector(n, "normal")
+        if place is None:
+            x: Any = start.copy()
+            node = Node(row, AllGather(), wire, start, Seed(3), layout(n), wire.ledger, Pace())
+            node.worker.begin(x)
+        else:
+            x = torch.from_numpy(start.copy()).to(place)
+            node = node_about(x, row, AllGather(), wire, Seed(3), layout(n), Pace())
+        seen = []
+        for t in range(1, 12):
+            by = vector(n, "normal", 10 * t + wire.rank)
+            x += by if place is None else torch.from_numpy(by).to(place)
+            node.stepped(t, t == 11, False, 2)
+            seen.append((x if place is None else x.cpu().numpy()).tobytes())
+        return seen
+
+    def ours(wire: Wire) -> Any:
+        if there is not AWAY:
+            return body(wire, there)
+        with Pretended():  # of each thread
+            return body(wire, there)
+
+    found = run_threads(2, ours, timeout=60)
+    assert found == run_threads(2, lambda wire: body(wire, None), timeout=60)
+    assert found[0][-1] == found[1][-1]
+    assert found[0][-2] != found[1][-2]
 
 
 def net(seed: int, dtype: Any = torch.float32) -> nn.Module:
