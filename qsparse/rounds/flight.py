@@ -41,7 +41,7 @@ class Flight:
 
     def __init__(self, due: int, wire: Wire, round: Callable[[], Vector | None]) -> None:
         self.due = due
-        self._round = round
+        self._wire, self._round = wire, round
         self._model: Vector | None = None
         self._error: BaseException | None = None
         # A daemon, because a rank that gives up must not wait for others that do not.
@@ -61,7 +61,8 @@ class Flight:
         Raises:
             QsparseError: what has happened to the round.
         """
-        self._thread.join()
+        if self._thread.is_alive():
+            self._wire.settle()
         if self._error is not None:
             raise self._error
         return self._model

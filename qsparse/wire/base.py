@@ -45,6 +45,7 @@ class Wire(Clock, ABC):
     simulates: str = ""
     machines: tuple[int, ...] | None = None
     _borrower: threading.Thread | None = None
+    _hurry: threading.Event | None = None
 
     @property
     def origin(self) -> int:
@@ -67,14 +68,20 @@ class Wire(Clock, ABC):
     def lend(self, thread: threading.Thread) -> None:
         """Leave the wire to another thread of this rank, which is started next, until that ends."""
         self.settle()
-        self._borrower = thread
+        self._borrower, self._hurry = thread, threading.Event()
 
     def settle(self) -> None:
         """Wait until no other thread of this rank uses the wire, so that nobody speaks in between."""
         borrower = self._borrower
-        if borrower is not None and borrower is not threading.current_thread():
+        if borrower is not None and self._hurry is not None and borrower is not threading.current_thread():
+            self._hurry.set()
             borrower.join()
-            self._borrower = None
+            self._borrower = self._hurry = None
+
+    @property
+    def hurry(self) -> threading.Event | None:
+        """Set once the rank waits for the thread that the wire is lent to; None for any other thread."""
+        return self._hurry if threading.current_thread() is self._borrower else None
 
     @abstractmethod
     def send(self, payloads: Sequence[Payload], dest: int) -> None:

@@ -131,7 +131,7 @@ class MpiWire(Wire):
             )
         if comm == MPI.COMM_WORLD:
             launch_check()
-        # While another thread uses the wire, the program of this rank may call MPI as well.
+        # Several at once, because the rank's own program may call MPI as well.
         self.threaded = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
@@ -350,7 +350,7 @@ class MpiWire(Wire):
                 inquiry = Inquiry(self, awaited[0] if len(awaited) == 1 else None, waits)
             inquiry.look()
 
-        return Wait(alarm, consult if inquires else None)
+        return Wait(alarm, consult if inquires else None, self.hurry)
 
     def _post(self, buffer: Any, dest: int) -> None:
         request = self._comm.Isend([buffer, len(buffer), self._mpi.BYTE], dest, self.number)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -27,6 +28,8 @@ _DEFAULTS: Final = {_WARN: 60.0, _END: 1800.0}
 
 #: The first sleep between two looks, and the longest.
 _SHORT, _LONG = 20e-6, 1e-3
+#: The same where nobody is kept waiting.
+_EASY, _LAZY = 200e-6, 1e-2
 
 
 class Limits(NamedTuple):
@@ -70,22 +73,38 @@ def _seconds(environ: Mapping[str, str], name: str) -> float:
 
 
 class Patience:
-    """Waiting that leaves the core to others: polls without sleeping at first, then with growing sleeps."""
+    """Waiting that leaves the core to others: polls without sleeping at first, then with growing sleeps.
 
-    def __init__(self) -> None:
-        self._polls = 0
-        self._pause = _SHORT
+    Args:
+        hurry: given where the rank computes meanwhile, and set when it comes to wait, too. Until then sleeps
+            grow faster, because a poll takes time from what the rank computes.
+    """
+
+    def __init__(self, hurry: threading.Event | None = None) -> None:
+        self._hurry = hurry
+        self._polls, self._pause = 0, 0.0
+        self._begin()
 
     def rest(self, moved: bool) -> None:
         """Sleep if it is time to; called after each poll, and ``moved`` says whether that found work."""
         if moved:
-            self._polls, self._pause = 0, _SHORT
+            self._begin()
+        elif self._hurry is not None:
+            if self._hurry.wait(self._pause):
+                self._hurry = None
+                self._begin()
+            else:
+                # Half of the wait so far may be overslept.
+                self._pause = min(1.5 * self._pause, _LAZY)
         elif self._polls < 20:
             self._polls += 1
         else:
             time.sleep(self._pause)
             # A sleep grows by a tenth each time, so it is a tenth of the wait so far: little is overslept.
             self._pause = min(1.1 * self._pause, _LONG)
+
+    def _begin(self) -> None:
+        self._polls, self._pause = 0, _SHORT if self._hurry is None else _EASY
 
 
 class Alarm:
@@ -139,10 +158,16 @@ class Wait(Patience):
     Args:
         alarm: makes the alarm.
         consult: called about every tenth of a second once the sleeps are long; may raise.
+        hurry: as of `Patience`.
     """
 
-    def __init__(self, alarm: Callable[[], Alarm], consult: Callable[[float], None] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        alarm: Callable[[], Alarm],
+        consult: Callable[[float], None] | None = None,
+        hurry: threading.Event | None = None,
+    ) -> None:
+        super().__init__(hurry)
         self._make = alarm
         self._alarm: Alarm | None = None
         self._consult = consult
@@ -153,7 +178,7 @@ class Wait(Patience):
         super().rest(moved)
         if moved:
             self._alarm = None
-        elif self._pause == _LONG:
+        elif self._pause >= _LONG:
             now = time.monotonic()
             if self._alarm is None:
                 self._alarm, self._due = self._make(), now

@@ -16,8 +16,8 @@ from qsparse.cli.launch import mpiexec_command
 from qsparse.errors import SettingError, WaitTimeout
 from qsparse.payload import Payload
 from qsparse.wire.base import Wire
-from qsparse.wire.threads import run_threads
-from qsparse.wire.waiting import Limits
+from qsparse.wire.threads import ThreadWire, run_threads
+from qsparse.wire.waiting import Limits, Patience
 
 pytest.importorskip("mpi4py")
 
@@ -37,6 +37,54 @@ def test_how_long_a_rank_waits_is_settable() -> None:
     for text in ("soon", "-1", "nan"):
         with pytest.raises(SettingError, match=f"QSPARSE_WAIT_END is '{text}', which is not a number of sec"):
             Limits.of({"QSPARSE_WAIT_END": text})
+
+
+def test_a_wire_that_is_lent_is_waited_for() -> None:
+    """Whoever wants it waits until the other thread has ended, which is told to hurry."""
+    (wire,) = ThreadWire.group(1)
+    seen: list[str] = []
+
+    def borrow() -> None:
+        with wire.at("a round"):
+            assert wire.hurry is not None
+            assert wire.hurry.wait(60)
+            seen.append("told")
+            wire.send([Payload.build([b"first"])], 0)
+
+    for _ in range(2):
+        thread = threading.Thread(target=borrow)
+        wire.lend(thread)
+        thread.start()
+    assert wire.hurry is None
+    with wire.at("something else"):
+        wire.send([Payload.build([b"second"])], 0)
+    assert seen == ["told", "told"]
+    assert [wire.receive()[1][0].text for _ in range(3)] == ["first", "first", "second"]
+
+
+def test_who_is_in_no_hurry_polls_less() -> None:
+    """Until somebody waits for it; then as any wait."""
+
+    class Recorded(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            naps.append(timeout or 0.0)
+            return self.is_set()
+
+    naps: list[float] = []
+    hurry = Recorded()
+    patience = Patience(hurry)
+    for _ in range(40):
+        patience.rest(False)
+    assert naps == sorted(naps)
+    assert naps[0] == 2e-4
+    assert naps[-1] == naps[-2] == 1e-2
+    patience.rest(True)
+    patience.rest(False)
+    assert naps[-1] == naps[0]
+    hurry.set()
+    for _ in range(3):
+        patience.rest(False)
+    assert len(naps) == 42
 
 
 def test_every_wait_says_for_whom_and_ends() -> None:
