@@ -27,7 +27,10 @@ def candidates(algorithm: Algorithm, size: int) -> Iterator[Exchange]:
     yield own
     if own != ParameterServer():
         return  # it needs a coordinator that only serves
+    delayed = algorithm.meeting.claims.delay > 0 and not algorithm.answer.exact
     for exchange in (AllGather(), Sharded()):
+        if delayed and not exchange.claims.answers:
+            continue  # each rank would make the answer, to save a hop that steps hide
         try:
             for phase in filter(None, (algorithm, algorithm.prelude)):
                 check(replace(phase, prelude=None, length=None), exchange, size)

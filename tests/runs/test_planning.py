@@ -179,6 +179,10 @@ def test_what_is_chosen() -> None:
     assert exchange_for(preset("sgd"), 4_000_000, 16) == Sharded()
     assert exchange_for(preset("qsparse-local-sgd"), 4_000_000, 4) == AllGather()
     assert exchange_for(preset("dist-ef-sgd"), 4_000_000, 16) == Sharded()
+    # With a delay a hop is hidden, and what every rank would compute to save it is not.
+    assert exchange_for(preset("qsparse-local-sgd-2way"), 1_500_000, 4) == AllGather()
+    assert exchange_for(preset("qsparse-local-sgd-2way(delay=4)"), 1_500_000, 4) == ParameterServer()
+    assert exchange_for(preset("qsparse-local-sgd(delay=4)"), 4_000_000, 4) == AllGather()
     # Another model only for a large gain.
     assert exchange_for(preset("dist-ef-sgd"), 300_000, 8) == ParameterServer()
 
