@@ -24,10 +24,13 @@ from qsparse.cli.ranks import on_ranks
 from qsparse.compressors import Float32
 from qsparse.errors import SettingError
 from qsparse.payload import Payload, Way
-from qsparse.planning.links import links_file, slow
+from qsparse.planning import Links
+from qsparse.planning.links import links_file, slow, slowest
 from qsparse.process.launchers import clashing_runtimes
 from qsparse.registry import build
+from qsparse.run.config import OPTIONS
 from qsparse.seeds import Seed
+from qsparse.units import rate_text, time_text
 from qsparse.wire import mpi
 from qsparse.wire.base import Wire
 from qsparse.wire.mpi import MpiWire
@@ -44,7 +47,8 @@ def doctor(ranks: int | None, links: bool, file: str | None) -> None:
     """Show what a run will find: MPI, ranks, threads, kernel cache, a ping and a bandwidth.
 
     Under mpirun, or with --ranks 2, messages between rank 0 and rank 1 are timed. With --links every pair of
-    up to 16 ranks is timed, one after another; of more ranks, neighbours in the order of the ring.
+    up to 16 ranks is timed, one after another; of more ranks, neighbours in the order of the ring. With the
+    options that are printed then, train and plan choose an exchange for these links.
     """
     if file is not None and not links:
         raise SettingError("--json goes with --links: what else would be written?")
@@ -80,7 +84,14 @@ def _examine_links(file: str | None, wire: Wire) -> None:
     click.echo()
     for sentence in slow(pairs) or ["no link is much slower than the others"]:
         click.echo(sentence)
+    click.echo(f"options of train and plan for the slowest: {_options(slowest(pairs))}")
     write_json(file, links_file(pairs, wire.size))
+
+
+def _options(links: Links) -> str:
+    """What says so to commands that choose by links."""
+    rate, latency = rate_text(8 * links.rate), time_text(links.latency)
+    return f"{OPTIONS['link_rate'].flag} {rate} {OPTIONS['link_latency'].flag} {latency}"
 
 
 def _examine(wire: Wire) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import click
 
 from qsparse.errors import DataError, SettingError
 from qsparse.files import named_path
+from qsparse.run.config import Option
 
 
 class _Path(click.Path):
@@ -63,3 +64,25 @@ def write_json(file: str | None, found: Mapping[str, Any]) -> None:
         raise DataError(
             f"cannot write to --json {file}: {error.strerror}; what goes there stands above"
         ) from None
+
+
+def run_option(option: Option) -> Callable[[Any], Any]:
+    """The decorator that gives a command an option of a run: the same name, help and parsing everywhere."""
+    known: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": option.default}
+    flags = option.flag
+    if option.type is bool and option.default is None:
+        flags += f"/--no-{option.flag.removeprefix('--')}"
+    elif option.type is bool:
+        known["is_flag"] = True
+    elif option.type is tuple:
+        known["multiple"] = True
+    elif option.is_path:
+        known["type"] = PATH
+    elif option.choices:
+        known["type"] = click.Choice(option.choices)
+    elif option.least is not None:
+        known["type"] = click.IntRange(min=option.least)
+    else:
+        known["type"] = option.type
+    known["show_default"] = option.default is not None and option.type not in (bool, tuple)
+    return click.option(flags, option.name, **known)

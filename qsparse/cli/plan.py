@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from tabulate import tabulate
 
-from qsparse.cli.options import PATH, check_json, check_length, write_json
+from qsparse.cli.options import PATH, check_json, check_length, run_option, write_json
 from qsparse.errors import DataError, SettingError
 from qsparse.modules import user_module
-from qsparse.registry import build
-from qsparse.units import bits_per_second
+from qsparse.registry import build, spell
+from qsparse.run.config import OPTIONS
 
 if TYPE_CHECKING:
     from qsparse.algorithm import Algorithm
@@ -42,10 +42,8 @@ def _checked(ctx: click.Context, parameter: click.Parameter, n: int | None) -> i
 @click.option("--classes", type=click.IntRange(min=2), help="Of the model.  [default: as published]")
 @click.option("--n", type=click.IntRange(min=1), callback=_checked, help="Parameters, in place of --model.")
 @click.option("--ranks", default="8", show_default=True, help="How many; or several numbers: 2,4,...,4096.")
-@click.option("--rate", default="1gbit", show_default=True, help="Of each rank's link, each way.")
-@click.option(
-    "--latency", type=click.FloatRange(min=0), default=5e-5, show_default=True, help="Seconds of a message."
-)
+@run_option(OPTIONS["link_rate"])
+@run_option(OPTIONS["link_latency"])
 @click.option("--links", type=PATH, help="In place of both: what qsparse doctor --links --json has measured.")
 @click.option(
     "--compute",
@@ -68,8 +66,8 @@ def plan_command(
     classes: int | None,
     n: int | None,
     ranks: str,
-    rate: str,
-    latency: float,
+    link_rate: str | None,
+    link_latency: str | None,
     links: str | None,
     compute: float | None,
     compressors: tuple[str, ...],
@@ -86,7 +84,7 @@ def plan_command(
     for a moment, unless --speeds says what they take. The fastest line comes first.
 
     \b
-    qsparse plan --model resnet50 --ranks 16 --rate 1gbit --compute 0.2
+    qsparse plan --model resnet50 --ranks 16 --link-rate 1gbit --compute 0.2
     qsparse plan --n 25557032 --ranks 2,4,...,4096 --curve curve.svg
     """
     from qsparse.kernels import jit
@@ -97,7 +95,7 @@ def plan_command(
         user_module(module, f"import --import {module}")
     check_json(file)
     counts = counts_of(ranks)
-    link = _links(rate, latency, links)
+    link = _links(link_rate, link_latency, links)
     row = build(algorithm, "algorithm").closed()
     chosen = choices(row, counts[-1], compressors, downs)
     looked_at = chosen if curve is None else chosen[:1]
@@ -109,7 +107,7 @@ def plan_command(
     compiled = len(jit.compiled()) - before
     click.echo(f"{timing.said()}{_waited(compiled)}\n")
     if curve is None:
-        click.echo("\n\n".join(_shown(each, compute) for each in made))
+        click.echo("\n\n".join(_shown(each, compute, chosen[0]) for each in made))
     else:
         click.echo(_curves(made, Path(curve), f"{algorithm}, n = {length:,}, {_said(link, links)}"))
     found = {
@@ -250,17 +248,14 @@ def _vector(
     return found, layout, f"{model} for {'x'.join(map(str, sizes))} and {count:,} classes, n = {found:,}"
 
 
-def _links(rate: str, latency: float, file: str | None) -> Links:
-    from qsparse.planning import Links
+def _links(rate: str | None, latency: str | None, file: str | None) -> Links:
+    from qsparse.planning.links import links_for, links_from
 
-    if file is not None:
-        from qsparse.planning.links import links_from
-
-        return links_from(file)
-    bits = bits_per_second(rate)
-    if not bits:
-        raise SettingError(f"--rate {rate}: write a number with its unit, such as 1gbit, 200mbit or 500kbit")
-    return Links(bits / 8, latency)
+    if file is None:
+        return links_for(rate, latency)
+    if rate is not None or latency is not None:
+        raise SettingError("--links says what --link-rate and --link-latency say: give one or the other")
+    return links_from(file)
 
 
 def _said(links: Links, file: str | None) -> str:
@@ -268,8 +263,8 @@ def _said(links: Links, file: str | None) -> str:
     return f"{8 * links.rate / 1e9:,.4g} Gbit/s and {1e6 * links.latency:,.4g} µs{source}"
 
 
-def _shown(made: Plan, compute: float | None) -> str:
-    """The table of one number of ranks."""
+def _shown(made: Plan, compute: float | None, first: Algorithm) -> str:
+    """The table of one number of ranks; ``first`` is the first choice of compressors."""
     head = ["exchange", "up", "down", "MB sent", "MB received", "ms", "moving", "coding"]
     head += ["worker end", "coordinator end", "× dense"]
     if compute is not None:
@@ -303,7 +298,8 @@ def _shown(made: Plan, compute: float | None) -> str:
     align = ["left"] * 3 + ["right"] * (len(head) - 3)
     table = tabulate([*rows, dense], headers=head, tablefmt="simple", colalign=align, disable_numparse=True)
     return (
-        f"{made.ranks:,} ranks, a synchronization every {made.gap:,.4g} steps\n\n{table}\n\n{_advice(made)}"
+        f"{made.ranks:,} ranks, a synchronization every {made.gap:,.4g} steps\n\n{table}\n\n{_advice(made)}\n"
+        f"{_auto(made, first)}"
     )
 
 
@@ -320,6 +316,13 @@ def _advice(made: Plan) -> str:
         "times as fast as a dense Allreduce for each synchronization. What a compressor costs in accuracy is "
         "another question."
     )
+
+
+def _auto(made: Plan, first: Algorithm) -> str:
+    """The exchange of a run that is not told one, as a sentence."""
+    link = first.answer
+    down = "exact" if link.exact else spell(link.compressor)
+    return f"--exchange auto takes {made.auto} for {spell(first.up.compressor)} up and {down} down."
 
 
 def _curves(made: Sequence[Plan], file: Path, title: str) -> str:
@@ -379,5 +382,6 @@ def _entry(made: Plan) -> dict[str, Any]:
         "dense_seconds": made.dense,
         "dense_steps_per_second": made.dense_rate,
         "compress": made.compress,
+        "auto": made.auto,
         "lines": lines,
     }

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from qsparse.cli.naming import default_folder
-from qsparse.cli.options import PATH
+from qsparse.cli.options import PATH, run_option
 from qsparse.cli.progress import ProgressBar, table
 from qsparse.cli.ranks import on_ranks
 from qsparse.errors import SettingError
@@ -52,32 +52,10 @@ def _as_option(parameter: click.Parameter) -> Option:
     return Option("", str(parameter.name), parameter.opts[0], kind, parameter.default)
 
 
-def _click(option: Option) -> Callable[[Any], Any]:
-    """The decorator that gives a command an option of a run."""
-    known: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": option.default}
-    flags = option.flag
-    if option.type is bool and option.default is None:
-        flags += f"/--no-{option.flag.removeprefix('--')}"
-    elif option.type is bool:
-        known["is_flag"] = True
-    elif option.type is tuple:
-        known["multiple"] = True
-    elif option.is_path:
-        known["type"] = PATH
-    elif option.choices:
-        known["type"] = click.Choice(option.choices)
-    elif option.least is not None:
-        known["type"] = click.IntRange(min=option.least)
-    else:
-        known["type"] = option.type
-    known["show_default"] = option.default is not None and option.type not in (bool, tuple)
-    return click.option(flags, option.name, **known)
-
-
 def _options(command: Any) -> Any:
     """Give a command the options of a run."""
     for option in reversed(OPTIONS.values()):
-        command = _click(option)(command)
+        command = run_option(option)(command)
     return command
 
 
@@ -99,7 +77,7 @@ _QUIET = Option("No progress bar and no table.", "quiet", "--quiet", bool, False
     help="Read options from a TOML file, such as the config.toml of another run.",
 )
 @_options
-@_click(_QUIET)
+@run_option(_QUIET)
 def train(**options: Any) -> None:
     """Train a model on real data with compressed exchanges.
 

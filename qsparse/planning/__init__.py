@@ -15,6 +15,7 @@ from qsparse.planning.costs import (
     in_parts,
     messages,
 )
+from qsparse.planning.links import links_for
 
 __all__ = [
     "Estimate",
@@ -27,5 +28,6 @@ __all__ = [
     "estimate",
     "exchange_for",
     "in_parts",
+    "links_for",
     "messages",
 ]

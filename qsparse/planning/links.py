@@ -1,4 +1,4 @@
-"""The links between ranks as ``qsparse doctor --links`` has measured them, for a plan."""
+"""The links between ranks, as given or as measured, for a plan and for the choice of an exchange."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from qsparse.errors import DataError
+from qsparse import units
+from qsparse.errors import DataError, SettingError
 from qsparse.files import named_path
 from qsparse.planning.costs import Links
 
@@ -33,6 +34,49 @@ class Pair(NamedTuple):
     message: float
 
 
+def links_for(
+    rate: str | None = None,
+    latency: str | float | None = None,
+    known: tuple[float, float] | None = None,
+) -> Links:
+    """The links by which an exchange is chosen: what is given, else what the wire knows, else the usual.
+
+    Args:
+        rate: of each rank's link, each way, with the unit of bits: ``"100mbit"``.
+        latency: of a message: ``"50us"``, ``"2ms"``, or a number of seconds.
+        known: bytes per second and seconds, as of `qsparse.wire.base.Wire.links`.
+
+    Raises:
+        SettingError: a text that is no rate, or no time.
+
+    >>> links_for("100mbit", "2ms").rate, links_for("100mbit").latency, links_for(known=(1e6, 0.5)).rate
+    (12500000.0, 5e-05, 1000000.0)
+    """
+    usual = Links() if known is None else Links(*known)
+    return Links(
+        usual.rate if rate is None else _rate(rate), usual.latency if latency is None else _latency(latency)
+    )
+
+
+def _rate(rate: Any) -> float:
+    bits = units.bits_per_second(rate) if isinstance(rate, str) else None
+    if not bits:
+        raise SettingError(
+            f"link rate {rate}: write a number with its unit, such as 1gbit, 200mbit or 500kbit"
+        )
+    return bits / 8
+
+
+def _latency(latency: Any) -> float:
+    number = not isinstance(latency, bool) and isinstance(latency, str | int | float)
+    found = units.seconds(str(latency)) if number else None
+    if found is None:
+        raise SettingError(
+            f"link latency {latency}: write a time with its unit, such as 50us or 2ms, or seconds"
+        )
+    return found
+
+
 def slow(pairs: Sequence[Pair]) -> list[str]:
     """A sentence for each link that is much slower than the others.
 
@@ -51,6 +95,15 @@ def slow(pairs: Sequence[Pair]) -> list[str]:
             times = f"{pair.latency / latency:.1f} times the median latency" if latency else "a latency"
             found.append(f"{name}: {times}")
     return found
+
+
+def slowest(pairs: Sequence[Pair]) -> Links:
+    """The lowest rate and the highest latency, because a round waits for them, and the median message."""
+    return Links(
+        rate=min(pair.rate for pair in pairs),
+        latency=max(pair.latency for pair in pairs),
+        message=statistics.median(pair.message for pair in pairs),
+    )
 
 
 def links_file(pairs: Sequence[Pair], ranks: int) -> dict[str, Any]:
@@ -79,11 +132,7 @@ def links_from(path: str) -> Links:
         raise DataError(f"cannot read --links {path}: {reason}") from None
     try:
         pairs = [Pair(**each) for each in json.loads(text)["pairs"]]
-        found = Links(
-            rate=min(float(pair.rate) for pair in pairs),
-            latency=max(float(pair.latency) for pair in pairs),
-            message=statistics.median(float(pair.message) for pair in pairs),
-        )
+        found = slowest([Pair(*each[:2], *map(float, each[2:])) for each in pairs])
     except (ValueError, TypeError, LookupError):
         found = None
     if found is None or not (found.rate > 0 and found.latency >= 0 and found.message >= 0):

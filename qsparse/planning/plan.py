@@ -10,7 +10,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange
 from qsparse.memory import Stateless
-from qsparse.planning.choice import candidates
+from qsparse.planning.choice import candidates, exchange_for
 from qsparse.planning.costs import Estimate, Links, Speeds, dense_seconds, estimate, in_parts, messages
 from qsparse.planning.memory import Held, held
 from qsparse.registry import build, spell
@@ -64,6 +64,7 @@ class Plan(NamedTuple):
         gap: local steps between two synchronizations, on average.
         dense: seconds of a dense Allreduce, which comes after every step.
         dense_rate: its steps per second; None as of `Line.rate`.
+        auto: the exchange that a run with the first choice of compressors takes, unless it is told one.
         lines: the fastest first.
     """
 
@@ -71,6 +72,7 @@ class Plan(NamedTuple):
     gap: float
     dense: float
     dense_rate: float | None
+    auto: str
     lines: list[Line]
 
     @property
@@ -191,7 +193,8 @@ def plan(
             )
     lines.sort(key=lambda line: line.estimate.seconds)
     dense_rate = None if compute is None else 1 / (compute + dense) if compute + dense else None
-    return Plan(ranks, gap(chosen[0], ranks), dense, dense_rate, lines)
+    auto = spell(exchange_for(chosen[0], n, ranks, layout, links))
+    return Plan(ranks, gap(chosen[0], ranks), dense, dense_rate, auto, lines)
 
 
 def _spared(speeds: Speeds, algorithm: Algorithm, exchange: Exchange) -> Speeds:

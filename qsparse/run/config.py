@@ -162,6 +162,20 @@ class RunConfig:
         "server, server(root=1, works=false), tree, allgather, sharded, or nodes(outer=server), where one "
         "rank of a machine speaks for it; auto: the fastest of those of all ranks.  [default: auto]",
     )
+    link_rate: str | None = _option(
+        None,
+        "Of each rank's link, each way, e.g. 100mbit; --exchange auto goes by it.  [default: 1gbit, or a "
+        "simulated wire's]",
+        repeats=True,
+        names_folder=False,
+    )
+    link_latency: str | float | None = _option(
+        None,
+        "Of a message: 50us, 2ms, or seconds; --exchange auto goes by it.  [default: 50us, or a simulated "
+        "wire's]",
+        repeats=True,
+        names_folder=False,
+    )
     wire: str = _option(
         "mpi",
         "mpi: ranks are processes; threads: threads of one process; simulated(rate='1gbit', latency=0.0001, "

@@ -45,6 +45,8 @@ def make_settings(config: RunConfig) -> Settings:
         algorithm=algorithm,
         exchange=natural_exchange(algorithm) if exchange is None else build(exchange, "exchange"),
         chooses=exchange is None,
+        link_rate=config.link_rate,
+        link_latency=config.link_latency,
         epochs=passes if epochs is None and steps is None else epochs,
         steps=steps,
         seed=config.seed,

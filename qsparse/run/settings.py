@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
+from qsparse.planning import links_for
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Settings:
         exchange: the pattern of messages.
         chooses: that is the algorithm's own exchange, and another one takes its place where it is faster
             with this model, algorithm and number of ranks (`qsparse.planning.exchange_for`).
+        link_rate, link_latency: of the links for which it is chosen, as text; None: what the wire knows, else
+            the usual (`qsparse.planning.links_for`).
         epochs: how often a worker sees its share of the data; or
         steps: how many steps a worker takes.
         seed: the seed of everything random.
@@ -32,6 +35,8 @@ class Settings:
     algorithm: Algorithm
     exchange: Exchange = field(default_factory=ParameterServer)
     chooses: bool = False
+    link_rate: str | None = None
+    link_latency: str | float | None = None
     epochs: float | None = None
     steps: int | None = None
     seed: int = 0
@@ -41,6 +46,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "algorithm", self.algorithm.closed())
+        links_for(self.link_rate, self.link_latency)  # refuses what is no rate, or no time
         if (self.epochs is None) == (self.steps is None):
             raise SettingError("give either epochs or steps")
         for name in ("epochs", "steps", "evaluations"):

@@ -12,7 +12,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange
 from qsparse.exchange.collectives import agree
-from qsparse.planning import exchange_for
+from qsparse.planning import exchange_for, links_for
 from qsparse.registry import build
 from qsparse.rounds.state import typed
 from qsparse.rounds.warming import warm_algorithm
@@ -101,7 +101,7 @@ def _run(
         warm_algorithm(algorithm, problem.vector, problem.layout, wire.rank)
         if settings.chooses:
             # Messages are made to see how long they are: with kernels that one rank has compiled by now.
-            settings = replace(settings, exchange=_chosen(algorithm, problem, wire.size, found))
+            settings = replace(settings, exchange=_chosen(settings, algorithm, problem, wire, found))
         job = Job(settings, algorithm, problem, wire, steps, recorder, watched, checkpoints)
         if found is not None:
             job.resume(found)
@@ -127,12 +127,15 @@ def _run(
         recorder.close()
 
 
-def _chosen(algorithm: Algorithm, problem: Problem, size: int, found: Found | None) -> Exchange:
+def _chosen(
+    settings: Settings, algorithm: Algorithm, problem: Problem, wire: Wire, found: Found | None
+) -> Exchange:
     """The exchange of a run that was not told one; a run that goes on keeps its own."""
     if found is not None and (text := found.manifest["settings"].get("exchange")) is not None:
         exchange: Exchange = build(text, "exchange")
         return exchange
-    return exchange_for(algorithm, problem.vector.size, size, problem.layout)
+    links = links_for(settings.link_rate, settings.link_latency, wire.links)
+    return exchange_for(algorithm, problem.vector.size, wire.size, problem.layout, links)
 
 
 def _total_steps(settings: Settings, problem: Problem, size: int, found: Found | None) -> int:

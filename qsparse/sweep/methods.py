@@ -66,7 +66,7 @@ TOPK: Final = "ratio=0.01"
 
 
 def figure_1(topk: str = TOPK) -> Sweep:
-    """Qsparse-local-SGD and its special cases (Basu et al., 2019, figure 1), and two rows compressed both ways.
+    """Qsparse-local-SGD and its special cases (Basu et al., 2019, figure 1), and two rows both ways.
 
     Args:
         topk: the settings of top-k, which works on each tensor by itself; the paper has k=1000, that is

@@ -18,6 +18,7 @@ from qsparse.exchange import Exchange
 from qsparse.exchange.collectives import agree
 from qsparse.exchange.notes import FINISH, UPDATES, note, same_call
 from qsparse.files import named_path
+from qsparse.planning import links_for
 from qsparse.rounds.node import Node, Pace, averaging
 from qsparse.rounds.state import plain
 from qsparse.rules import refuse_if_inhomogeneous
@@ -44,6 +45,8 @@ def attach(
     comm: Any = None,
     *,
     exchange: Exchange | str = "auto",
+    link_rate: str | None = None,
+    link_latency: str | float | None = None,
     seed: int = 0,
 ) -> Attached:
     """Make an ordinary training loop a distributed one; collective.
@@ -78,6 +81,8 @@ def attach(
         comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
         exchange: the pattern of messages; ``auto``: the one that is fastest with this model, algorithm and
             number of ranks (`qsparse.planning.exchange_for`).
+        link_rate, link_latency: of the links for which it is chosen, e.g. ``"100mbit"`` and ``"50us"``; those
+            that the wire knows, or 1 Gbit/s and 50 µs, unless given.
         seed: of the random parts; the same on all ranks.
 
     Raises:
@@ -87,7 +92,7 @@ def attach(
         DisagreementError: the ranks have different models or settings.
         LaunchError: processes that torch or a launcher of its kind has started, which MPI does not know of.
     """
-    return Attached(model, optimizer, algorithm, comm, exchange, seed)
+    return Attached(model, optimizer, algorithm, comm, exchange, link_rate, link_latency, seed)
 
 
 class Attached:
@@ -105,6 +110,8 @@ class Attached:
         algorithm: Algorithm | str,
         comm: Any,
         exchange: Exchange | str,
+        link_rate: str | None,
+        link_latency: str | float | None,
         seed: int,
     ) -> None:
         #: What was made here is closed here.
@@ -129,7 +136,8 @@ class Attached:
             nonlocal before
             before = Before(model_of(model))
             self._optimizers = as_optimizers(optimizer)
-            return prepare(model, self._optimizers, algorithm, exchange, seed, self.wire)
+            links = links_for(link_rate, link_latency, self.wire.links)
+            return prepare(model, self._optimizers, algorithm, exchange, links, seed, self.wire)
 
         try:
             made = agree(self.wire, make, "attach()")

@@ -14,7 +14,7 @@ from qsparse.errors import CompositionError, SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.local import SGD
 from qsparse.payload import Payload, Way, raw
-from qsparse.planning import exchange_for
+from qsparse.planning import Links, exchange_for
 from qsparse.registry import spell
 from qsparse.rounds.warming import warm_algorithm
 from qsparse.rules import check
@@ -34,6 +34,7 @@ def prepare(
     optimizers: Optimizers,
     algorithm: Algorithm | str,
     exchange: Exchange | str,
+    links: Links,
     seed: int,
     wire: Wire,
 ) -> tuple[Parts, Mapping[str, Any]]:
@@ -42,7 +43,9 @@ def prepare(
     Args:
         model: as for `qsparse.torch.attach`.
         optimizers: of `as_optimizers`.
-        algorithm, exchange, seed: as for `qsparse.torch.attach`.
+        algorithm, exchange: as for `qsparse.torch.attach`.
+        links: of the ranks, for which an exchange is chosen.
+        seed: as for `qsparse.torch.attach`.
         wire: says which rank this is, of how many.
 
     Raises:
@@ -77,13 +80,13 @@ def prepare(
     for link in (chosen.up, chosen.answer):
         link.compressor.bind(flat.layout).check(flat.values.numel())
     named = (("up", chosen.up), ("down", chosen.answer))
-    links = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
-    promises.warn(links, flat.values.numel(), wire.rank)
+    bound = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
+    promises.warn(bound, flat.values.numel(), wire.rank)
     start = flat.values.cpu().numpy()
     warm_algorithm(chosen.closed(), start, flat.layout, wire.rank)
     if exchange == "auto":
         # Messages are made to see how long they are: with kernels that one rank has compiled by now.
-        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout)
+        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout, links)
     settings = {
         "qsparse": _version.__version__,
         **chosen.closed().axes(),

@@ -35,6 +35,8 @@ class Wire(Clock, ABC):
             does something else.
         simulates: the spelling of a wire whose seconds are not those of this machine; empty elsewhere.
         machines: of each rank, the lowest rank on its machine; None where the wire does not know.
+        links: bytes per second and seconds of a message on the slowest link, where the wire knows them before
+            anything is sent; an exchange is chosen by them.
     """
 
     rank: int
@@ -44,6 +46,7 @@ class Wire(Clock, ABC):
     threaded: bool = True
     simulates: str = ""
     machines: tuple[int, ...] | None = None
+    links: tuple[float, float] | None = None
     _borrower: threading.Thread | None = None
     _hurry: threading.Event | None = None
 

@@ -43,6 +43,7 @@ class SimulatedWire(HubWire):
         super().__init__(hub, rank)
         self.ledger.clock = self
         self.simulates = spell(part)
+        self.links = hub.slowest
         compute = part.compute if isinstance(part.compute, int | float) else 0.0
         #: Seconds for each unit of work.
         self._prices = {"compute": compute, "encode": part.encode / 1e6, "decode": part.decode / 1e6}

@@ -80,6 +80,8 @@ class SimulatedHub(Hub):
         self._free_in = [0.0] * self.size
         self._per_byte = [1 / link.rate for link in links]
         self._half = [link.latency / 2 for link in links]
+        #: The lowest rate, and the longest way between two ranks: a round waits for both.
+        self.slowest = min(link.rate for link in links), sum(sorted(self._half)[-2:])
         self._out: list[deque[_Message]] = [deque() for _ in links]
         self._sent = [0] * self.size
         #: The first message of each way out that is not empty: when its head comes, its number, its sender.

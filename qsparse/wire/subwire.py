@@ -31,6 +31,7 @@ class SubWire(Wire):
         self.size = len(self.ranks)
         self.ledger = wire.ledger
         self.simulates = wire.simulates
+        self.links = wire.links
         self._indoors = indoors
 
     @property

@@ -16,7 +16,7 @@ from qsparse.local import Gradient
 from qsparse.meeting import Async
 from qsparse.participation import Sample
 from qsparse.presets import qsparse_local_sgd, sgd
-from qsparse.registry import settings_in
+from qsparse.registry import settings_in, spell
 from qsparse.run.checkpoint import MANIFEST, _digest_of
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
@@ -33,6 +33,25 @@ from qsparse.wrappers import plain_settings  # noqa: E402
 
 def alone(body: Callable[[Wire], Any]) -> Any:
     return run_threads(1, body, timeout=60)[0]
+
+
+# --- links ---------------------------------------------------------------------------------------
+
+
+def test_the_exchange_is_chosen_for_the_links_that_are_given() -> None:
+    def taken(wire: Wire, **links: Any) -> str:
+        model = nn.Linear(64, 64)
+        with attach(model, torch.optim.SGD(model.parameters(), lr=0.1), "sgd", wire, **links) as attached:
+            return spell(attached.exchange)
+
+    def body(wire: Wire) -> None:
+        assert taken(wire) == taken(wire, link_rate="1gbit") == "server"
+        assert taken(wire, link_rate="1mbit") == "sharded"
+        assert taken(wire, link_rate="1mbit", link_latency=10) == "allgather"
+        with pytest.raises(SettingError, match="link rate fast: write a number with its unit"):
+            taken(wire, link_rate="fast")
+
+    run_threads(3, body, timeout=60)
 
 
 # --- settings that are the optimizer's -----------------------------------------------------------

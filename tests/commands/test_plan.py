@@ -60,7 +60,7 @@ def preset(text: str) -> Any:
 
 
 def test_lines_are_those_of_the_formulas_the_fastest_first(tmp_path: Path) -> None:
-    words = ("--n", "1000000", "--ranks", "5", "--rate", "100mbit", "--latency", "0.001", *ZERO)
+    words = ("--n", "1000000", "--ranks", "5", "--link-rate", "100mbit", "--link-latency", "1ms", *ZERO)
     found = told(tmp_path, *words, "--algorithm", "local-sgd(H=4)", "--compute", "0.1")
     (made,) = found["plans"]
     # Dense messages, up and down, over links of 12.5 MB/s.
@@ -121,7 +121,7 @@ def test_the_table_is_printed() -> None:
 
 
 def test_fast_links_need_no_compression() -> None:
-    result = invoke("--model", "mlp", "--ranks", "4", "--rate", "100gbit", *STILL)
+    result = invoke("--model", "mlp", "--ranks", "4", "--link-rate", "100gbit", *STILL)
     assert result.exit_code == 0, result.output
     assert "Do not compress here: a dense Allreduce of MPI is predicted to be fastest" in result.stdout
     assert "Fastest" not in result.stdout
@@ -174,7 +174,9 @@ def test_choices_that_do_not_go_are_left_out_unless_asked_for() -> None:
         (("--n", "10", "--model", "mlp"), "give one of --model and --n"),
         (("--n", "10", "--classes", "3"), "--shape and --classes go with --model"),
         (("--model", "mlp", "--shape", "3x"), "--shape 3x: write the sizes of an example"),
-        (("--n", "10", "--rate", "fast"), "--rate fast: write a number with its unit"),
+        (("--n", "10", "--link-rate", "fast"), "link rate fast: write a number with its unit"),
+        (("--n", "10", "--link-latency", "far"), "link latency far: write a time with its unit"),
+        (("--n", "10", "--links", "l.json", "--link-rate", "1gbit"), "say: give one or the other"),
         (("--n", "10", "--ranks", "4,2"), "--ranks 4,2: write whole numbers that rise"),
         (("--n", "10", "--speeds", "encode"), "--speeds encode: write nanoseconds an entry"),
         (("--n", "10", "--speeds", "encode=1,encode=2"), "write nanoseconds an entry"),
@@ -199,6 +201,38 @@ def test_numbers_of_ranks() -> None:
         with pytest.raises(SettingError):
             counts_of(text)
     assert speeds_of("encode=2,decode=0.5") == Speeds(encode=2e-9, decode=5e-10)
+
+
+@pytest.mark.parametrize(
+    ("links", "exchange"),
+    [
+        ("", "server"),
+        ("--link-rate 10mbit", "sharded"),
+        ("--link-rate 10mbit --link-latency 50ms", "allgather"),
+    ],
+)
+def test_a_run_takes_the_exchange_that_a_plan_names(tmp_path: Path, links: str, exchange: str) -> None:
+    """For the same model, algorithm, ranks and links, spelled alike."""
+    words = ("--algorithm", "sgd", "--model", "softmax", "--ranks", "3", *links.split())
+    plan_words = (*words, "--shape", "1x8x8", "--classes", "10", *STILL)
+    (made,) = told(tmp_path, *plan_words)["plans"]
+    run_words = (
+        "train",
+        "--quiet",
+        "--wire",
+        "threads",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        *words,
+    )
+    done = CliRunner().invoke(qsparse, run_words)
+    assert done.exit_code == 0, done.output
+    taken = json.loads((tmp_path / "run" / "summary.json").read_text())["exchange"]
+    assert taken == made["auto"] == exchange
+    said = invoke(*plan_words).stdout
+    assert f"\n--exchange auto takes {made['auto']} for float32 up and exact down." in said
 
 
 # --- what a plan is made of ----------------------------------------------------------------------
@@ -401,6 +435,13 @@ def test_doctor_measures_links_between_processes(tmp_path: Path) -> None:
     result = invoke("--n", "100000", "--ranks", "3", "--links", str(file), *STILL)
     assert result.exit_code == 0, result.output
     assert f"the slowest of {file}" in result.stdout
+    (options,) = re.findall(r"^options of train and plan for the slowest: (.+)$", done.stdout, re.M)
+    pasted, read = (
+        told(tmp_path, "--n", "100000", "--ranks", "3", *STILL, *words)["links"]
+        for words in (options.split(), ("--links", str(file)))
+    )
+    for name in ("rate", "latency"):
+        assert pasted[name] == pytest.approx(read[name], rel=1e-3)
 
 
 def test_links_need_ranks() -> None:

@@ -12,6 +12,7 @@ from exchange_laws import on_threads
 
 import qsparse
 from qsparse.algorithm import Algorithm
+from qsparse.errors import SettingError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
 from qsparse.files import read_toml
 from qsparse.ledger import Ledger
@@ -218,3 +219,70 @@ def test_a_run_says_what_it_has_chosen_and_keeps_it(tmp_path: Path) -> None:
     first = next((tmp_path / "one" / "checkpoints").glob("*-step-2"))
     others = base | {"ranks": 2, "resume": str(first), "out": str(tmp_path / "two")}
     assert qsparse.run(RunConfig(**others)).summary["exchange"] == "sharded"
+
+
+#: A model whose reports are short enough for a server at 1 Gbit/s, and too long for one at 10 Mbit/s.
+SHORT: dict[str, Any] = {
+    "data": "digits", "model": "softmax", "algorithm": "sgd", "ranks": 3, "steps": 4, "batch": 8,
+}  # fmt: skip
+
+
+def test_the_choice_goes_by_the_links_that_are_given() -> None:
+    """By rate, and by latency, of which one hop has less; a simulated network has its own unless given."""
+
+    def taken(**options: Any) -> str:
+        return str(qsparse.run(RunConfig(**{**SHORT, "wire": "threads", **options})).summary["exchange"])
+
+    assert taken() == "server"
+    assert taken(link_rate="1gbit", link_latency="50us") == "server"
+    assert taken(link_rate="10mbit") == "sharded"
+    assert taken(link_rate="10mbit", link_latency="50ms") == taken(link_latency="50ms") == "allgather"
+    assert taken(link_rate="10mbit", link_latency=5e-5) == "sharded"
+    assert taken(link_rate="10mbit", exchange="tree") == "tree"
+    slow = "simulated(rate='10mbit', latency=5e-05)"
+    assert taken(wire=slow) == "sharded"
+    assert taken(wire=slow, link_rate="1gbit") == "server"
+    assert taken(wire=slow, link_latency="50ms") == "allgather"
+
+
+def test_a_run_that_goes_on_keeps_what_was_chosen_for_its_links(tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    base = {**SHORT, "wire": "threads", "link_rate": "10mbit", "link_latency": "60us"}
+    done = qsparse.run(RunConfig(**base, out=str(out), checkpoint_every=2)).summary
+    kept = read_toml(out / "config.toml", "config.toml")
+    assert (kept["exchange"], kept["link_rate"], kept["link_latency"]) == ("sharded", "10mbit", "60us")
+    again = qsparse.run(RunConfig.read(out / "config.toml")).summary
+    assert (again["exchange"], again["model_sha256"]) == ("sharded", done["model_sha256"])
+    first = str(next((out / "checkpoints").glob("*-step-2")))
+    faster = base | {"link_rate": "1gbit", "resume": first, "out": str(tmp_path / "two")}
+    ended = qsparse.run(RunConfig(**faster)).summary
+    assert (ended["exchange"], ended["model_sha256"]) == ("sharded", done["model_sha256"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"link_rate": "fast"}, "link rate fast: write a number with its unit, such as 1gbit"),
+        ({"link_rate": "0gbit"}, "link rate 0gbit: write a number"),
+        ({"link_rate": "12500000"}, "link rate 12500000: write a number with its unit"),
+        (
+            {"link_latency": "-1"},
+            "link latency -1: write a time with its unit, such as 50us or 2ms, or seconds",
+        ),
+        ({"link_latency": "50mbit"}, "link latency 50mbit: write a time"),
+        ({"link_latency": "nan"}, "link latency nan: write a time"),
+    ],
+    ids=str,
+)
+def test_links_that_are_none_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingError, match=f"^{text}"):
+        qsparse.run(RunConfig(**SHORT, wire="threads", **options))
+
+
+def test_a_simulated_network_knows_its_slowest_link(tmp_path: Path) -> None:
+    """The lowest rate, and the way between the two ranks that are farthest away."""
+    file = tmp_path / "links.toml"
+    file.write_text('[1]\nrate = "200mbit"\n[2]\nlatency = 0.01\n')
+    found = run_simulated(3, lambda wire: wire.links, Simulated("1gbit", 1e-3, links=str(file)), timeout=60)
+    assert found == [(25e6, pytest.approx(5.5e-3))] * 3
+    assert on_threads(2, lambda wire: wire.links) == [None, None]
