@@ -55,11 +55,25 @@ def merged(payload: Payload, out: Vector) -> Vector:
         Corrupted: the body contradicts itself or the header.
         SettingError: ``out`` has another length.
     """
+    reports, workers = _opened(payload)
+    return add_up(reports, out, workers)
+
+
+def handed_on(payload: Payload) -> list[Payload]:
+    """The reports in a `bundle`, in rank order, without those that were a SKIP.
+
+    Raises:
+        Corrupted: the body contradicts itself or the header.
+    """
+    return _opened(payload)[0]
+
+
+def _opened(payload: Payload) -> tuple[list[Payload], int]:
     reader = Reader(payload.body)
     reports, workers = _unbundled(reader, payload.n)
     if len(reader.rest):
         raise Corrupted(f"{len(reader.rest)} bytes of a frame's body were not read")
-    return add_up(reports, out, workers)
+    return reports, workers
 
 
 def _spoken(reports: Sequence[Payload]) -> list[Payload]:

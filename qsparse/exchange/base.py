@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from qsparse.errors import CompositionError, RankError, SettingError, WireError
-from qsparse.exchange.notes import error_payload, one_each, same_step
+from qsparse.exchange.notes import error_of, one_each, same_step
 from qsparse.payload import Kind, Payload
 from qsparse.registry import spell
 from qsparse.wire.base import ANY, Wire
@@ -235,13 +235,8 @@ class Exchange(ABC):
         A round that another thread of the rank is in comes to its end first, however it ends.
         """
         wire.settle()
-        if not isinstance(error, RankError):
-            origin, reason = wire.rank, f"{type(error).__name__}: {error}"
-        elif self.relays(wire.rank):
-            origin, step, reason = error.rank, error.step, error.reason
-        else:
-            return
-        self.fail(wire, error_payload(origin, step, reason))
+        if not isinstance(error, RankError) or self.relays(wire.rank):
+            self.fail(wire, error_of(error, wire.rank, step))
 
 
 class Rooted(Exchange):
@@ -315,9 +310,8 @@ class Peers(Exchange):
         try:
             message = make()
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
             with suppress(RankError):
-                self.gather(wire, error_payload(wire.rank, step, reason))
+                self.gather(wire, error_of(error, wire.rank, step))
             raise
         return self.gather(wire, message)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from qsparse.errors import DisagreementError, WireError
+from qsparse.errors import DisagreementError, RankError, WireError
 from qsparse.payload import Kind, Payload, Way
 from qsparse.wire.base import Wire
 
@@ -22,6 +22,35 @@ FINISH: Final = "finish()"
 def error_payload(origin: int, step: int, reason: str) -> Payload:
     """The message that a failing rank sends in place of its payload."""
     return Payload.build([reason.encode()], kind=Kind.ERROR, way=Way.CONTROL, origin=origin, step=step)
+
+
+def error_of(error: BaseException, rank: int, step: int) -> Payload:
+    """The ERROR that names what was raised on a rank; one that came from another rank keeps its origin."""
+    if isinstance(error, RankError):
+        return error_payload(error.rank, error.step, error.reason)
+    return error_payload(rank, step, f"{type(error).__name__}: {error}")
+
+
+def wrapped(error: Payload, way: Way) -> Payload:
+    """An ERROR as data, which an exchange carries to the end of a round like any other payload.
+
+    So all ranks are told and nothing is left over, and they may go on with the next round. It is a bundle of
+    one frame.
+
+    Args:
+        error: what has happened.
+        way: up in place of a report, down in place of an answer.
+    """
+    inner = Payload.build([error.body], kind=Kind.ERROR, way=way, origin=error.origin, step=error.step)
+    return Payload.build([inner.frame], way=Way.CONTROL, codec=BUNDLE, origin=error.origin, step=error.step)
+
+
+def wrapped_error(payloads: Sequence[Payload]) -> Payload | None:
+    """The ERROR in the first of the payloads that was `wrapped`; None where all are others."""
+    for payload in payloads:
+        if payload.codec == BUNDLE and (inner := opened([payload])[0]).kind is Kind.ERROR:
+            return inner
+    return None
 
 
 def bundle(payloads: Sequence[Payload]) -> Payload:

@@ -21,14 +21,22 @@ _SECONDS: Final = 5e-3
 _OTHER_MODEL: Final = 5e-2
 
 
-def candidates(algorithm: Algorithm, size: int) -> Iterator[Exchange]:
-    """The exchanges over which an algorithm may run, its own first."""
-    own = natural_exchange(algorithm)
-    yield own
-    if own != ParameterServer():
+def candidates(algorithm: Algorithm, size: int, own: Exchange | None = None) -> Iterator[Exchange]:
+    """The exchanges over which an algorithm may run, its own first.
+
+    Args:
+        algorithm: the parts.
+        size: the number of ranks.
+        own: the exchange that stays unless another one is faster; the algorithm's unless given.
+    """
+    natural = natural_exchange(algorithm)
+    yield (own := own or natural)
+    if natural != ParameterServer():
         return  # it needs a coordinator that only serves
     delayed = algorithm.meeting.claims.delay > 0 and not algorithm.answer.exact
-    for exchange in (AllGather(), Sharded()):
+    for exchange in (ParameterServer(), AllGather(), Sharded()):
+        if exchange == own:
+            continue
         if delayed and not exchange.claims.answers:
             continue  # each rank would make the answer, to save a hop that steps hide
         try:
@@ -56,11 +64,16 @@ def best(estimates: Iterable[Estimate], lossless: bool) -> Estimate:
 
 
 def exchange_for(
-    algorithm: Algorithm, n: int, size: int, layout: Layout = (), links: Links = Links()
+    algorithm: Algorithm,
+    n: int,
+    size: int,
+    layout: Layout = (),
+    links: Links = Links(),
+    own: Exchange | None = None,
 ) -> Exchange:
     """The exchange over which a round of this algorithm is fastest.
 
-    That of the algorithm, a parameter server, stays unless another one saves a fifth and some milliseconds.
+    Its own, a parameter server, stays unless another one saves a fifth and some milliseconds.
 
     Args:
         algorithm: the parts.
@@ -68,16 +81,15 @@ def exchange_for(
         size: the number of ranks.
         layout: the model's layers.
         links: of the ranks.
+        own: the exchange that stays in place of the algorithm's.
 
     >>> from qsparse.registry import build
     >>> row = build("qsparse-local-sgd", "algorithm")
     >>> [exchange_for(row, n, 4) for n in (8_000, 4_000_000)]
     [ParameterServer(root=0, works=True), AllGather()]
     """
-    if size < 2:
-        return natural_exchange(algorithm)
-    choice = list(candidates(algorithm, size))
-    if len(choice) == 1:
+    choice = list(candidates(algorithm, size, own))
+    if size < 2 or len(choice) == 1:
         return choice[0]
     sent = messages(algorithm, n, size, layout)
     found = (estimate(each, in_parts(sent, algorithm, each, n, size), n, size, links) for each in choice)

@@ -47,20 +47,32 @@ class Machine:
         """Bring the reports of the machine together.
 
         Returns:
-            What is to be said for the machine, (n,), overwritten by the next meeting, and the signal by
-            which one of its ranks was asked to stop; None on a rank that does not speak.
+            What is to be said for the machine, as of `mean`, and the signal by which one of its ranks was
+            asked to stop; None on a rank that does not speak.
+
+        Raises:
+            DisagreementError, RankError: as of `gather`.
+        """
+        payloads = self.gather(mine, t)
+        if payloads is None:
+            return None
+        return self.mean(payloads), max(payload.asked for payload in payloads)
+
+    def gather(self, mine: Payload, t: int) -> list[Payload] | None:
+        """The reports of the machine in rank order; None on a rank that does not speak.
 
         Raises:
             DisagreementError: not all of them report, or not at one step.
             RankError: one of them has failed.
         """
         with self.ledger.timed("exchange"), self.home.at(f"the reports of its machine at step {t}"):
-            payloads = ParameterServer().gather(self.home, mine)
-        if payloads is None or self._pooled is None:
-            return None
+            return ParameterServer().gather(self.home, mine)
+
+    def mean(self, payloads: Sequence[Payload]) -> Vector:
+        """What is to be said for the machine, (n,), of its reports; overwritten by the next meeting."""
+        assert self._pooled is not None, "a rank that does not speak has nothing to say for others"
         with self.ledger.timed("decode", sum(map(len, payloads))):
-            add_up(payloads, self._pooled, self.divisor)
-        return self._pooled, max(payload.asked for payload in payloads)
+            return add_up(payloads, self._pooled, self.divisor)
 
     def tell(self, said: Payload, replies: Sequence[Payload], sent: bool) -> None:
         """Pass the answers on to the other ranks, after a SKIP where the report was not sent."""

@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -24,8 +24,11 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.compressors import TopK, unpack
 from qsparse.compressors.changes import compress_changes, put_changes
+from qsparse.compressors.cutting import cut
 from qsparse.compressors.decoding import accumulate_into
+from qsparse.compressors.reports import bundle, handed_on
 from qsparse.exchange import ParameterServer
+from qsparse.exchange.base import Stretch
 from qsparse.kernels import jit
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Receiver, Sender
@@ -59,9 +62,29 @@ def warm_algorithm(algorithm: Algorithm, start: Vector, layout: Layout, rank: in
     )
 
 
-def warm_link(link: Link, start: Vector, rank: int) -> None:
-    """Have the kernels of a link's two ends compiled; see `warm_algorithm`."""
-    _warm(lambda: rehearse_link(link, start), f"{link.spelling()} {start.dtype} {start.size}", rank)
+def warm_link(link: Link, start: Vector, rank: int, also: Callable[[], object] = lambda: None) -> None:
+    """Have the kernels of a link's two ends compiled; see `warm_algorithm`.
+
+    Args:
+        link: compressor and memory.
+        start, rank: as of `warm_algorithm`.
+        also: what else is rehearsed then, such as a choice that compresses.
+    """
+
+    def rehearse() -> None:
+        rehearse_link(link, start)
+        also()
+
+    _warm(rehearse, f"{link.spelling()} {start.dtype} {start.size}", rank)
+
+
+def warm_answers(
+    link: Link, down: Link | None, start: Vector, stretches: Sequence[Stretch], rank: int
+) -> None:
+    """Have the kernels compiled by which what was said on a link is answered; see `rehearse_answers`."""
+    said = down.spelling() if down is not None else "exact"
+    what = f"{link.spelling()}, {said} {start.dtype} {[stretch.size for stretch in stretches]}"
+    _warm(lambda: rehearse_answers(link, down, start, stretches), what, rank)
 
 
 def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> None:
@@ -115,12 +138,35 @@ def rehearse_link(link: Link, start: Vector, layout: Layout = ()) -> None:
         pass
 
 
+def rehearse_answers(link: Link, down: Link | None, start: Vector, stretches: Sequence[Stretch]) -> None:
+    """Merge noise about the first stretch of each size, as if two had spoken, and tell the result.
+
+    Args:
+        link: on which it was said.
+        down: on which the result is said; None: exactly.
+        start: like the whole vector, (n,); not changed.
+        stretches: of it.
+    """
+    said = Sender(link, start).draft(_noise(start), Seed(0, step=1, use="up")).payload
+    parts = cut(said, [(stretch.start, stretch.stop) for stretch in stretches])
+    for size, part in {part.n: part for part in reversed(parts)}.items():
+        like = start[:size]
+        result = Receiver(link, like, 2).merge([part, part])
+        if down is not None:
+            rehearse_link(down, like)
+            continue
+        Receiver(Link(), like).merge([compress_changes(result, np.zeros_like(result), Seed(0))])
+        Receiver(link, like, 2).merge(handed_on(bundle([part, part], size, Seed(0))))
+    if down is None:
+        _rehearse_changes(start.dtype)
+
+
 def _noise(like: Vector) -> Vector:
     """A gaussian block, again and again: drawing millions would take longer than compressing them."""
     return np.resize(np.random.default_rng(0).standard_normal(4099).astype(like.dtype), like.size)
 
 
-def _warm(rehearse: Callable[[], None], what: str, rank: int) -> None:
+def _warm(rehearse: Callable[[], object], what: str, rank: int) -> None:
     if what in _rehearsed:
         return
     jit.get_ready()  # every rank for itself, so not while others wait
@@ -132,12 +178,12 @@ def _warm(rehearse: Callable[[], None], what: str, rank: int) -> None:
     _rehearsed.add(what)
 
 
-def _alone(rehearse: Callable[[], None], rank: int) -> bool:
+def _alone(rehearse: Callable[[], object], rank: int) -> bool:
     rehearse()
     return rank == 0
 
 
-def _once(act: Callable[[], None], what: str) -> bool:
+def _once(act: Callable[[], object], what: str) -> bool:
     """Act, unless another process of this machine does the same just now: then sleep until it has.
 
     The lock is one of the kernel on a file of this machine, so it is gone when its owner is, however

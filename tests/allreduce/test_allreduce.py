@@ -82,6 +82,7 @@ def test_processes_obey() -> None:
         import numpy as np
         import qsparse.allreduce
         from allreduce_laws import LAWS
+        from reduction_laws import what_fails_on_a_rank_leaves_no_trace, exact_results_do_not_depend_on_it
         from qsparse.wire.mpi import MpiWire
 
         world = MPI.COMM_WORLD
@@ -90,6 +91,11 @@ def test_processes_obey() -> None:
         for law in LAWS:
             wire = MpiWire(world)
             law(wire)
+            wire.close()
+        for exchange in ("tree(root=1)", "sharded", "nodes(outer=server)"):
+            wire = MpiWire(world)
+            exact_results_do_not_depend_on_it(wire, exchange)
+            what_fails_on_a_rank_leaves_no_trace(wire, exchange)
             wire.close()
         for part in (half, three):
             wire = MpiWire(part)

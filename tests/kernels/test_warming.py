@@ -72,6 +72,9 @@ def test_a_cold_start_compiles_every_kernel_on_one_rank(tmp_path):
 LEFT = """
 import os, sys
 import numpy as np
+from qsparse.allreduce import CompressedAllreduce
+from qsparse.link import Link
+from qsparse.memory import ErrorFeedback
 from qsparse.rounds import warming
 from qsparse.rules import natural_exchange
 from qsparse.kernels import jit
@@ -100,16 +103,41 @@ def train(algorithm, kind, n=400):
     run_threads(3, body)
     return known() - before
 
+def reduce(up, memory, down, exchange, kind, n=400):
+    def body(wire):
+        settings = {"down": None if down is None else down.compressor, "exchange": exchange}
+        allreduce = CompressedAllreduce(wire, link.compressor, link.memory, **settings)
+        for step in range(3):
+            allreduce(np.random.default_rng((wire.rank, step)).standard_normal(n).astype(kind))
+    link, start = Link(build(up, "compressor"), build(memory, "memory")), np.zeros(n, kind)
+    down = None if down is None else Link(build(down, "compressor"), ErrorFeedback())
+    warming.rehearse_link(link, start)
+    warming.rehearse_answers(link, down, start, build(exchange, "exchange").stretches(n, 3))
+    before = known()
+    run_threads(3, body)
+    return known() - before
+
 # A child for each, so that none finds what another one has loaded; numba itself they may share.
 jit.get_ready()
 assert not known()
 presets = {text.partition("(")[0]: text for text in EXAMPLES["algorithm"]}
-for number, text in enumerate(presets.values()):
+kinds = [(np.float32, np.float64)[number % 2] for number in range(len(presets))]
+row = lambda text: build(text, "algorithm").over(6)
+tries = [(text, lambda t=text, k=kind: train(row(t), k)) for text, kind in zip(presets.values(), kinds)]
+for each in (
+    ("topk(ratio=0.05) >> sign", "errorfeedback", None, "server", np.float32),
+    ("topk(ratio=0.05) >> sign", "errorfeedback", None, "sharded", np.float64),
+    ("topk(ratio=0.05)", "innovation", None, "sharded", np.float32),
+    ("qsgd(levels=3, scaled=true)", "errorfeedback", "topk(ratio=0.1) >> sign", "sharded", np.float32),
+    ("blockwise(sign, size=50)", "errorfeedback", "sign", "tree", np.float64),
+    ("float32", "stateless", None, "sharded", np.float32),
+):
+    tries.append((f"reduce {each[:4]}", lambda each=each: reduce(*each)))
+for text, work in tries:
     if (child := os.fork()) == 0:
         status = 1
         try:
-            left = train(build(text, "algorithm").over(6), (np.float32, np.float64)[number % 2])
-            print(f"{text}: {left or 'nothing'}", flush=True)
+            print(f"{text}: {work() or 'nothing'}", flush=True)
             status = 0
         finally:
             os._exit(status)

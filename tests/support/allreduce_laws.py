@@ -52,7 +52,7 @@ class Counting(ErrorFeedback):
         return free
 
 
-def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
     """What `numpy.savez` and `numpy.load` make of a state: everything is an array."""
     file = io.BytesIO()
     np.savez(file, **state)
@@ -201,7 +201,7 @@ def ranks_with_different_arrays_or_settings_disagree(wire: Wire) -> None:
 def a_saved_memory_goes_on(wire: Wire) -> None:
     """Saved after three of six calls and loaded into a new object: the bits of an uninterrupted run."""
     for memory in (Stateless(), ErrorFeedback(0.9), Innovation(), Counting()):
-        for stored in (dict, _through_a_file):
+        for stored in (dict, through_a_file):
             make = lambda memory=memory: CompressedAllreduce(wire, TopK(k=4) >> QSGD(3), memory, seed=2)  # noqa: E731
             whole, first, second = make(), make(), make()
             for step in range(3):
