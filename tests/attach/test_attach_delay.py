@@ -332,28 +332,31 @@ def test_other_ranks_go_on_with_the_same_sum(tmp_path: Path) -> None:
 
 @LEFTOVERS
 @pytest.mark.parametrize("exchange", ["server(root=1)", "tree", "allgather", "sharded"])
-@pytest.mark.parametrize(("failing", "t"), [(0, 3), (1, 5), (2, 6)])
-def test_an_exception_in_one_loop_reaches_the_others(exchange: str, failing: int, t: int) -> None:
-    """Before a round, while one is under way, and after."""
+@pytest.mark.parametrize(("failing", "t", "last"), [(0, 3, 4), (1, 5, 8), (2, 6, 8)])
+def test_an_exception_in_one_loop_reaches_the_others(exchange: str, failing: int, t: int, last: int) -> None:
+    """Before a round, while one is under way, which ends first, and after."""
 
-    def body(wire: Wire) -> str:
+    def body(wire: Wire) -> tuple[str, int]:
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        link = attach(model, optimizer, "local-sgd(H=4, delay=2)", wire, exchange=exchange)
         try:
-            with attach(model, optimizer, "local-sgd(H=4, delay=2)", wire, exchange=exchange):
+            with link:
                 for now in range(20):
                     if wire.rank == failing and now == t:
                         raise KeyError("a label is missing")
+                    if wire.rank != failing and now == 3:
+                        wire.sleep(0.02)  # so the other one fails before these have reported
                     step(model, optimizer, batch(wire.rank, now))
         except (RankError, KeyError) as error:
             # Detached: the optimizer is the user's again, and its steps meet nobody.
             step(model, optimizer, batch(wire.rank, 0))
-            return f"{type(error).__name__}: {error}"
-        return "went on"
+            return f"{type(error).__name__}: {error}", link.steps
+        return "went on", link.steps
 
     seen = on_threads(3, body)
-    assert seen.pop(failing) == "KeyError: 'a label is missing'"
-    assert seen == [f"RankError: rank {failing}, step {t}: KeyError: 'a label is missing'"] * 2
+    assert seen.pop(failing) == ("KeyError: 'a label is missing'", t)
+    assert seen == [(f"RankError: rank {failing}, step {t}: KeyError: 'a label is missing'", last)] * 2
 
 
 @LEFTOVERS
@@ -517,3 +520,25 @@ def test_a_script_that_fails_while_a_round_is_under_way_ends_with_its_traceback(
     assert finished.seconds < 50
     assert "KeyError: 'a label is missing'" in finished.stderr
     assert "went on" not in finished.stdout
+
+
+def test_mpi_must_be_started_for_several_threads() -> None:
+    """The user's program may call it while a round is under way; without a delay it need not be."""
+    pytest.importorskip("mpi4py")
+    program = """
+        import mpi4py
+        mpi4py.rc.thread_level = "serialized"
+        import torch
+        from qsparse.errors import SettingError
+        from qsparse.torch import attach
+
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with attach(model, optimizer, "local-sgd(H=4)"):
+            pass
+        try:
+            attach(model, optimizer, "local-sgd(H=4, delay=2)")
+        except SettingError as error:
+            print(error)
+    """
+    assert "mpi4py.rc.thread_level, must be 'multiple'" in mpi_run(1, program, timeout=60).stdout
