@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from qsparse.wire.threads import run_threads
 
 #: Ranks that give up leave behind what the others had sent them.
 LEFTOVERS = pytest.mark.filterwarnings("ignore:.*sent and never received:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_round_is_left() -> Iterator[None]:
+    """In files that import it: whatever has happened, no thread of a round lives on."""
+    yield
+    assert not [each for each in threading.enumerate() if each.name.startswith("round due")]
 
 
 def fill(model: nn.Module, seed: int) -> nn.Module:
