@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,20 @@ from qsparse.compressors.base import Claims, Compressor, cannot_join
 from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.compressors.decoding import Indices, Piece, body_reader, subtract
 from qsparse.compressors.positions import _SEEDED, ALL, index_width, read_indices, write_indices
-from qsparse.compressors.sums import LARGEST, Sum, max_abs
+
+# Whoever writes a part of this kind finds here what it hands on.
+from qsparse.compressors.sections import Fill as Fill
+from qsparse.compressors.sections import Kept as Kept
+from qsparse.compressors.sections import QuantizerClaims as QuantizerClaims
+from qsparse.compressors.sections import Section as Section
+from qsparse.compressors.sections import SelectorClaims as SelectorClaims
+from qsparse.compressors.sections import copy_of as copy_of
+from qsparse.compressors.sections import finite_floats as finite_floats
+from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError, Corrupted
 from qsparse.kernels import threads, vector
 from qsparse.kernels.scratch import scratch
-from qsparse.payload import Bytes, Floats, raw
+from qsparse.payload import Floats, raw
 from qsparse.registry import register, spell
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -47,91 +56,8 @@ _LONG: Final = 1 << 48
 #: The bits of infinity; those of NaN, without the sign, are a larger number.
 _INFINITE: Final = 0x7F80_0000
 
-
-class Kept(NamedTuple):
-    """The coordinates that are sent.
-
-    Attributes:
-        indices: ascending, (k,), or None for all n.
-        values: their values, (k,) or (n,).
-        key: the key that draws the indices again, where they need not be sent.
-    """
-
-    indices: Indices | None
-    values: Vector
-    key: int | None = None
-
-
-#: A function that writes the values, or codes, from number ``start`` on into an array.
-Fill = Callable[[int, npt.NDArray[Any]], object]
-
-
-def copy_of(values: npt.NDArray[Any]) -> Fill:
-    """A `Fill` that copies the given values."""
-    return lambda start, out: np.copyto(out, values[start : start + out.size], casting="same_kind")
-
-
 #: The name of `copy_of` in earlier releases.
 stored = copy_of
-
-
-def finite_floats(values: npt.NDArray[Any]) -> Fill:
-    """A `Fill` that copies the given values; Corrupted where one is not finite, which no sender writes."""
-
-    def fill(start: int, out: npt.NDArray[Any]) -> None:
-        with np.errstate(invalid="ignore"):
-            np.copyto(out, values[start : start + out.size], casting="same_kind")
-        if not max_abs(out) <= LARGEST:
-            raise Corrupted("a frame has a value that is not finite")
-
-    return fill
-
-
-class Section(NamedTuple):
-    """A quantizer's part of a body.
-
-    Attributes:
-        parts: its bytes.
-        nbits: its paper bits.
-        coded: whether its codes are entropy-coded.
-        subtracted: whether `Quantizer.encode_sum` has left in ``total.out`` what the message does not say.
-    """
-
-    parts: list[Bytes | Floats]
-    nbits: int
-    coded: bool = False
-    subtracted: bool = False
-
-
-@dataclass(frozen=True)
-class SelectorClaims:
-    """What a selector promises of S(x), the kept values without a quantizer.
-
-    ``kept`` is k, or None where it depends on x; ``index_bits`` are the papers' bits for the positions.
-    ``largest``: the k entries of largest magnitude are kept as they are, among equals those of lowest index.
-    The other fields are those of `Claims`.
-    """
-
-    unbiased: bool
-    gamma: float | None
-    omega: float | None
-    kept: int | None
-    index_bits: int | None
-    largest: bool = False
-
-
-@dataclass(frozen=True)
-class QuantizerClaims:
-    """What a quantizer promises of Q(v), for v with k values; see `Claims`."""
-
-    unbiased: bool
-    homogeneous: bool
-    gamma: float | None
-    omega: float | None
-    bits: int | None
-    gamma_max: float | None = None
-    lossless: bool = False
-    any_precision: bool = False
 
 
 class Selector(Compressor):
