@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.compressors.decoding import decompress, read_body, subtract
-from qsparse.compressors.sums import LARGEST, Sum, as_vector, unsendable
+from qsparse.compressors.sums import Sum, as_vector
 from qsparse.errors import CompositionError, NotFinite, SettingError
 from qsparse.payload import Payload, Way
 from qsparse.registry import spell
@@ -152,13 +152,13 @@ class Compressor(ABC):
         try:
             nbits = self.write_sum(total, seed, out)
             return framed(out, self.codec, total.size, nbits, seed)
-        except NotFinite as error:
-            if error.index < 0:
-                total.add()  # raises where the cause is an entry that is not finite
-            if total.out is None or error.index < 0 or abs(total.out[error.index]) <= LARGEST:
-                raise
-            # An index that was found in a part is counted from the part's beginning.
-            raise unsendable(total.out, error.index) from None
+        except NotFinite:
+            try:
+                total.add()
+            except NotFinite as entry:
+                # Of entries that cannot be sent the first is named, by its place in the whole.
+                raise entry from None
+            raise
 
     def decompress(self, payload: Payload, out: Vector) -> Vector:
         """Write the vector that a payload spells into ``out``; see `decompress`."""

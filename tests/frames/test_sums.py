@@ -158,6 +158,8 @@ def test_what_is_not_finite_is_found_on_the_way(part, bad):
     with pytest.raises(NotFinite, match="element 123456 is") as error:
         part.compress_sum(Sum(x, 1.0, y, aligned(x)), SEED)
     assert error.value.index == 123_456
+    with pytest.raises(NotFinite, match="element 123456 is"):
+        part.compress(y, SEED)
 
 
 def test_a_sum_beyond_float32_is_found_on_the_way():
