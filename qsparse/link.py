@@ -51,7 +51,10 @@ class Sender:
         self.compressor.check(start.size)
         self.layout = layout
         self.state = link.memory.init(start)
+        #: What is said as a compressor is given it; sums of vectors on a device have another form.
+        self.form: Callable[..., Sum] = Sum
         self._spare = aligned(start)
+        self._open: Sum | None = None
         #: Told of a draft that is sent, before the memory moves; for who watches. It changes nothing.
         self.watch: Callable[[Draft], None] | None = None
 
@@ -66,14 +69,16 @@ class Sender:
         """
         clock = seed.step if clock is None else clock
         added = self.memory.addend(self.state, clock)
-        total = Sum(v) if added is None else Sum(v, *added, self._spare, self.memory.claims.keeps_error)
+        keeps_error = self.memory.claims.keeps_error
+        total = self.form(v) if added is None else self.form(v, *added, self._spare, keeps_error)
+        self._open = total
         try:
             payload = self.memory.compress(self.state, self.compressor, total, seed)
             return Draft(payload, total, clock, change)
         except NotFinite as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
-            word = doubt(self.compressor, self.memory, v.size)
+            word = doubt(self.compressor, self.memory, total.size)
             raise NotFinite(
                 f"at {who}, step {seed.step}, in {where}the update: {error}; "
                 + ("lower the learning rate or look at the data" if word is None else word),
@@ -82,12 +87,14 @@ class Sender:
 
     def commit(self, draft: Draft) -> None:
         """The draft was handed to the exchange: only now the memory moves."""
-        if draft.total.out is not None and draft.total.out is not self._spare:
+        if draft.total is not self._open:
             raise SettingError("this draft was committed before, or another one has been made since")
+        self._open = None
         if self.watch is not None:
             self.watch(draft)
         free = self.memory.commit(self.state, draft)
-        if free is not None:
+        # A memory gives one in exchange for ours, where the sum was left in ours.
+        if free is not None and draft.total.out is not None:
             self._spare = free
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from qsparse.compressors.body import Reader, Writer, joined
 from qsparse.compressors.decoding import decompress, read_body, subtract
-from qsparse.compressors.sums import Sum, as_vector
+from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError, NotFinite, SettingError
 from qsparse.payload import Payload, Way
 from qsparse.registry import spell
@@ -142,11 +142,7 @@ class Compressor(ABC):
 
     def compress_sum(self, total: Sum, seed: Seed) -> Payload:
         """Spell x + scale·y; ``total.out`` then holds what `Sum` says. The errors are those of `compress`."""
-        total = total._replace(x=as_vector(total.x))
-        if total.y is not None and (total.out is None or not total.size == total.y.size == total.out.size):
-            raise SettingError(
-                f"a vector of {total.size} values needs one like it to be added and one for the sum"
-            )
+        total = total.checked()
         self.check(total.size)
         out = Writer()
         try:

@@ -129,11 +129,11 @@ def _write_run(part: Compressor, total: Sum, size: int, seed: Seed, number: int,
         if nbits is not None:
             return nbits
     nbits = 0
-    for start in range(0, total.size, size):
+    for place, each in enumerate(total.parts(size)):
         try:
-            nbits += part.write_sum(total.part(start, start + size), seed.child(number + start // size), out)
+            nbits += part.write_sum(each, seed.child(number + place), out)
         except NotFinite as error:
-            raise NotFinite(str(error), start + max(error.index, 0)) from None
+            raise NotFinite(str(error), place * size + max(error.index, 0)) from None
     return nbits
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from qsparse.compressors.decoding import Indices, Piece, subtract
+from qsparse.compressors.largest import largest
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import vector
 from qsparse.types import CACHE_LINE, Vector
@@ -18,6 +21,11 @@ LONG: Final = 1 << 20
 
 class Sum(NamedTuple):
     """The sum x + scale·y, which may not be computed yet: a compressor may add in a pass of its own.
+
+    A compressor asks a sum for what it needs: a `part` or equal `parts` of it, its k `largest` entries or, by
+    `add`, all of them. A memory asks what a message leaves of it: the sum `minus` the message's pieces. A sum
+    on a device (`qsparse.torch.device`) answers the same questions there, and only the answers are copied.
+    Whoever looks there at anything else that stands here looks at a copy of the whole.
 
     Attributes:
         x: (n,), float32 or float64, contiguous.
@@ -38,6 +46,11 @@ class Sum(NamedTuple):
         return self.x.size
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the entries."""
+        return self.x.dtype
+
+    @property
     def simple(self) -> bool:
         """Whether kernels of float32 can form the sum with the same rounding as `add`."""
         if self.y is None or self.out is None:
@@ -49,11 +62,35 @@ class Sum(NamedTuple):
         """Whether to write ``out`` around the caches: it is larger than they are, and begins at a line."""
         return self.out is not None and self.out.size >= LONG and self.out.ctypes.data % CACHE_LINE == 0
 
+    def checked(self) -> Sum:
+        """The sum as compressors take it.
+
+        Raises:
+            SettingError: as of `as_vector`, or the vectors do not fit each other.
+        """
+        total = self._replace(x=as_vector(self.x))
+        if self.y is not None and (self.out is None or not self.size == self.y.size == self.out.size):
+            raise SettingError(
+                f"a vector of {self.size} values needs one like it to be added and one for the sum"
+            )
+        return total
+
     def part(self, start: int, stop: int) -> Sum:
         """The part with entries start … stop − 1."""
         if self.y is None or self.out is None:
             return Sum(self.x[start:stop])
         return Sum(self.x[start:stop], self.scale, self.y[start:stop], self.out[start:stop], self.rest)
+
+    def parts(self, size: int) -> Iterator[Sum]:
+        """Neighbouring parts of ``size`` entries each, of which there is a whole number."""
+        return (self.part(start, start + size) for start in range(0, self.size, size))
+
+    def largest(self, k: int) -> tuple[Indices, Vector]:
+        """The k entries of largest magnitude, 0 < k < n; among equals those of lowest index.
+
+        Indices, ascending, and values; ``out`` holds the sum then. NotFinite as of `add`.
+        """
+        return largest(self, k)
 
     def add(self) -> Vector:
         """Return the sum, in ``out`` where something is added; NotFinite where float32 cannot hold it."""
@@ -71,6 +108,16 @@ class Sum(NamedTuple):
         if not most <= LARGEST:
             finite(total)
         return total, most
+
+    def formed(self) -> Vector:
+        """The sum, (n,), after a compressor has had it: formed again where its rest was left in its place."""
+        if self.y is None or self.out is None:
+            return self.x
+        return self._replace(out=np.empty_like(self.out)).add() if self.rest else self.out
+
+    def minus(self, pieces: Iterable[Piece]) -> Vector:
+        """What pieces leave of the sum, (n,), in memory of its own; after a compressor has had it."""
+        return subtract(pieces, self.formed().copy())
 
     def _added(self) -> Vector:
         if self.y is None or self.out is None:

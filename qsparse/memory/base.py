@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-
 from qsparse.compressors.base import Compressor
 from qsparse.compressors.decoding import subtract_from, unpack
 from qsparse.compressors.sums import Sum
@@ -43,22 +41,19 @@ class Draft(NamedTuple):
     @property
     def target(self) -> Vector:
         """What the message stands for, (n,), until it is committed."""
-        total = self.total
-        if total.y is None or total.out is None:
-            return total.x
-        # Where the rest was left in its place, the sum is formed again.
-        return total._replace(out=np.empty_like(total.out)).add() if total.rest else total.out
+        return self.total.formed()
 
     @property
     def rest(self) -> Vector:
         """target − sent, (n,): what is wrong with the message."""
-        if self.total.rest and self.total.out is not None:
-            return self.total.out
-        return subtract_from(self.payload, self.target.copy())
+        total = self.total
+        if total.rest and total.out is not None:
+            return total.out
+        return total.minus(unpack(self.payload, total.dtype, self.payload.n))
 
     def norms(self) -> tuple[float, float]:
         """‖sent‖² and ‖target − sent‖²: how much is said, and how much of it is wrong."""
-        pieces = unpack(self.payload, self.total.x.dtype, self.payload.n)
+        pieces = unpack(self.payload, self.total.dtype, self.payload.n)
         sent = sum(vector.squared_norm(piece.values) for piece in pieces)
         return float(sent), float(vector.squared_norm(self.rest))
 

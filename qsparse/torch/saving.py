@@ -18,10 +18,9 @@ from qsparse.rounds.state import WalkState, typed
 from qsparse.run.checkpoint import Found
 from qsparse.run.resharding import merged, reshard
 from qsparse.run.state import RankState
-from qsparse.torch.device import on_host
 from qsparse.torch.flat import FlatModel
 from qsparse.torch.steps import Optimizers
-from qsparse.torch.tensors import anchor_of, host_state, restore_tensor
+from qsparse.torch.tensors import anchor_of, host_state, on_host, restore_tensor
 from qsparse.types import State
 
 #: The name under which the items of a Counter are kept, by which torch counts milestones.

@@ -1,24 +1,28 @@
 """Nodes about tensors: what the ranks of an attached loop have in common, moved by the user's optimizer.
 
-Where a tensor lies on a device, reports are formed there, and go to the host as far as the link needs them.
+Where a tensor lies on a device, reports are formed there, and go to the host as far as the link needs them:
+where its compressor looks for the largest entries, so much as it finds (`qsparse.torch.device`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from qsparse.algorithm import Algorithm
+from qsparse.compressors import Composed, Compressor
+from qsparse.compressors.blockwise import Piecewise
+from qsparse.compressors.composed import Selector
 from qsparse.exchange import Exchange
+from qsparse.link import Sender
 from qsparse.local import Local
 from qsparse.rounds.node import Node, Pace
 from qsparse.rounds.state import NodeState, restore, state_of
 from qsparse.seeds import Seed
-from qsparse.torch import device
-from qsparse.torch.device import DeviceSender, moved, on_host
+from qsparse.torch.device import device_sum
 from qsparse.types import Layout, State, Vector
 from qsparse.wire.base import Wire
 
@@ -89,16 +93,47 @@ def node_about(
     node = Node(row, exchange, wire, tensor.cpu().numpy(), seed, layout, wire.ledger, pace)
     sender = node.worker.sender
     out: Any = torch.empty_like(tensor)
-    if not device.elsewhere(tensor):
+    if not elsewhere(tensor):
         out = out.numpy()
-    elif sender is not None and node.machine is None and DeviceSender.serves(sender, row, tensor.numel()):
+    elif sender is not None and node.machine is None and chooses_there(sender, row, tensor.numel()):
         # The mean of a machine is formed on the host, and what is said of it as well.
-        node.worker.sender = DeviceSender(sender, tensor)
+        move(sender, tensor.device)
     else:
         # Locked pages are copied at the full speed of the bus.
         out = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda).numpy()
     node.worker.begin(tensor, out=out)
     return node
+
+
+def elsewhere(tensor: torch.Tensor) -> bool:
+    """Whether it lies where NumPy cannot read it."""
+    return tensor.device.type != "cpu"
+
+
+def chooses_there(sender: Sender, algorithm: Algorithm, n: int) -> bool:
+    """Whether there is a choice to make on the device, and nobody who asks for the vector on the host."""
+    trigger = algorithm.trigger
+    alone = trigger.claims.may_skip or algorithm.participation.claims.chooses
+    return sender.memory.claims.hands_on and not alone and _chooses(sender.compressor, n)
+
+
+def _chooses(part: Compressor, n: int) -> bool:
+    """Does it look for the largest of n entries, so that not all of them need be copied?"""
+    if isinstance(part, Piecewise):
+        return any(_chooses(inner, size) for size, inner, _ in part.runs(n))
+    selector = part.selector if isinstance(part, Composed) else part
+    if not isinstance(selector, Selector):
+        return False
+    claims = selector.claims_for(n)
+    return claims.largest and (claims.kept or 0) < n
+
+
+def move(sender: Sender, device: torch.device) -> None:
+    """Let a sender speak of tensors of a device from now on, and keep there what it keeps."""
+    sender.form = device_sum
+    for name, value in sender.state.items():
+        if isinstance(value, np.ndarray):
+            sender.state[name] = torch.from_numpy(value).to(device)
 
 
 def anchor_of(node: Node) -> torch.Tensor:
@@ -114,12 +149,23 @@ def host_state(node: Node, local: bool) -> NodeState:
     return found
 
 
+def on_host(value: Any) -> Any:
+    """A state with arrays in place of tensors; of those of the host they are views."""
+    if isinstance(value, torch.Tensor):
+        return value.cpu().numpy()
+    if isinstance(value, dict):
+        return {name: on_host(each) for name, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: on_host(getattr(value, each.name)) for each in fields(value)})
+    return value
+
+
 def restore_tensor(node: Node, saved: NodeState, x: Vector, anchor: Vector) -> None:
     """Bring a new node to what was saved, with its tensor at x and its anchor where that was."""
     restore(node, replace(saved, local=None))
     sender, state = node.worker.sender, node.worker.state
     assert state is not None
-    if isinstance(sender, DeviceSender):
-        sender.state = {name: moved(value, state["x"].device) for name, value in sender.state.items()}
+    if sender is not None and sender.form is device_sum:
+        move(sender, state["x"].device)
     for mine, kept in ((state["x"], x), (state["anchor"], anchor)):
         mine.copy_(torch.from_numpy(np.array(kept)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,12 +21,16 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from qsparse.algorithm import Algorithm  # noqa: E402
-from qsparse.compressors import TopK  # noqa: E402
+from qsparse.compressors import BySize, Compressor, Quantizer, TopK  # noqa: E402
 from qsparse.compressors.composed import (  # noqa: E402
+    FLOAT32,
     Kept,
+    QuantizerClaims,
+    Section,
     Selector,
     SelectorClaims,
 )
+from qsparse.compressors.sums import Sum  # noqa: E402
 from qsparse.errors import NotFinite, SettingError  # noqa: E402
 from qsparse.exchange import AllGather, Nodes, ParameterServer  # noqa: E402
 from qsparse.link import Link, Sender  # noqa: E402
@@ -36,10 +40,10 @@ from qsparse.memory import ErrorFeedback, Innovation, Stateless  # noqa: E402
 from qsparse.registry import build  # noqa: E402
 from qsparse.rounds.node import Node, Pace  # noqa: E402
 from qsparse.seeds import Seed  # noqa: E402
-from qsparse.torch import attach, device  # noqa: E402
-from qsparse.torch.device import DeviceSender, largest  # noqa: E402
+from qsparse.torch import attach, tensors  # noqa: E402
+from qsparse.torch.device import largest  # noqa: E402
 from qsparse.torch.flat import FlatModel  # noqa: E402
-from qsparse.torch.tensors import node_about  # noqa: E402
+from qsparse.torch.tensors import chooses_there, move, node_about  # noqa: E402
 from qsparse.triggers import Drift, Every  # noqa: E402
 from qsparse.types import Layer  # noqa: E402
 from qsparse.wire.base import Wire  # noqa: E402
@@ -55,7 +59,7 @@ def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """The device that tensors are moved to; the CPU too counts as one then."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(device, "elsewhere", lambda tensor: True)
+    monkeypatch.setattr(tensors, "elsewhere", lambda tensor: True)
     if request.param == "away":
         with Pretended():
             yield AWAY
@@ -150,8 +154,8 @@ def layout(n: int) -> tuple[Layer, ...]:
 
 def senders(link: Link, n: int, there: Any, dtype: Any = np.float32) -> tuple[Sender, Sender]:
     host, twin = (Sender(link, np.zeros(n, dtype), layout(n)) for _ in range(2))
-    like = torch.zeros(n, dtype=getattr(torch, np.dtype(dtype).name)).to(there)
-    return host, DeviceSender(twin, like)
+    move(twin, torch.device(there))
+    return host, twin
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -202,12 +206,94 @@ def test_only_what_speaks_is_copied() -> None:
         assert isinstance(sender.state["residual"], Away)
 
 
+@pytest.mark.parametrize(
+    ("text", "fetched", "sent"),
+    [
+        # Indices and values, whatever the number of blocks.
+        ("blockwise(topk(k=3), size=10)", 2, 2),
+        ("blockwise(topk(k=3) >> qsgd, size=2500)", 2, 2),
+        # For each of the two layers with top-k, and the two others as a whole, one after the other.
+        ("a*: topk(k=50); *: blockwise(float16, size=4)", 2 * 2 + 2, None),
+    ],
+)
+def test_equal_blocks_are_looked_at_and_copied_together(text: str, fetched: int, sent: int | None) -> None:
+    n = 10_000
+    host, sender = senders(Link(build(text, "compressor"), ErrorFeedback()), n, "cpu")
+    with Pretended() as pretended:
+        sender.state = {"residual": torch.zeros(n).to(AWAY), "since": 0}
+        for t in (1, 2):
+            v, seed = vector(n, "normal", t), Seed(0, step=t)
+            report = torch.from_numpy(v).to(AWAY)
+            wanted = host.draft(v, seed)
+            pretended.copies = 0
+            draft = sender.draft(report, seed)
+            assert pretended.copies == fetched
+            sender.commit(draft)
+            assert sent is None or pretended.copies == fetched + sent
+            assert bytes(draft.payload.frame) == bytes(wanted.payload.frame)
+            host.commit(wanted)
+            assert same(sender.state["residual"].cpu().numpy(), host.state["residual"])
+
+
+@dataclass(frozen=True)
+class Looking(Quantizer):
+    """A part of somebody's own, which looks at all that a sum of the host has."""
+
+    code: ClassVar[int] = 233
+
+    def encode(self, values: np.ndarray, seed: Seed) -> Section:
+        return FLOAT32.encode(values, seed)
+
+    def encode_sum(self, total: Sum, seed: Seed) -> Section:
+        total = total._replace(x=np.ascontiguousarray(total.x))
+        if total.y is None or total.out is None:
+            return self.encode(total.x.astype(np.float32), seed)
+        np.add(total.x, total.scale * total.y, out=total.out)
+        return self.encode(total.out.astype(np.float32), seed)
+
+    decode = staticmethod(FLOAT32.decode)
+
+    def claims_for(self, k: int) -> QuantizerClaims:
+        return FLOAT32.claims_for(k)
+
+
+@dataclass(frozen=True)
+class Greatest(TopK):
+    """Keeps the largest, as it claims, and finds them in a way of its own."""
+
+    def select(self, x: np.ndarray, seed: Seed) -> Kept:
+        indices = np.sort(np.argsort(-np.abs(x), kind="stable")[: self.count(x.size)])
+        return Kept(indices, x[indices])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        BySize(Looking(), TopK(k=3), limit=500),
+        Greatest(k=5) >> Looking(),
+        BySize(Greatest(k=5), TopK(k=3), 500),
+    ],
+)
+def test_parts_of_your_own_are_given_a_copy(there: Any, part: Compressor) -> None:
+    for kind in ("normal", "ties"):
+        host, sender = senders(Link(part, ErrorFeedback()), 4097, there)
+        assert chooses_there(sender, Algorithm(SGD(), Every(1), Link(part, ErrorFeedback())), 4097)
+        for t in (1, 2, 3):
+            v, seed = vector(4097, kind, t), Seed(0, step=t)
+            wanted, draft = host.draft(v, seed), sender.draft(torch.from_numpy(v).to(there), seed)
+            assert bytes(draft.payload.frame) == bytes(wanted.payload.frame)
+            assert same(draft.target, wanted.target)
+            host.commit(wanted)
+            sender.commit(draft)
+            assert same(sender.state["residual"].cpu().numpy(), host.state["residual"])
+
+
 @pytest.mark.parametrize("kept", [0, 50])
 def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     """A message that touches nothing is heard as well."""
     start = vector(5000, "normal")
     down = Link(TopK(k=max(kept, 1)) if kept else Nothing(), Innovation())
-    monkeypatch.setattr(device, "elsewhere", lambda tensor: isinstance(tensor, Away))
+    monkeypatch.setattr(tensors, "elsewhere", lambda tensor: isinstance(tensor, Away))
     (wire,) = ThreadWire.group(1)
     with Pretended() as pretended:
         algorithm = Algorithm(SGD(), down=down)
@@ -224,7 +310,7 @@ def test_what_is_heard_is_copied_once(monkeypatch: pytest.MonkeyPatch, kept: int
 def test_who_is_served() -> None:
     def serves(text: str, memory: Any = ErrorFeedback(), trigger: Any = Every(1)) -> bool:
         link = Link(build(text, "compressor"), memory)
-        return DeviceSender.serves(
+        return chooses_there(
             Sender(link, np.zeros(5000, np.float32), layout(5000)), Algorithm(SGD(), trigger, link), 5000
         )
 
@@ -241,7 +327,7 @@ def test_who_is_served() -> None:
         def claims_for(self, n: int) -> SelectorClaims:
             return replace(super().claims_for(n), largest=False)
 
-    assert not DeviceSender.serves(Sender(Link(Mine(k=1)), np.zeros(9)), Algorithm(SGD()), 9)
+    assert not chooses_there(Sender(Link(Mine(k=1)), np.zeros(9)), Algorithm(SGD()), 9)
 
 
 #: What is reported at one place, or everywhere, and what was kept there.
@@ -417,7 +503,7 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
     assert (found[0][1] != found[1][1]) == (name == "skips"), "one skips where the other speaks"
     if there.type == "cpu":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(device, "elsewhere", lambda tensor: False)
+            patch.setattr(tensors, "elsewhere", lambda tensor: False)
             assert found == run_threads(2, ours, timeout=60)
 
 
@@ -503,7 +589,7 @@ def test_attached_loops_have_the_same_bits(there: Any, name: str, dtype: Any) ->
     slope = real if there.type == "cpu" else noise
     ours = run_threads(2, lambda wire: train(wire, MEETINGS[name], there, slope, dtype), timeout=60)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "elsewhere", lambda tensor: False)
+        patch.setattr(tensors, "elsewhere", lambda tensor: False)
         wanted = run_threads(2, lambda wire: train(wire, MEETINGS[name], "cpu", slope, dtype), timeout=60)
     assert ours == wanted
     assert ours[0][0] == ours[1][0]

@@ -27,7 +27,7 @@ from qsparse.compressors.totals import add_up
 from qsparse.errors import NotFinite, SettingError
 from qsparse.kernels import select, threads, vector
 from qsparse.link import Link, Sender
-from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.memory import ErrorFeedback, Innovation, Stateless
 from qsparse.seeds import Seed
 from qsparse.types import aligned
 
@@ -112,7 +112,7 @@ def slowly(part, x):
     threads.use(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("qsparse.compressors.topk._LONG", x.size + 1)
+            patch.setattr("qsparse.compressors.largest._LONG", x.size + 1)
             return bytes(part.compress(x, SEED).frame)
     finally:
         threads.use(before)
@@ -297,11 +297,19 @@ def test_vectors_that_do_not_fit_and_drafts_that_are_over_are_refused():
     ):
         with pytest.raises(SettingError, match="a vector of 8 values needs one like it"):
             Sign().compress_sum(total, SEED)
-    sender = Sender(Link(TopK(k=1), ErrorFeedback()), np.zeros(8, np.float32))
-    draft = sender.draft(x, SEED)
-    sender.commit(draft)
-    with pytest.raises(SettingError, match="committed before"):
+    for memory in (ErrorFeedback(), Stateless()):
+        sender = Sender(Link(TopK(k=1), memory), np.zeros(8, np.float32))
+        first, draft = sender.draft(x, SEED), sender.draft(x, SEED)
+        with pytest.raises(SettingError, match="another one has been made since"):
+            sender.commit(first)
         sender.commit(draft)
+        with pytest.raises(SettingError, match="committed before"):
+            sender.commit(draft)
+        draft = sender.draft(x, SEED)
+        with pytest.raises(NotFinite):
+            sender.draft(x * np.float32(np.inf), SEED)
+        with pytest.raises(SettingError, match="another one has been made since"):
+            sender.commit(draft)
 
 
 def test_a_block_that_is_too_large_is_named():

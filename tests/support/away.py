@@ -40,8 +40,8 @@ class Away(torch.Tensor):
 class Pretended(TorchDispatchMode):
     """As long as it lasts, tensors can be moved to `AWAY` and back."""
 
-    #: How many bytes were copied from there, and to it.
-    fetched = sent = 0
+    #: How many bytes were copied from there, and to it, and in how many copies.
+    fetched = sent = copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         made = _done(func, args, kwargs or {})
@@ -49,8 +49,10 @@ class Pretended(TorchDispatchMode):
         target, source = (made, args[0]) if func is _TO else (args[0], args[-1]) if func is _COPY else (0, 0)
         if isinstance(source, Away) and type(target) is torch.Tensor:
             self.fetched += target.nbytes
+            self.copies += 1
         if isinstance(target, Away) and type(source) is torch.Tensor:
             self.sent += source.nbytes
+            self.copies += 1
         return made
 
 
