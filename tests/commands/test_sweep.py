@@ -361,7 +361,7 @@ def test_the_configuration_of_a_run_is_one_for_a_sweep(stages: Stages, file: Pat
     config.write_text(text.replace("batch = 16\n", "batch = 8\n"))
     assert tomllib.loads(config.read_text())["name"] == "dense"
     lines = commands(invoke("figure-1", "--config", config, "--out", tmp_path / "second", "--dry-run"))
-    assert ["--name=SGD" in shlex.split(line) for line in lines] == [True] + 7 * [False]
+    assert ["--name=SGD" in shlex.split(line) for line in lines] == [True] + 9 * [False]
     assert all("--batch=8" in line and "--name=dense" not in line for line in lines)
     config.write_text("nam = 'dense'\n")
     refused(invoke(file, "--config", config), "has 'nam', which is no option of train")
@@ -517,8 +517,10 @@ def test_what_a_published_method_is_does_not_come_from_a_run(file: Path, tmp_pat
     config = tmp_path / "config.toml"
     config.write_text("algorithm = 'local-sgd'\nbatch = 8\ndown = 'sign'\n")
     lines = commands(invoke("figure-1", "--config", config, "--lr", "0.2", "--dry-run"))
-    assert len(lines) == 8
-    assert all("--batch=8" in line and "--down=sign" in line for line in lines)
+    assert len(lines) == 10
+    assert all("--batch=8" in line for line in lines)
+    # Two say themselves how they compress down.
+    assert ["--down=sign" in line for line in lines] == 8 * [True] + 2 * [False]
     config.write_text("algorithm = 'local-sgd'\nsync_every = 8\n")
     refused(
         invoke("figure-1", "--config", config), f"'sync_every' of --config {config} says what a method is"

@@ -47,7 +47,8 @@ def test_a_run_repeats_with_its_seconds(algorithm: str) -> None:
 
 
 def test_seconds_are_those_of_the_network() -> None:
-    summary = trained("sgd", "simulated(rate=1000000.0, latency=0.25, compute=2.0)").summary
+    slow = "simulated(rate=1000000.0, latency=0.25, compute=2.0)"
+    summary = trained("sgd", slow, exchange="server").summary
     assert summary["seconds"]["compute"] == pytest.approx(12 * 2.0)
     # Rank 0 takes two reports, one behind the other. Of the answers the second leaves behind the first, so
     # the reports of the next step do not meet.
