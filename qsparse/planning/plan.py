@@ -198,9 +198,9 @@ def plan(
 
 
 def _spared(speeds: Speeds, algorithm: Algorithm, exchange: Exchange) -> Speeds:
-    """Where no answer travels and an exact one would be the model, none is made."""
+    """Where no answer travels and an exact one would be the model, none is made, and none taken in."""
     exact = algorithm.answer.exact
-    return replace(speeds, answer=0.0) if exact and not exchange.claims.answers else speeds
+    return replace(speeds, answer=0.0, hear=0.0) if exact and not exchange.claims.answers else speeds
 
 
 def _rate(algorithm: Algorithm, every: float, compute: float, seconds: float) -> float | None:
