@@ -20,7 +20,7 @@ from qsparse.ledger import ACTIVITIES
 from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.memory import ErrorFeedback, Innovation, Stateless
-from qsparse.planning import exchange_for
+from qsparse.planning import Links, exchange_for, links_for
 from qsparse.registry import build, spell
 from qsparse.rounds.node import Node
 from qsparse.rounds.warming import warm_algorithm
@@ -47,7 +47,7 @@ _NOTE: Final = """\
 ms: of the slowest rank, median of {rounds} rounds, methods in turn. × dense: that over MPI's dense Allreduce.
 MB sent: by the rank that sends most, {counted}. CPU ms: of a rank, mean of the ranks.
 up with error feedback; down float32: the whole model; changes: what has changed of it, exactly; others
-with memory innovation. *: what qsparse train takes for {preset}."""
+with memory innovation. *: what qsparse train takes for {preset}{told}."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Method:
         """Whether every rank ends with the coordinator's own model."""
         return self.algorithm.answer.exact
 
-    def picked(self, n: int, ranks: int) -> bool:
-        """Whether ``qsparse train`` takes just this for preset `PRESET`, among so many ranks."""
+    def picked(self, n: int, ranks: int, links: Links) -> bool:
+        """Whether ``qsparse train`` takes this for preset `PRESET`, with so many ranks and such links."""
         row = build(PRESET, "algorithm")
-        links = self.algorithm.up == row.up and self.algorithm.answer == row.answer
-        return links and self.exchange == exchange_for(row, n, ranks)
+        same = self.algorithm.up == row.up and self.algorithm.answer == row.answer
+        return same and self.exchange == exchange_for(row, n, ranks, links=links)
 
 
 def methods(exchanges: Sequence[str], ups: Sequence[str], downs: Sequence[str]) -> list[Method]:
@@ -129,6 +129,7 @@ def measure(
     ups: Sequence[str],
     downs: Sequence[str],
     seed: int,
+    rate: str | None,
 ) -> Measured:
     """All methods on the same vectors, in turn; collective.
 
@@ -138,6 +139,7 @@ def measure(
         rounds: synchronizations of each method that are timed.
         exchanges, ups, downs: as of `methods`.
         seed: the seed of the vectors, and of compressors that draw.
+        rate: of the links, for which the choice of ``qsparse train`` is told; the usual one unless given.
 
     Raises:
         DisagreementError: models that must be the same are not.
@@ -166,7 +168,7 @@ def measure(
                 "exchange": spell(method.exchange),
                 "up": method.up,
                 "down": method.down,
-                "picked": method.picked(n, wire.size),
+                "picked": method.picked(n, wire.size, links_for(rate)),
                 "model": digest,
             }
             for method, digest in zip(chosen, digests[0], strict=True)
@@ -315,8 +317,13 @@ def notes(jobs: Sequence[Measured]) -> str:
     """What the columns are, and a sentence on what all jobs have found."""
     settings = jobs[0]["settings"]
     counted = "by the link's counter" if settings["rate"] else "by the ledger"
+    told = f", told --link-rate {settings['rate']}" if settings["rate"] else ""
     return "\n".join(
-        [_NOTE.format(rounds=settings["rounds"], counted=counted, preset=PRESET), "", sentence(jobs)]
+        [
+            _NOTE.format(rounds=settings["rounds"], counted=counted, preset=PRESET, told=told),
+            "",
+            sentence(jobs),
+        ]
     )
 
 

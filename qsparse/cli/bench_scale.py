@@ -67,6 +67,7 @@ def scale(
     check_json(file)
     settings = {
         "n": n, "rounds": rounds, "exchanges": exchanges, "ups": ups, "downs": downs, "seed": seed,
+        "rate": rate,
     }  # fmt: skip
     jobs = []
     for size in ranks:

@@ -18,6 +18,7 @@ from qsparse.bench.scale import DENSE, DOWN, EXCHANGES, UP, Method, difference, 
 from qsparse.cli.commands import qsparse
 from qsparse.exchange import AllGather, Sharded
 from qsparse.ledger import ACTIVITIES
+from qsparse.planning import Links, links_for
 
 N = 20_000
 #: What is said down, as the table names it.
@@ -136,17 +137,20 @@ def test_nothing_is_measured_twice() -> None:
 def test_the_mark_goes_by_what_train_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = methods(EXCHANGES, UP, DOWN)
 
-    def marked(ranks: int) -> list[str]:
-        return [method.name for method in chosen if method.picked(N, ranks)]
+    def marked(ranks: int, n: int = N, links: Links = Links()) -> list[str]:
+        return [method.name for method in chosen if method.picked(n, ranks, links)]
 
     assert marked(2) == [f"server, up {UP[0]}, down changes"], "a vector is too short for anything else"
+    # And by the links: on slow ones a coordinator that says it all takes longer than all who say their own.
+    slow = links_for("100mbit")
+    assert (marked(4, 400_000), marked(4, 400_000, slow)) == (marked(2), [f"allgather, up {UP[0]}"])
     choice = {2: AllGather(), 8: Sharded()}
-    monkeypatch.setattr(scale, "exchange_for", lambda algorithm, n, ranks: choice[ranks])
+    monkeypatch.setattr(scale, "exchange_for", lambda algorithm, n, ranks, links: choice[ranks])
     assert marked(2) == [f"allgather, up {UP[0]}"]
     assert marked(8) == [f"sharded, up {UP[0]}, down changes"]
     method = chosen[1]
     other = Method(method.exchange, replace(method.algorithm, down=chosen[0].algorithm.answer))
-    assert not other.picked(N, 8)
+    assert not other.picked(N, 8, Links())
 
 
 @pytest.mark.parametrize(
