@@ -153,64 +153,6 @@ def test_what_cannot_be_attached_with_a_delay_is_refused() -> None:
 # --- over processes ------------------------------------------------------------------------------
 
 
-def test_a_signal_is_told_with_the_answer(tmp_path: Path) -> None:
-    """On all ranks at the step at which they adopt it, and what is saved there goes on."""
-    pytest.importorskip("mpi4py")
-    program = """
-        import os, signal, sys
-        import torch
-        from mpi4py import MPI
-        from qsparse.process.notice import listening
-        from qsparse.torch import attach
-
-        rank = MPI.COMM_WORLD.rank
-        model = torch.nn.Linear(3, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with listening(checkpoints=True), attach(model, optimizer, "local-sgd(H=4, delay=2)") as link:
-            for t in range(1, 100):
-                if t == 7 and rank == 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                model(torch.ones(2, 3)).sum().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                if rank == 0:
-                    link.wire.settle()
-                if link.asked_to_stop:
-                    link.save(sys.argv[1], t=t)
-                    break
-            print(f"rank {rank} left at {t}\\n", end="")
-    """
-    finished = mpi_run(2, program, tmp_path / "saved", timeout=120)
-    assert sorted(finished.stdout.splitlines()) == ["rank 0 left at 10", "rank 1 left at 10"], finished
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["000001-step-10"]
-
-
-def test_a_script_that_fails_while_a_round_is_under_way_ends_with_its_traceback() -> None:
-    """Without ``with``, and MPI moves messages in another thread."""
-    pytest.importorskip("mpi4py")
-    program = """
-        import torch
-        torch.set_num_threads(1)
-        from qsparse.torch import attach
-        from loops import batch, net, step
-
-        model = net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        attached = attach(model, optimizer, "local-sgd(H=4, delay=3)")
-        for t in range(1000):
-            if attached.wire.rank == 1 and t == 9:
-                raise KeyError("a label is missing")
-            step(model, optimizer, batch(attached.wire.rank, t))
-        attached.finish()
-        print("went on")
-    """
-    finished = mpi_run(2, program, timeout=60, check=False)
-    assert finished.returncode != 0
-    assert finished.seconds < 50
-    assert "KeyError: 'a label is missing'" in finished.stderr
-    assert "went on" not in finished.stdout
-
-
 def test_mpi_must_be_started_for_several_threads() -> None:
     """The user's program may call it while a round is under way; without a delay it need not be."""
     pytest.importorskip("mpi4py")

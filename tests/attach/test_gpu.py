@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -144,6 +145,11 @@ DENSE = [
     "randk(ratio=0.1)",
     "topk(ratio=1.0) >> sign",
 ]
+
+
+def pretended(there: Any) -> AbstractContextManager[object]:
+    """Each thread pretends the device by itself."""
+    return Pretended() if there is AWAY else nullcontext()
 
 
 def layout(n: int) -> tuple[Layer, ...]:
@@ -493,9 +499,7 @@ def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> No
         return said, wire.ledger.skips
 
     def ours(wire: Wire) -> Any:
-        if there is not AWAY:
-            return body(wire, on_device)
-        with Pretended():  # of each thread
+        with pretended(there):
             return body(wire, on_device)
 
     found = run_threads(2, ours, timeout=60)
@@ -532,9 +536,7 @@ def test_answers_that_come_later_have_the_same_bits(there: Any, name: str) -> No
         return seen
 
     def ours(wire: Wire) -> Any:
-        if there is not AWAY:
-            return body(wire, there)
-        with Pretended():  # of each thread
+        with pretended(there):
             return body(wire, there)
 
     found = run_threads(2, ours, timeout=60)

@@ -788,10 +788,12 @@ def test_wires_that_attach_has_made_are_closed() -> None:
     assert finished.stderr == ""
 
 
-def test_a_script_that_fails_on_one_rank_ends_with_its_traceback() -> None:
-    """Without ``with``: the other rank waits in a meeting, and the job ends nevertheless."""
+@pytest.mark.parametrize(("algorithm", "at"), [("sgd", 3), ("local-sgd(H=4, delay=3)", 9)])
+def test_a_script_that_fails_on_one_rank_ends_with_its_traceback(algorithm: str, at: int) -> None:
+    """Without ``with``: the other rank waits in a meeting, or a round is under way, and the job ends."""
     pytest.importorskip("mpi4py")
     program = """
+        import sys
         import torch
         torch.set_num_threads(1)
         from qsparse.torch import attach
@@ -799,15 +801,15 @@ def test_a_script_that_fails_on_one_rank_ends_with_its_traceback() -> None:
 
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        attached = attach(model, optimizer, "sgd")
+        attached = attach(model, optimizer, sys.argv[1])
         for t in range(1000):
-            if attached.wire.rank == 1 and t == 3:
+            if attached.wire.rank == 1 and t == int(sys.argv[2]):
                 raise KeyError("a label is missing")
             step(model, optimizer, batch(attached.wire.rank, t))
         attached.finish()
         print("went on")
     """
-    finished = mpi_run(2, program, timeout=60, check=False)
+    finished = mpi_run(2, program, algorithm, at, timeout=60, check=False)
     assert finished.returncode != 0
     assert finished.seconds < 50
     assert "KeyError: 'a label is missing'" in finished.stderr

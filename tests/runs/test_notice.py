@@ -197,8 +197,14 @@ def test_a_run_without_checkpoints_ends_at_once(tmp_path: Path) -> None:
     assert not left(out)
 
 
-def test_a_loop_of_ones_own_is_told(tmp_path: Path) -> None:
-    """`Attached.asked_to_stop` turns true on all ranks at the same step."""
+@pytest.mark.parametrize(
+    ("algorithm", "signalled", "told"), [("local-sgd(H=3)", 10, 12), ("local-sgd(H=4, delay=2)", 7, 10)]
+)
+def test_a_loop_of_ones_own_is_told(algorithm: str, signalled: int, told: int, tmp_path: Path) -> None:
+    """`Attached.asked_to_stop` turns true on all ranks at the same step: that at which they adopt the answer.
+
+    With a delay one rank has the answer earlier, which makes no difference.
+    """
     program = """
         import os, signal, sys
         import torch
@@ -209,22 +215,26 @@ def test_a_loop_of_ones_own_is_told(tmp_path: Path) -> None:
         rank = MPI.COMM_WORLD.rank
         model = torch.nn.Linear(3, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with listening(checkpoints=True), attach(model, optimizer, "local-sgd(H=3)") as link:
+        with listening(checkpoints=True), attach(model, optimizer, sys.argv[2]) as link:
             for t in range(1, 100):
-                if t == 10 and rank == 1:
+                if t == int(sys.argv[3]) and rank == 1:
                     os.kill(os.getpid(), signal.SIGTERM)
                 model(torch.ones(2, 3)).sum().backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                if rank == 0:
+                    link.wire.settle()
                 if link.asked_to_stop:
                     link.save(sys.argv[1], t=t)
                     break
             print(f"rank {rank} left at {t}\\n", end="")
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     """
-    finished = mpi_run(2, program, tmp_path / "saved", timeout=120)
-    assert sorted(finished.stdout.splitlines()) == ["rank 0 left at 12", "rank 1 left at 12"], finished
-    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["000001-step-12"]
+    finished = mpi_run(2, program, tmp_path / "saved", algorithm, signalled, timeout=120)
+    assert sorted(finished.stdout.splitlines()) == [f"rank {rank} left at {told}" for rank in (0, 1)], (
+        finished
+    )
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == [f"000001-step-{told}"]
 
 
 def test_a_job_of_slurm_is_queued_again(tmp_path: Path, root: Path) -> None:
