@@ -73,23 +73,32 @@ class Algorithm:
     def answer(self) -> Link:
         """How models are said: ``down``, or else exactly, as float32.
 
-        Sparse reports move a model in few coordinates, so then what has changed is said, with memory changes.
+        Sparse reports move a model in few coordinates, and a rule that goes by signs moves them all alike, so
+        then what has changed is said, with memory changes.
         """
         if self.down is not None:
             return self.down
         few = self.up.compressor.sparse and not (
             self.up.memory.claims.skip_repeats or self.server.claims.moves_all
         )
-        return Link(memory=Changes() if few and not self.participation.claims.chooses else Stateless())
+        little = (few or self.server.claims.moves == "signs") and not self.participation.claims.chooses
+        return Link(memory=Changes() if little else Stateless())
 
     @property
     def replays(self) -> bool:
-        """Whether a worker can take the coordinator's step by itself, if it is told the reports of all.
+        """Whether a worker can take the coordinator's step by itself, if it is told the mean report."""
+        exact = self.answer.memory.claims.exact
+        return exact and self.server.claims.replayable and self.meeting.claims.waits
 
-        Then it is told these where they are smaller than what they change.
-        """
-        plain = self.up.memory.claims.adds_nothing and self.server.claims.replayable
-        return self.answer.memory.claims.exact and plain and self.meeting.claims.waits
+    @property
+    def hands_on(self) -> bool:
+        """Whether the reports of all spell the mean report: they are the answer where they are shorter."""
+        return self.replays and self.up.memory.claims.adds_nothing
+
+    @property
+    def votes(self) -> bool:
+        """Whether the signs of the mean report are all that the step goes by: these are the answer then."""
+        return self.replays and self.server.claims.moves == "signs"
 
     def phases(self, steps: int) -> Iterator[tuple[Algorithm, int]]:
         """The phases of a run of so many steps, each with its number of steps: walked in a circle."""

@@ -10,6 +10,8 @@ import numpy as np
 from qsparse.compressors.base import framed
 from qsparse.compressors.body import Reader, Writer, varint_size
 from qsparse.compressors.decoding import Piece, body_reader
+from qsparse.compressors.sign import Sign
+from qsparse.compressors.ternary import Ternary
 from qsparse.compressors.totals import add_up
 from qsparse.errors import Corrupted
 from qsparse.payload import Kind, Payload
@@ -18,6 +20,9 @@ from qsparse.types import Vector
 
 #: The codec of frames that hold the bodies of reports.
 REPORTS: Final = 3
+
+_BITS: Final = Sign(norm=None)
+_TRITS: Final = Ternary()
 
 
 def bundle_size(reports: Sequence[Payload]) -> int:
@@ -46,6 +51,19 @@ def bundle(reports: Sequence[Payload], n: int, seed: Seed) -> Payload:
         out.varint(len(report.body))
         out.sections.append(report.body)
     return framed(out, REPORTS, n, sum(report.nbits for report in spoken), seed)
+
+
+def vote(u: Vector, seed: Seed) -> Payload:
+    """A frame as of `bundle` that spells sign(u), sign(0) = 0: in one bit each, or log2 3 with zeros.
+
+    Whoever goes by the signs of the mean report alone takes the same step with it.
+
+    Args:
+        u: the mean report, (n,) float32, finite.
+        seed: its rank, step and use go into the header; nothing is drawn.
+    """
+    quantizer = _BITS if np.all(u) else _TRITS  # of 0 and ±1 nothing is rounded
+    return bundle([quantizer.compress(np.sign(u), seed)], u.size, seed)
 
 
 def merged(payload: Payload, out: Vector) -> Vector:

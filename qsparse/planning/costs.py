@@ -144,8 +144,12 @@ def _exact(sent: Messages, algorithm: Algorithm, n: int, workers: int, parts: in
     """The bytes of exact answers about so many stretches, together, with one header."""
     moved, body = sent.down_values, sent.up - HEADER_BYTES
     changes = min(4 * moved + _positions(moved, n), 4 * n)
-    if algorithm.replays:
+    if algorithm.hands_on:
         changes = min(changes, workers * (body + (parts - 1) * _PIECE + parts * _REPORT))
+    if algorithm.votes:
+        # An odd number of raw signs has no ties; else five values share a byte.
+        tied = workers % 2 == 0 or algorithm.up.compressor.claims.bits(n) != n
+        changes = min(changes, n / (5 if tied else 8) + parts * (_PIECE + _REPORT))
     return HEADER_BYTES + changes
 
 

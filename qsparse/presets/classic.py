@@ -74,6 +74,7 @@ def terngrad() -> Algorithm:
 def signum_majority() -> Algorithm:
     """m_r ← βm_r + ∇f_r(x); x ← x − η·sign(Σ_r sign(m_r)), η = 0.001, β = 0.9 (Bernstein et al., 2018).
 
-    The paper's factor 1 − β before the gradient changes no sign.
+    The paper's factor 1 − β before the gradient changes no sign. The vote goes down as it is: in one bit for
+    each value where the number of workers is odd, else in log2 3, as votes may tie.
     """
     return Algorithm(local=Gradient(0.9), up=Link(Sign(norm=None)), server=Majority(0.001))

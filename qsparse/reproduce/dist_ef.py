@@ -125,8 +125,8 @@ MOMENTUM: Final = ((WHOLE, WHOLE_PLAIN), (BLOCK, BLOCK_PLAIN))
 _NOTE: Final = """\
 Mean ± standard deviation over the seeds; paper bits and bytes of frames, of one worker and step;
 gain: over full precision; η: the largest step size.
-Signum is published with 1 bit down. A vote of 8 may tie, and one bit has no 0: ours sends the float32
-model, or codes the step as sign | innovation, which says later what was wrong.
+Signum is published with 1 bit down. A vote of 8 may tie, and one bit has no 0: ours takes log2 3 bits, or
+codes the step as sign | innovation, which says later what was wrong.
 QSGD: 4 bits a value, blocks of 512, without memory up; down it codes the model, which takes a memory.
 dist-EF-QSGD: the same, scaled, with memory both ways."""
 

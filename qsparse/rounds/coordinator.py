@@ -8,7 +8,7 @@ import numpy as np
 
 from qsparse.algorithm import Algorithm
 from qsparse.compressors.decoding import unpack
-from qsparse.compressors.reports import bundle, bundle_size
+from qsparse.compressors.reports import bundle, bundle_size, vote
 from qsparse.exchange.base import Stretch
 from qsparse.kernels import vector
 from qsparse.ledger import Ledger
@@ -77,8 +77,10 @@ class Coordinator:
         self.server = algorithm.server.init(start)
         self.decoupled_decay = DecoupledDecay(local)
         # In float64 a worker has the model as float32 rounds it, and would take the step from there.
-        self._replays = travels and algorithm.replays and start.dtype == np.float32
+        told = travels and start.dtype == np.float32
+        self._hands_on, self._votes = told and algorithm.hands_on, told and algorithm.votes
         self._reports: Sequence[Payload] = ()
+        self._u = np.empty(0, start.dtype)
         #: Which workers take part, and what that goes by.
         self.participation = algorithm.participation.bind(algorithm.server.claims.rate)
         self.asking = self.participation.init(seed.at(use="ask"))
@@ -102,6 +104,7 @@ class Coordinator:
                 u = u * (self._part * len(payloads))
             if self._of_some and (sent := sum(payload.kind is Kind.DATA for payload in payloads)):
                 u = u * (len(payloads) / sent)
+            self._u = u
             self.algorithm.server.absorb(self.server, u, clock)
 
     def reply(self, t: int, sender: Sender, number: int = 0) -> Payload:
@@ -122,10 +125,16 @@ class Coordinator:
             if decoupled_decay is not None:
                 sender.memory.subtract(sender.state, decoupled_decay)
                 self.algorithm.server.subtract(self.server, decoupled_decay)
-            # The bytes in front of both are the same.
-            if self._replays and bundle_size(self._reports) < len(draft.payload.body):
-                return bundle(self._reports, self.model.size, seed)
-        return draft.payload
+        return self._shortest(draft.payload, seed)
+
+    def _shortest(self, answer: Payload, seed: Seed) -> Payload:
+        """The answer, or in fewer bytes what lets a rank take the coordinator's step by itself."""
+        # The bytes in front of all bodies are the same.
+        if self._votes:
+            answer = min(answer, vote(self._u, seed), key=lambda each: len(each.body))
+        if self._hands_on and bundle_size(self._reports) < len(answer.body):
+            answer = bundle(self._reports, self.model.size, seed)
+        return answer
 
     def invited(self, payloads: Sequence[Payload], t: int, last: bool) -> list[bool]:
         """Which workers, in rank order, are told the model and work next; all, after the last round."""

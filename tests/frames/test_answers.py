@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,10 +19,10 @@ from qsparse.compressors import Float32, Sign, decompress
 from qsparse.compressors.body import varint
 from qsparse.compressors.changes import compress_changes, put_changes
 from qsparse.compressors.decoding import unpack
-from qsparse.compressors.reports import REPORTS, bundle, bundle_size, merged
+from qsparse.compressors.reports import REPORTS, bundle, bundle_size, merged, vote
 from qsparse.compressors.totals import add_up
 from qsparse.errors import CompositionError, Corrupted, NotFinite
-from qsparse.exchange import AllGather, Exchange, ParameterServer
+from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
 from qsparse.ledger import Ledger, combine, gains
 from qsparse.link import Link
 from qsparse.local import SGD
@@ -173,6 +174,41 @@ def on_threads(
 
     models, down = zip(*run_threads(size, body, timeout=60), strict=True)
     return set(models), sum(down)
+
+
+@pytest.mark.parametrize(
+    ("workers", "per_value"), [(1, 1), (2, math.log2(3)), (3, 1), (4, math.log2(3)), (5, 1)]
+)
+@pytest.mark.parametrize("exchange", [ParameterServer(), TreeBroadcast(), Sharded()])
+def test_a_majority_goes_down_in_as_many_bits_as_it_has(
+    exchange: Exchange, workers: int, per_value: float
+) -> None:
+    """One where there are no ties, else log2 3; in paper bits and on the wire; each rank has the model."""
+    algorithm = ALGORITHMS["votes"]
+
+    def body(wire: Wire) -> tuple[bytes, Ledger]:
+        return trained(wire, algorithm, exchange), wire.ledger
+
+    models, ledgers = zip(*run_threads(workers, body, timeout=60), strict=True)
+    assert set(models) == on_threads(workers, dense(algorithm), exchange)[0]
+    counted = combine([ledger.snapshot() for ledger in ledgers])
+    # Every stretch begins with a scale, and with a header of its own.
+    spent = len(exchange.stretches(N, workers)) * workers * STEPS
+    assert counted["paper_bits"]["up"] == workers * STEPS * N
+    least = workers * STEPS * N * per_value
+    assert least <= counted["paper_bits"]["down"] <= least + 40 * spent
+    told = (workers - 1) / workers * least / 8 * (1 if per_value == 1 else 1.6 / per_value)
+    assert told <= counted["wire_bytes"]["down"] <= told + (HEADER_BYTES + 24) * spent
+
+
+def test_a_vote_spells_the_signs_of_the_mean_report() -> None:
+    """Of any vector, with zeros and without them; a zero has no sign."""
+    u = np.random.default_rng(3).normal(size=N).astype(np.float32)
+    for zeros in (slice(0), slice(0, N, 3), slice(5, 6), slice(None)):
+        u[zeros] = -0.0
+        payload = Payload.parse(bytes(vote(u, SEED).frame))
+        assert np.array_equal(merged(payload, np.empty(N, np.float32)), np.sign(u))
+        assert (payload.origin, payload.step, payload.n, payload.way.name) == (2, 5, N, "DOWN")
 
 
 @pytest.mark.parametrize(("name", "size"), [*((name, 3) for name in ALGORITHMS), *SMALL_AND_LARGE])

@@ -45,6 +45,7 @@ ALGORITHMS = {
     "majority": Algorithm(
         Gradient(), up=Link(build("topk(k=6) >> sign", "compressor")), server=Majority(0.01)
     ),
+    "votes": Algorithm(Gradient(0.9), up=Link(Sign(norm=None)), server=Majority(0.01)),
     "scheduled": Algorithm(
         Gradient(), up=Link(build("topk(k=6) >> sign", "compressor")), server=Descend(Steps(0.1, (4, 8)))
     ),
