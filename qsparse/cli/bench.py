@@ -9,6 +9,7 @@ from qsparse.cli.bench_kernels import kernels
 from qsparse.cli.bench_ranks import rank
 from qsparse.cli.bench_scale import scale
 from qsparse.cli.bench_train import train
+from qsparse.cli.bench_workers import workers
 
 
 @click.group("bench")
@@ -16,5 +17,5 @@ def bench() -> None:
     """Measure compressors and exchanges on this machine, beside what NumPy, MPI and torch do."""
 
 
-for command in (kernels, allreduce, scale, train, rank):
+for command in (kernels, allreduce, scale, train, workers, rank):
     bench.add_command(command)

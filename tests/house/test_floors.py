@@ -26,7 +26,8 @@ FLOORS = (
     ("planning",),
     ("allreduce", "run", "testing"),
     ("report", "torch"),
-    ("bench", "reproduce", "sweep", "train"),
+    ("train",),
+    ("bench", "reproduce", "sweep"),
     ("cli",),
     ("__main__",),
 )
