@@ -84,6 +84,9 @@ def table(summary: Mapping[str, Any], out: str) -> str:
             f"{summary['steps']:,} on {workers}, {summary['parameters']:,} parameters",
         ),
     ]
+    if "until" in summary:
+        aim = f"{summary['until']}, {'reached' if summary['reached'] else 'NOT reached'}"
+        rows.append(("until", aim))
     trained = summary.get("outcome", TRAINED) == TRAINED
 
     def of(dense: Mapping[str, float], sent: Mapping[str, int], way: str) -> float | None:

@@ -17,6 +17,7 @@ from qsparse.report.base import Table, mean, new_figure, number, spread
 from qsparse.report.plots import ACCURACY, PICTURES
 from qsparse.report.runs import Method, Run, at, methods, whole
 from qsparse.run.outcome import TRAINED
+from qsparse.run.target import Target
 
 _STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
@@ -40,14 +41,16 @@ class Drawn(NamedTuple):
     table: Table
 
 
-def draw(runs: Sequence[Path], out: Path, *, target: float | None = None, title: str | None = None) -> Path:
+def draw(
+    runs: Sequence[Path], out: Path, *, target: str | float | None = None, title: str | None = None
+) -> Path:
     """Draw runs of ``qsparse train`` into a folder: a PNG of each picture, and ``index.html`` with all.
 
     Args:
         runs: folders of runs, or folders in which such folders lie, however deep. Runs whose options
             differ in the seed only are one method, drawn as the mean and the range.
         out: a folder, made if missing; pictures of an earlier call there are replaced.
-        target: a test accuracy; the cost to reach it is marked.
+        target: a test accuracy, or a figure as in ``train_loss=0.17``; the cost to reach it is marked.
         title: the title of the page.
 
     Returns:
@@ -55,16 +58,15 @@ def draw(runs: Sequence[Path], out: Path, *, target: float | None = None, title:
 
     Raises:
         SettingError: a folder holds no run, no run has come to an evaluation, ``out`` cannot be written, the
-            target is not an accuracy, or matplotlib is not installed.
+            target is none, or matplotlib is not installed.
         DataError: a file of a run cannot be read.
     """
     return draw_with_table(runs, out, target, title).page
 
 
-def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title: str | None) -> Drawn:
+def draw_with_table(runs: Sequence[Path], out: Path, target: str | float | None, title: str | None) -> Drawn:
     """Draw runs as `draw` does; return the page and a short table to print."""
-    if target is not None and not 0 < target <= 1:
-        raise SettingError(f"--target must be an accuracy in (0, 1], such as 0.9, not {target:g}")
+    aim = None if target is None else Target.read(target)
     new_figure("plot", 1, 1)  # raises before the runs are read if matplotlib is missing
     found, out = methods([named_path(run) for run in runs]), named_path(out)
     try:
@@ -72,22 +74,22 @@ def draw_with_table(runs: Sequence[Path], out: Path, target: float | None, title
         pictures = {}
         for name, picture in PICTURES.items():
             (out / f"{name}.png").unlink(missing_ok=True)
-            figure = picture(found, target)
+            figure = picture(found, aim)
             if figure is not None:
                 image = io.BytesIO()
                 figure.savefig(image, dpi=130, format="png")
                 pictures[name] = image.getvalue()
                 (out / f"{name}.png").write_bytes(pictures[name])
-        table = _table(found, target, _range)
+        table = _table(found, aim, _range)
         page = out / "index.html"
         # Folders and titles of a command line may have bytes that are not text.
         page.write_text(_page(title or "Runs", found, table, pictures), "utf-8", "backslashreplace")
     except OSError as error:
         raise SettingError(f"cannot write to --out {out}: {error.strerror}") from None
-    return Drawn(page, _table(found, target, _mean))
+    return Drawn(page, _table(found, aim, _mean))
 
 
-def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequence[float]], str]) -> Table:
+def _table(found: Sequence[Method], target: Target | None, cell: Callable[[Sequence[float]], str]) -> Table:
     head = ["method", "runs", "final\naccuracy", "train\nloss", "link bytes\nup + down", "gain\nin all"]
     head += [f"{what}\n{way}" for way in ("up", "down") for what in ("wire bytes", "gain")]
     head += ["paper bits\nup", "paper bits\ndown", "seconds"]
@@ -99,7 +101,8 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         "seconds": at("seconds", "total"),
     }
     if target is not None:
-        head += [f"{what}\nto {target:g}" for what in aims]
+        to = f"{target.value:g}" if target.figure == "test_accuracy" else str(target)
+        head += [f"{what}\nto {to}" for what in aims]
     rows = []
     for method in found:
         going = "" if all(run.summary for run in method.runs) else " (going)"
@@ -111,7 +114,8 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         row += [cell(method.ends(at("paper_bits", way))) for way in ("up", "down")]
         row.append(cell(method.ends(at("seconds", "total"))))
         for reading in aims.values() if target is not None else ():
-            values = method.until(target or 0, reading)
+            assert target is not None
+            values = method.until(target, reading)
             row.append(cell(values) + method.some(values) if values else "not reached")
         rows.append(row)
     note = (
@@ -122,7 +126,8 @@ def _table(found: Sequence[Method], target: float | None, cell: Callable[[Sequen
         "float32 after every step sends over a parameter server, over the wire bytes."
     )
     if target is not None:
-        note += f" To {target:g}: up to the first evaluation with that accuracy."
+        what = "that accuracy" if target.figure == "test_accuracy" else "that"
+        note += f" To {to}: up to the first evaluation with {what}."
     return Table("Results", head, rows, note)
 
 

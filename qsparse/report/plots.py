@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qsparse.report.base import legible, look, mean, new_figure, number
 from qsparse.report.runs import Method, Reading, at, whole
+from qsparse.run.target import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +22,9 @@ _ACROSS: Final = 4
 _WIDTH: Final = 34
 
 ACCURACY: Final = at("test_accuracy")
+LOSS: Final = at("train_loss")
+#: Where a target is drawn.
+_AIMS: Final = {"test_accuracy": ACCURACY, "train_loss": LOSS}
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Curves:
     ylog: bool = False
     floor: float | None = None
 
-    def draw(self, methods: Sequence[Method], target: float | None) -> Figure | None:
-        """Draw the curves, with the target where y is the accuracy."""
+    def draw(self, methods: Sequence[Method], target: Target | None) -> Figure | None:
+        """Draw the curves, with the target where y is its figure."""
         curves = [
             [
                 point
@@ -59,7 +63,7 @@ class Curves:
         if not any(curves):
             return None
         figure, axes = _axes(methods)
-        aimed = target if self.y is ACCURACY else None
+        aimed = target if target is not None and self.y is _AIMS.get(target.figure) else None
         if aimed is not None:
             _target(axes, aimed, "reached at")
         for place, (method, points) in enumerate(zip(methods, curves, strict=True)):
@@ -80,7 +84,7 @@ class Curves:
         place: int,
         method: Method,
         points: Sequence[tuple[float, float, float, float]],
-        aimed: float | None,
+        aimed: Target | None,
     ) -> None:
         xs, ys, low, high = zip(*points, strict=True)
         style = look(place)
@@ -91,8 +95,8 @@ class Curves:
             # A mean over only those seeds that reach the target is not a point of the method.
             if len(reached) == len(method.runs):
                 axes.plot(
-                    [mean(reached)], [aimed], marker=style["marker"], color=style["color"], markersize=11,
-                    markeredgecolor="white", linestyle="none", zorder=5, clip_on=False,
+                    [mean(reached)], [aimed.value], marker=style["marker"], color=style["color"],
+                    markersize=11, markeredgecolor="white", linestyle="none", zorder=5, clip_on=False,
                 )  # fmt: skip
         # A few markers, at other places than those of the other methods.
         every = max(1, len(xs) // 8)
@@ -114,7 +118,7 @@ def _curves() -> list[Curves]:
     ]
     up: list[tuple[str, str, Reading, str, bool]] = [
         ("accuracy", "Test accuracy", ACCURACY, "test accuracy", False),
-        ("loss", "Training loss", at("train_loss"), "training loss since the last evaluation", True),
+        ("loss", "Training loss", LOSS, "training loss since the last evaluation", True),
     ]
     found = [
         Curves(f"{what}-{over}", f"{title} over {name}", x, y, xlabel, ylabel, xlog, ylog)
@@ -134,7 +138,7 @@ def _curves() -> list[Curves]:
     return found
 
 
-def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
+def pareto(methods: Sequence[Method], target: Target | None) -> Figure | None:
     """Final accuracy over the bytes of the run, with the front: on the busiest link, then all up and down."""
     sizes = {
         "on the busiest link": ("bytes on the busiest link, up and down", whole("link_bytes")),
@@ -150,7 +154,7 @@ def pareto(methods: Sequence[Method], target: float | None) -> Figure | None:
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
     for axes, (name, (label, size)) in zip(panels, sizes.items(), strict=True):
         _front(axes, methods, size)
-        if target is not None:
+        if target is not None and target.figure == "test_accuracy":
             _target(axes, target, "")
         axes.set(title=f"Accuracy and traffic {name}", xlabel=label)
         axes.grid(alpha=0.3)
@@ -183,7 +187,7 @@ def _front(axes: Axes, methods: Sequence[Method], size: Reading) -> None:
         )  # fmt: skip
 
 
-def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | None:
+def layer_bytes(methods: Sequence[Method], target: Target | None) -> Figure | None:
     """Bars of the wire bytes of each layer in a message up, one panel for each method."""
     shown = []
     for place, method in enumerate(methods):
@@ -228,7 +232,7 @@ def layer_bytes(methods: Sequence[Method], target: float | None) -> Figure | Non
 
 
 #: Every picture by the name of its file.
-PICTURES: Final[dict[str, Callable[[Sequence[Method], float | None], Figure | None]]] = {
+PICTURES: Final[dict[str, Callable[[Sequence[Method], Target | None], Figure | None]]] = {
     **{curves.name: curves.draw for curves in _curves()},
     "pareto": pareto,
     "layer-bytes": layer_bytes,
@@ -248,9 +252,9 @@ def _height(methods: Sequence[Method]) -> float:
     return max(4.6, 1.2 + 0.24 * lines)
 
 
-def _target(axes: Axes, target: float, what: str) -> None:
-    label = " ".join(filter(None, [f"target {target:g}", what]))
-    axes.axhline(target, color="#444444", linewidth=1, linestyle=(0, (1, 2)), zorder=1, label=label)
+def _target(axes: Axes, target: Target, what: str) -> None:
+    label = " ".join(filter(None, [f"target {target.value:g}", what]))
+    axes.axhline(target.value, color="#444444", linewidth=1, linestyle=(0, (1, 2)), zorder=1, label=label)
 
 
 def _logarithmic(axes: Axes, direction: str) -> None:

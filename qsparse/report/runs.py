@@ -15,6 +15,7 @@ from qsparse.files import read_text, read_toml
 from qsparse.ledger import link_bytes
 from qsparse.report.base import mean
 from qsparse.report.names import same_method, told_apart
+from qsparse.run.target import Target
 
 Line = dict[str, Any]
 #: Reads a number from a line of a history; None where it was not measured.
@@ -68,9 +69,9 @@ class Run:
             seen[number] += 1
         return found
 
-    def reached(self, target: float) -> Line | None:
-        """The first evaluation with at least this accuracy, or None."""
-        return next((line for line in self.history if line["test_accuracy"] >= target), None)
+    def reached(self, target: Target) -> Line | None:
+        """The first evaluation that has come to the target, or None."""
+        return next(filter(target.reached, self.history), None)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Method:
         values = [reading(run.last) for run in self.runs]
         return [value for value in values if value is not None]
 
-    def until(self, target: float, reading: Reading) -> list[float]:
-        """The number at the first evaluation with this accuracy, for each run that has reached it."""
+    def until(self, target: Target, reading: Reading) -> list[float]:
+        """The number at the first evaluation that has come to the target, for each run that has."""
         lines = filter(None, (run.reached(target) for run in self.runs))
         return [value for value in map(reading, lines) if value is not None]
 

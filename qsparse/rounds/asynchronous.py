@@ -107,7 +107,7 @@ def serve(
         wire: between the ranks.
         workers: who reports.
         steps: T; when the workers have taken T·R steps, each is stopped at its next report.
-        pace: where the run stands; it is moved on.
+        pace: where the run stands; it is moved on. Where it says that the run is over, they are stopped.
         order: of arrivals.
         last: is there no later phase in which reports arrive?
 
@@ -149,7 +149,7 @@ def serve(
         wire.ledger.arrived(rank, report.step, about, staleness)
         coordinators[about].take([report], pace.clock)
         waiting[rank] = about, report, staleness
-        over = sum(taken.values()) >= steps * len(workers)
+        over = pace.over or sum(taken.values()) >= steps * len(workers)
         slowest = min((met[each] for each in workers if each not in stopped), default=0)
         furthest = math.inf if over or ahead is None else slowest + ahead
         for each in sorted(waiting):
@@ -168,13 +168,13 @@ def serve(
             if about == 0:
                 told[each] = sum(met.values())
             yield Answered(each, about, report, reply, staleness)
-    if last:
+    if last or pace.over:
         order.finish()
     final = Seed(0, rank=COORDINATOR, step=pace.clock, use="down")
     models = [coordinator.leave() for coordinator in coordinators]
     for rank, (about, report, staleness) in stopped.items():
         finals = [last_words(model, sender(number, rank), final) for number, model in enumerate(models)]
-        wire.send([Payload.build(kind=Kind.STOP, way=Way.CONTROL, step=pace.t)], rank)
+        wire.send([Payload.build(kind=Kind.STOP, way=Way.CONTROL, step=pace.t, n=int(pace.over))], rank)
         wire.send(finals, rank)
         for coordinator, payload in zip(coordinators, finals, strict=True):
             coordinator.tally.add(payload)

@@ -35,11 +35,13 @@ class Pace:
             go by it. Where everybody waits for everybody it is t.
         asked: the number of the signal by which some rank was asked to stop, 0 without one; where everybody
             waits for everybody it is the same on all ranks after each meeting.
+        over: the run ends before its steps, at the next stop of workers that do not wait.
     """
 
     t: int = 0
     clock: int = 0
     asked: int = 0
+    over: bool = False
 
 
 class Node:
@@ -264,7 +266,7 @@ class Node:
         self._asked = max(each.asked for each in replies)
         for each in replies:
             if each.kind is Kind.STOP:
-                self.stopped, self.pace.t = True, each.step
+                self.stopped, self.pace.t, self.pace.over = True, each.step, bool(each.n)
         if replies[0].kind is Kind.DATA and not self.algorithm.meeting.claims.waits:
             self.pace.clock = clock = replies[0].step
         return self.worker.decode(replies, clock)

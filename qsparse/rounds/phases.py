@@ -140,6 +140,8 @@ class Walk:
             take = functools.partial(rounds, self.node, self.x, left, oracle, batch, gradient, on_sync, begin)
             last = bool(served) and number == served[-1]
             yield from phase.meeting.drive(_Loops(self, phase, take, length, last))
+            if self.pace.over:
+                return
 
     def state(self) -> WalkState:
         """What this rank remembers, for a checkpoint; the vectors are its own, so write them away at once."""

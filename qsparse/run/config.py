@@ -190,6 +190,13 @@ class RunConfig:
         names_folder=False,
     )
     steps: int | None = _option(None, "Local steps, instead of epochs.", names_folder=False)
+    until: str | float | None = _option(
+        None,
+        "Stop at the first evaluation with this figure, e.g. train_loss=0.17, test_loss=0.3, "
+        "test_accuracy=0.97.",
+        metavar="FIGURE=VALUE",
+        names_folder=False,
+    )
     batch: int | None = _option(
         None, "Examples of one worker's step.  [default: 16; its whole share with gd, lag-*, laq and qgd]"
     )

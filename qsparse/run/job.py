@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import zlib
@@ -21,7 +20,7 @@ from qsparse.exchange.notes import error_payload
 from qsparse.ledger import Snapshot, combine
 from qsparse.local import Oracle
 from qsparse.memory import Memory
-from qsparse.payload import HEADER_BYTES, Payload, Way, raw
+from qsparse.payload import Payload, Way, raw
 from qsparse.process import notice
 from qsparse.promises import doubts
 from qsparse.registry import spell
@@ -34,6 +33,7 @@ from qsparse.run.outcome import Starving, judged
 from qsparse.run.records import Recorder
 from qsparse.run.resharding import merged, reshard
 from qsparse.run.state import JobState
+from qsparse.run.summary import summarized
 from qsparse.seeds import Seed
 from qsparse.types import Vector
 from qsparse.wire.base import Wire
@@ -106,6 +106,9 @@ class Job:
         self._shared = self._together and not any(
             row is not None and row.participation.claims.chooses for row in rows
         )
+        # Workers that do not wait tell their losses at the end; a run that goes by it has it looked at.
+        aim = settings.until
+        self._looks = not self._together and aim is not None and aim.figure == "train_loss"
 
     @property
     def step(self) -> int:
@@ -149,6 +152,8 @@ class Job:
         self._begun = self.wire.now() - self._spent
         problem = self.problem
         oracle = self._oracle()
+        # A run that had come to its aim, and then left its last checkpoint, is over.
+        over = bool(self.clock) and self._is_over(self.clock)
         for happened in self.walk.steps(
             self.steps, oracle, problem.batch, problem.gradient_vector, self._look, self._is_used
         ):
@@ -165,13 +170,39 @@ class Job:
                 self.recorder.watcher.stepped(t, happened.loss)
                 if happened.met and (self._is_due(t) or t == self.steps):
                     self._record = self._report(t)
+                    over = self._is_over(t)
             elif t % problem.steps_per_epoch == 0:
                 self._whole, self._losses = self._losses, np.zeros(2)
             if happened.met and happened.phase.meeting.claims.waits:
                 self._save_if_due()
+            if over:
+                break
+        self.steps = self.clock if self.walk.pace.over else self.steps
         if self._reported != self.steps:
             self._record = self._report(self.steps)
-        return self._summary(self._record) if self.wire.rank == 0 else {}
+        if self.wire.rank != 0:
+            return {}
+        return summarized(
+            self._record, self._end, self.settings, self.algorithm, problem, self.wire, self.steps,
+            self._stretches, self._resumed, self.recorder.warnings, over or self.walk.pace.over,
+        )  # fmt: skip
+
+    def _is_over(self, t: int) -> bool:
+        """Whether the run has come to what it aims at, as rank 0 tells all; collective."""
+        target, wire = self.settings.until, self.wire
+        if target is None or t == self.steps or not self._together:
+            return False
+        if wire.rank == 0:
+            over = target.reached(self._record)
+            word = Payload.build([b"over" if over else b"on"], way=Way.CONTROL, step=t)
+            for rank in range(1, wire.size):
+                wire.send([word], rank)
+            wire.flush()
+        else:
+            with wire.at(f"the word whether the run is over after step {t}"):
+                over = receive_one(wire, 0)[1].text == "over"
+        self.steps = t if over else self.steps
+        return over
 
     def _oracle(self) -> Oracle:
         """The problem's gradient, by the wire's clock; it is slowed down on a straggler."""
@@ -212,18 +243,19 @@ class Job:
                 (problem.vector, problem.buffers), self.walk.coordinators, strict=False
             ):
                 np.copyto(vector, coordinator.model)
-            self.recorder.add(
-                {
-                    "step": clock,
-                    "epoch": self._epoch(clock),
-                    "train_loss": None,
-                    **problem.evaluate().figures(),
-                    **self.walk.tallied(),
-                    "link_bytes": dict(self.wire.ledger.link_bytes),
-                    "staleness": self._stale(),
-                    "seconds": {"total": self.wire.now() - self._begun},
-                }
-            )
+            record = {
+                "step": clock,
+                "epoch": self._epoch(clock),
+                "train_loss": problem.training_loss() if self._looks else None,
+                **problem.evaluate().figures(),
+                **self.walk.tallied(),
+                "link_bytes": dict(self.wire.ledger.link_bytes),
+                "staleness": self._stale(),
+                "seconds": {"total": self.wire.now() - self._begun},
+            }
+            self.recorder.add(record)
+            aim = self.settings.until
+            self.walk.pace.over = aim is not None and aim.reached(record)
 
     def _stale(self) -> dict[str, float]:
         counts = self.wire.ledger.staleness
@@ -380,7 +412,7 @@ class Job:
         self._losses[:] = 0
         if self._sight is not None:
             mine["seen"] = self._sight.report()
-        if t == self.steps:
+        if ending := t == self.steps or self.settings.until is not None:
             mine |= {"taken": self._taken, "first": self._first, "again": self._first_again()}
         if self._shared:
             try:
@@ -407,7 +439,7 @@ class Job:
         score = Score(*map(sum, zip(*scores, strict=True)))
         if (word := self._starving.look(counted)) is not None:
             self.recorder.warn(word)
-        if t == self.steps:
+        if ending:
             told = [[each[name] for each in reports if each[name] is not None] for name in ("first", "again")]
             self._end = judged(told[0], told[1], counted, self._epoch(t))
             if not self._together:
@@ -418,6 +450,7 @@ class Job:
             "epoch": self._epoch(t),
             # None where no rank has taken a step since the last evaluation, e.g. because no worker was asked.
             "train_loss": total / count if count else None,
+            **({"train_loss": self.problem.training_loss()} if self._looks else {}),
             **score.figures(),
             **counted,
             **watching.combine(
@@ -458,49 +491,3 @@ class Job:
         finally:
             for vector, before in zip(vectors, own, strict=True):
                 np.copyto(vector, before)
-
-    def _summary(self, record: dict[str, Any]) -> dict[str, Any]:
-        problem, settings = self.problem, self.settings
-        workers = len(settings.exchange.workers(self.wire.size))
-        ends = [step for step, _, _ in self._stretches[1:]] + [self.steps]
-        taken = sum((end - step) * n for end, (step, _, n) in zip(ends, self._stretches, strict=True))
-        dense = 32 * problem.vector.size * taken
-        # A coordinator that is a worker as well sends itself nothing.
-        apart = taken - self.steps * (workers == self.wire.size)
-        # The size of a dense float32 frame; to make one would cost rank 0 a kernel that no other rank needs.
-        crossed = apart * (HEADER_BYTES + 2 + 4 * problem.vector.size)
-        # Of a ring, as many bytes up (its sums) as down (its results), sent and received together.
-        parts = zip(ends, self._stretches, strict=True)
-        ring = round(
-            sum((end - step) * 2 * (n - 1) / n for end, (step, _, n) in parts) * 4 * problem.vector.size
-        )
-        record = dict(record)
-        wire_bytes = record.pop("wire_bytes")
-        return {
-            "algorithm": self.algorithm.axes(),
-            "exchange": spell(settings.exchange),
-            "ranks": self.wire.size,
-            "workers": workers,
-            "parameters": problem.vector.size,
-            "steps": record.pop("step"),
-            "epochs": record.pop("epoch"),
-            "test_accuracy": record.pop("test_accuracy"),
-            "test_loss": record.pop("test_loss"),
-            "train_loss": record.pop("train_loss"),
-            "paper_bits": record.pop("paper_bits"),
-            "wire_bytes": {"up": wire_bytes["up"], "down": wire_bytes["down"]},
-            "wire_bytes_control": wire_bytes["control"],
-            "busiest_link_bytes": sum(record["link_bytes"].values()),
-            "link_bytes": record.pop("link_bytes"),
-            "dense_bits": {"up": dense, "down": dense},
-            "dense_link_bytes": {"up": crossed, "down": crossed},
-            "ring_link_bytes": {"up": ring, "down": ring},
-            **record,
-            **self._end,
-            "warnings": self.recorder.warnings,
-            "seed": settings.seed,
-            "straggler": settings.straggler,
-            **({"wire": self.wire.simulates} if self.wire.simulates else {}),
-            **({"resumed": self._resumed} if self._resumed else {}),
-            "model_sha256": hashlib.sha256(problem.vector.tobytes() + problem.buffers.tobytes()).hexdigest(),
-        }

@@ -22,6 +22,7 @@ from qsparse.registry import AXES, as_text, build, call, parameters, preset_and_
 from qsparse.rules import natural_exchange
 from qsparse.run.config import OPTIONS, RunConfig
 from qsparse.run.settings import Settings
+from qsparse.run.target import Target
 from qsparse.schedules import Rate
 
 #: Settings of presets, by the options that give them.
@@ -52,6 +53,7 @@ def make_settings(config: RunConfig) -> Settings:
         seed=config.seed,
         evaluations=config.evaluations,
         order=None if config.repeat is None else _order(config.repeat),
+        until=None if config.until is None else Target.read(config.until),
         straggler=None if config.straggler is None else _straggler(config.straggler),
     )
 

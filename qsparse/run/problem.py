@@ -61,3 +61,6 @@ class Problem(Protocol):
 
     def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """The score of the model in ``vector`` on the rank-th of ``ranks`` parts of the test set."""
+
+    def training_loss(self) -> float:
+        """The mean loss of the model in ``vector`` on training examples, at most as many as are tested on."""

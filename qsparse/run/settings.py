@@ -9,6 +9,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange import Exchange, ParameterServer
 from qsparse.planning import links_for
+from qsparse.run.target import Target
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
         evaluations: how many evaluations there are in an epoch, each at the next synchronization.
         order: the ranks whose reports are taken one after the other, to repeat a run whose workers did
             not wait for each other; its ``arrivals.jsonl`` has them.
+        until: the run is over at the first evaluation with this figure; None: after all steps.
         straggler: (rank, factor), to see the effect of a slow rank on a run: its gradients take so many
             times as long as they would.
     """
@@ -42,6 +44,7 @@ class Settings:
     seed: int = 0
     evaluations: int = 1
     order: tuple[int, ...] | None = None
+    until: Target | None = None
     straggler: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:

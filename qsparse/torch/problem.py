@@ -141,6 +141,13 @@ class Classification:
         x, y = self.data.test_x, self.data.test_y
         return evaluate(self.flat.model, x, y, len(y) * rank // ranks, len(y) * (rank + 1) // ranks)
 
+    def training_loss(self) -> float:
+        """The mean loss on training examples, evenly spaced, at most as many as there are for tests."""
+        x, y = self.data.train_x, self.data.train_y
+        some = np.linspace(0, len(y), min(len(y), len(self.data.test_y)), endpoint=False).astype(np.int64)
+        score = evaluate(self.flat.model, x[some], y[some])
+        return score.loss / score.tested
+
 
 class Network:
     """Gradients of a model's mean cross entropy at vectors that lie elsewhere: one for all virtual workers.

@@ -25,6 +25,7 @@ from qsparse.report.base import look, mean
 from qsparse.report.names import method, same_method, told_apart
 from qsparse.report.plots import PICTURES
 from qsparse.report.runs import Method, Run, at, methods, read
+from qsparse.run.target import Target
 
 METHODS = {
     "sgd": ["--algorithm", "sgd"],
@@ -243,8 +244,14 @@ def test_a_target_is_reached_at_the_first_evaluation_beyond_it(runs: Path) -> No
     for run, each in zip(sgd.runs, accuracies, strict=True):
         first = next(i for i, accuracy in enumerate(each) if accuracy >= target)
         wanted.append(run.history[first]["paper_bits"]["up"])
-    assert sgd.until(target, at("paper_bits", "up")) == wanted
-    assert sgd.until(1.1, at("paper_bits", "up")) == []
+    assert sgd.until(Target("test_accuracy", target), at("paper_bits", "up")) == wanted
+    assert sgd.until(Target("test_loss", 1e-9), at("paper_bits", "up")) == []
+    # Losses are to fall to it.
+    losses = [[line["train_loss"] for line in run.history] for run in sgd.runs]
+    target = max(min(each) for each in losses)
+    first = [next(i for i, loss in enumerate(each) if loss <= target) for each in losses]
+    wanted = [run.history[place]["step"] for run, place in zip(sgd.runs, first, strict=True)]
+    assert sgd.until(Target("train_loss", target), at("step")) == wanted
 
 
 @pytest.fixture
@@ -312,7 +319,9 @@ def test_what_is_no_run_is_refused_in_a_sentence(run_folder: Path, tmp_path: Pat
     )
     (empty / "history.jsonl").write_text("")
     assert refusal(empty).startswith("SettingError: none of the 1 runs has come to an evaluation: wait")
-    assert refusal(run_folder, target=90.0).startswith("SettingError: --target must be an accuracy in (0, 1]")
+    assert refusal(run_folder, target=90.0).startswith(
+        "SettingError: --until 90.0: test_accuracy can aim at a number above 0 and at most 1, not at 90"
+    )
     (run_folder / "config.toml").write_text("a = ")
     assert refusal(run_folder).startswith(f"DataError: {run_folder / 'config.toml'} is not valid TOML")
     (run_folder / "config.toml").write_bytes(b"\xff")
@@ -416,11 +425,12 @@ def test_only_what_all_seeds_reach_is_marked(runs: Path, tmp_path: Path) -> None
     best = sorted(max(line["test_accuracy"] for line in run.history) for run in sgd.runs)
     assert best[0] < best[1]
     for target, told, marked in ((best[0], "", 1), (best[1], " (1 of 2 runs)", 0), (1.0, "", 0)):
-        figure = PICTURES["accuracy-steps"]([sgd], target)
+        aim = Target("test_accuracy", target)
+        figure = PICTURES["accuracy-steps"]([sgd], aim)
         assert figure is not None
         (axes,) = figure.axes
         assert sum(len(line.get_xdata()) == 1 for line in axes.lines) == marked
-        reached = sgd.until(target, at("step"))
+        reached = sgd.until(aim, at("step"))
         number = f"{mean(reached):g}" if reached else "not reached"
         assert f"SGD: {number}{told}" in [text.get_text() for text in figure.legends[0].get_texts()]
         cells = Page(draw([runs / "sgd"], tmp_path, target=target)).rows[1]
@@ -443,7 +453,7 @@ def test_what_is_no_price_is_drawn_over_steps(runs: Path, name: str) -> None:
 def test_the_front_has_the_whole_first_and_each_way_after_it(runs: Path) -> None:
     """A panel each, which share the accuracies and one legend."""
     found = methods([runs])
-    figure = PICTURES["pareto"](found, 0.5)
+    figure = PICTURES["pareto"](found, Target("test_accuracy", 0.5))
     assert figure is not None
     whole, up, down = figure.axes
     assert up.get_shared_y_axes().joined(up, down)
@@ -469,7 +479,9 @@ def test_a_way_that_nobody_went_has_no_panel() -> None:
 
     def panels(up: int, down: int) -> int:
         line = {"test_accuracy": 0.5, "wire_bytes": {"up": up, "down": down}}
-        figure = PICTURES["pareto"]([Method("m", [Run(Path(), {}, [line], None)])], 0.5)
+        figure = PICTURES["pareto"](
+            [Method("m", [Run(Path(), {}, [line], None)])], Target("test_accuracy", 0.5)
+        )
         return 0 if figure is None else len(figure.axes)
 
     assert [panels(*sent) for sent in ((5, 5), (5, 0), (0, 5), (0, 0))] == [3, 2, 2, 0]
