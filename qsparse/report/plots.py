@@ -134,6 +134,10 @@ def _curves() -> list[Curves]:
             "error-memory", "What messages up leave unsaid", at("step"), at("error_memory", "up"),
             across[3][3], "‖error memory‖, mean over the workers", ylog=True,
         ),
+        Curves(
+            "model-error", "Error of the models that are told", at("step"), at("model_error", "norm"),
+            across[3][3], "‖x − Q(x)‖ of the last answer", ylog=True,
+        ),
     ]  # fmt: skip
     return found
 

@@ -253,6 +253,9 @@ class Job:
                 "staleness": self._stale(),
                 "seconds": {"total": self.wire.now() - self._begun},
             }
+            if self._sight is not None:
+                record |= watching.combine([self._sight.report()])
+                self._sight.look(self.walk.node)
             self.recorder.add(record)
             aim = self.settings.until
             self.walk.pace.over = aim is not None and aim.reached(record)

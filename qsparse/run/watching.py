@@ -100,6 +100,7 @@ class Probe:
         self._unsaid: dict[str, float] = {}
         self._awaited: set[str] = set()
         self._contraction: dict[str, Any] | None = None
+        self._model: dict[str, float | None] | None = None
         self._bytes, self._frames, self._messages = np.zeros(len(layout)), 0.0, 0
 
     def state(self) -> dict[str, Any]:
@@ -107,6 +108,7 @@ class Probe:
         return {
             "unsaid": dict(self._unsaid),
             "contraction": self._contraction,
+            "model": self._model,
             "bytes": self._bytes.copy(),
             "frames": self._frames,
             "messages": self._messages,
@@ -117,6 +119,7 @@ class Probe:
         """Take up the figures of a checkpoint."""
         self._look(node, saved["awaited"])
         self._unsaid, self._contraction = dict(saved["unsaid"]), saved["contraction"]
+        self._model = saved.get("model")  # of a checkpoint that has it
         self._bytes[:] = saved["bytes"]
         self._frames, self._messages = saved["frames"], saved["messages"]
 
@@ -150,11 +153,16 @@ class Probe:
                 self._contraction = _contraction(target, rest, self.layout)
             elif remembers:
                 rest = _rest(draft)
+            if way == "down" and not _is_exact(sender):
+                rest = rest if remembers else _difference(draft)
+                self._model = {"norm": math.sqrt(_square(rest)), "allowed": _allowed(sender, draft)}
             self._unsaid[way] = math.sqrt(_square(rest)) if remembers else 0.0
 
     def report(self) -> dict[str, Any]:
         """The figures, as plain data for `combine`."""
         found: dict[str, Any] = {"unsaid": self._unsaid}
+        if self._model is not None:
+            found["model_error"] = self._model
         if self._messages:
             names = [layer.name for layer in self.layout]
             mean = self._bytes / self._messages
@@ -178,6 +186,10 @@ def combine(reports: Sequence[dict[str, Any]], divided: bool = False) -> dict[st
     ``contraction``: γ = 1 − ‖u − C(u)‖²/‖u‖² of the first worker's last message, for ``all`` its entries and
     by ``layers``; null where u is zero. Basu et al., 2019, demand such a γ of C in expectation.
 
+    ``model_error``: the ``norm`` ‖x − Q(x)‖ of the last answer that was looked at, x being the coordinator's
+    model and Q(x) what the workers make of the answer, and what its condition ``allowed``, if it has one: the
+    root of μ‖x − x̃‖² with memory snapshot (Yu et al., 2019, eqs. 2 and 4: they bound the square's mean).
+
     ``layer_bytes``: for the first worker's ``messages`` that were looked at, the mean of the wire bytes of a
     message by ``layers``, and of its ``frame``, whose bytes belong to no layer; see `layer_bytes`.
     """
@@ -188,6 +200,11 @@ def combine(reports: Sequence[dict[str, Any]], divided: bool = False) -> dict[st
         mean = sum(ups) / len(ups) if ups else None
         down = math.hypot(*downs) if divided else next(iter(downs), None)
         found["error_memory"] = {"up": mean, "down": down}
+    told = [report["model_error"] for report in reports if "model_error" in report]
+    if told:
+        # Stretches of the model, where ranks coordinate one each, are the whole together.
+        whole = [each["norm"] for each in (told if divided else told[:1])]
+        found["model_error"] = {**told[0], "norm": math.hypot(*whole)}
     for name in ("contraction", "layer_bytes"):
         seen = [report[name] for report in reports if name in report]
         if seen:
@@ -202,6 +219,24 @@ def _rest(draft: Draft) -> Vector:
     if total.rest:
         return total.out
     return np.subtract(total.out, accumulate_into(draft.payload, np.zeros_like(total.out)))
+
+
+def _difference(draft: Draft) -> Vector:
+    """As `_rest`, of a message that stands for itself."""
+    return np.subtract(draft.total.x, accumulate_into(draft.payload, np.zeros_like(draft.total.x)))
+
+
+def _is_exact(sender: Sender) -> bool:
+    """Whether what is heard is what was said."""
+    memory = sender.memory.claims
+    return memory.exact or (sender.compressor.claims.lossless and not memory.remembers)
+
+
+def _allowed(sender: Sender, draft: Draft) -> float | None:
+    """How large the error of a message may be, as a norm; None where nothing limits it."""
+    if not sender.memory.claims.needs_precision:
+        return None
+    return math.sqrt(sender.memory.tolerance(sender.state, draft.total.x))
 
 
 def _target_and_rest(draft: Draft, said: Vector) -> tuple[Vector, Vector]:

@@ -70,6 +70,7 @@ _NAMES = {
     "staleness/max": ("staleness", "max"),
     "error memory/up": ("error_memory", "up"),
     "error memory/down": ("error_memory", "down"),
+    "model error/norm": ("model_error", "norm"),
     "contraction/all layers": ("contraction", "all"),
 }
 

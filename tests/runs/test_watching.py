@@ -23,7 +23,7 @@ from qsparse.exchange import ParameterServer
 from qsparse.ledger import Ledger
 from qsparse.link import Link
 from qsparse.local import SGD
-from qsparse.memory import Draft, ErrorFeedback, Innovation
+from qsparse.memory import Changes, Draft, ErrorFeedback, Innovation
 from qsparse.payload import HEADER_BYTES
 from qsparse.registry import build
 from qsparse.rounds.node import Node
@@ -222,6 +222,28 @@ def test_the_error_memory_of_the_down_link_is_how_far_the_ranks_are_from_the_mod
     assert seen["unsaid"]["down"] == pytest.approx(np.linalg.norm(node.coordinator.model - known), rel=1e-5)
     assert seen["unsaid"]["down"] > 1
     assert seen["unsaid"]["up"] == 0
+    assert seen["model_error"] == {"norm": seen["unsaid"]["down"], "allowed": None}
+
+
+def test_the_error_of_a_model_is_measured_beside_what_it_may_be() -> None:
+    """Where each answer stands for itself, too; and not where answers are exact."""
+    plain = Link(build("uniform(bits=3)", "compressor"))
+    seen, node = meet_twice(Algorithm(local=SGD(0.1), down=plain))
+    assert node.coordinator is not None
+    told = node.worker.receiver.like
+    assert seen["model_error"]["norm"] == pytest.approx(
+        np.linalg.norm(node.coordinator.model - told), rel=1e-5
+    )
+    assert seen["model_error"]["norm"] > 0.1
+    for exact in (None, Link(), Link(memory=Changes())):
+        assert "model_error" not in meet_twice(Algorithm(local=SGD(0.1), down=exact))[0]
+    snapshot = Link(build("lowprecision(bits=2)", "compressor"), build("snapshot(mu=0.25)", "memory"))
+    seen, node = meet_twice(Algorithm(local=SGD(0.1), down=snapshot))
+    assert node.coordinator is not None
+    way = np.linalg.norm(node.coordinator.model - node.coordinator.sender.state["snapshot"])
+    assert seen["model_error"]["allowed"] == pytest.approx(0.5 * way, rel=1e-5)
+    # The square keeps to it in expectation; of so many coordinates it lies close to that.
+    assert 0 < seen["model_error"]["norm"] < 1.3 * seen["model_error"]["allowed"]
 
 
 def test_what_ranks_saw_is_brought_together() -> None:
@@ -233,6 +255,9 @@ def test_what_ranks_saw_is_brought_together() -> None:
         "contraction": {"all": 0.5, "layers": {}},
     }
     assert watching.combine([{"unsaid": {}}]) == {}
+    parts = [{"unsaid": {}, "model_error": {"norm": size, "allowed": None}} for size in (3.0, 4.0)]
+    assert watching.combine(parts)["model_error"]["norm"] == 3.0
+    assert watching.combine(parts, divided=True)["model_error"]["norm"] == 5.0
 
 
 def test_looking_is_nobodys_time() -> None:
@@ -306,6 +331,7 @@ def test_every_kind_of_run_is_watched(tmp_path: Path, name: str) -> None:
         assert size == pytest.approx(summary["wire_bytes"]["up"] / sent, rel=0.25)
     if name == "blocks down":
         assert last["error_memory"]["down"] > 0
+    assert ("model_error" in last) == (name in ("blocks down", "prelude"))
     if name == "randk":
         assert 0 < last["contraction"]["all"] < 0.5
 
