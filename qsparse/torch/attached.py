@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
 from qsparse.algorithm import Algorithm
-from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
+from qsparse.errors import SettingError
 from qsparse.exchange import Exchange
-from qsparse.exchange.collectives import agree
-from qsparse.exchange.notes import FINISH, UPDATES, note, same_call
-from qsparse.files import named_path
+from qsparse.exchange.notes import FINISH, UPDATES
 from qsparse.planning import links_for
 from qsparse.rounds.node import Node, Pace, averaging
-from qsparse.rounds.state import plain
+from qsparse.rounds.state import WalkState
 from qsparse.rules import refuse_if_inhomogeneous
-from qsparse.run.checkpoint import Checkpoints, find, save
-from qsparse.run.folder import Hold
 from qsparse.seeds import Seed
 from qsparse.torch import compared
-from qsparse.torch.given import model_of
-from qsparse.torch.ownership import Before
-from qsparse.torch.saving import LoopState, found_state, restore_torch, restore_walk, torch_of, walk_of
-from qsparse.torch.start import Parts, adopt_from_rank_0, prepare, shapes
-from qsparse.torch.steps import Steps, as_optimizers
+from qsparse.torch.held import Held
+from qsparse.torch.saving import restore_walk, walk_of
+from qsparse.torch.start import Parts, prepare
+from qsparse.torch.steps import Optimizers, Steps, as_optimizers
 from qsparse.torch.tensors import anchor_of, node_about
-from qsparse.types import Layout, State
+from qsparse.types import Layout
 from qsparse.wire.base import Wire
-
-T = TypeVar("T")
 
 
 def attach(
@@ -95,8 +84,8 @@ def attach(
     return Attached(model, optimizer, algorithm, comm, exchange, link_rate, link_latency, seed)
 
 
-class Attached:
-    """A training loop's place in the exchange; made by `attach`.
+class Attached(Held):
+    """A training loop's place in the exchange, where the user's optimizer takes the steps; made by `attach`.
 
     Attributes:
         ledger: what this rank said.
@@ -114,157 +103,47 @@ class Attached:
         link_latency: str | float | None,
         seed: int,
     ) -> None:
-        #: What was made here is closed here.
-        self._own: Any = None
-        if not isinstance(comm, Wire):
-            from qsparse.wire.mpi import MpiWire
-
-            comm = self._own = MpiWire(comm)
-        self.wire: Wire = comm
-        self.ledger = self.wire.ledger
         self.steps = 0
         self._met = self._meetings = 0
-        #: Folders of checkpoints that are this loop's until it ends.
-        self._holds: dict[Path, Hold] = {}
-        #: What ended the exchange before its time.
-        self._failed: BaseException | None = None
         self._steps: Steps | None = None
         self._seed = Seed(seed)
-        before: Before | None = None
 
-        def make() -> tuple[Parts, Mapping[str, Any]]:
-            nonlocal before
-            before = Before(model_of(model))
+        def make(wire: Wire) -> tuple[Parts, Mapping[str, Any]]:
             self._optimizers = as_optimizers(optimizer)
-            links = links_for(link_rate, link_latency, self.wire.links)
-            return prepare(model, self._optimizers, algorithm, exchange, links, seed, self.wire)
+            links = links_for(link_rate, link_latency, wire.links)
+            return prepare(model, self._optimizers, algorithm, exchange, links, seed, wire)
 
-        try:
-            made = agree(self.wire, make, "attach()")
-            self.algorithm, self.exchange, self.flat, self._settings = made
-            self._start()
-        except BaseException as error:
-            # Ranks that disagree raise the same, so all of them come to close.
-            self._let_go(together=isinstance(error, DisagreementError))
-            if before is not None:
-                before.restore()
-            raise
+        super().__init__(model, comm, make)
 
-    def _start(self) -> None:
-        """Begin at rank 0's model; collective."""
+    def _begin(self) -> None:
         flat = self.flat
-        for tensor in (flat.values, flat.buffer_values, *(tensor for _, tensor in flat.rest)):
-            adopt_from_rank_0(self.wire, tensor)
-        flat.spread()
-        # Only now all ranks have the same buffers, by which this is decided.
-        flat.leave_constants()
-        self._settings |= shapes(flat)
         self._pace = Pace()
-        self._nodes = [self._node(self.algorithm, flat.values, flat.layout)]
+        self._nodes = [self._about(self.algorithm, flat.values, flat.layout)]
         if flat.buffer_values.numel():
-            self._nodes.append(self._node(averaging(self.algorithm), flat.buffer_values, flat.statistics))
+            self._nodes.append(self._about(averaging(self.algorithm), flat.buffer_values, flat.statistics))
         self._steps = Steps(self._optimizers, flat, self._stepped, self._refuse)
         self._rates = self._learning_rates()
 
+    def _about(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Node:
+        return node_about(tensor, algorithm, self.exchange, self.wire, self._seed, layout, self._pace)
+
     @property
-    def asked_to_stop(self) -> bool:
-        """Was some rank asked to stop, by a signal, before the last meeting? The same on all ranks.
+    def _node(self) -> Node:
+        return self._nodes[0]
 
-        Known when the answer is adopted. Within ``qsparse.process.notice.listening``; save and leave the
-        loop then.
-        """
-        return self._pace.asked > 0
+    @property
+    def _stepping(self) -> Optimizers:
+        return self._optimizers
 
-    def save(self, folder: str | Path, *others: Any, keep: int = 3, **notes: Any) -> None:
-        """Leave a checkpoint of all ranks, which have taken as many steps; collective.
+    @property
+    def _at(self) -> int:
+        return self.steps
 
-        It holds the model, the optimizer, what was not said yet, the counters, and the state of torch's
-        generator of random numbers on the CPU. A round that is under way ends first; its answer is saved as
-        well, and is adopted at its step.
+    @property
+    def _asked(self) -> int:
+        return self._pace.asked
 
-        Args:
-            folder: of the checkpoints, which all ranks see.
-            *others: whatever else has a ``state_dict``, such as schedulers, always in the same order.
-            keep: how many checkpoints of this loop stay, at least 1; those of another run are left alone,
-                with a warning.
-            **notes: numbers and texts that `resume` returns, e.g. ``epoch=3``.
-
-        Raises:
-            CheckpointError: it could not be written, or another job that is alive saves into the folder; on
-                all ranks, which may go on: the checkpoints before it are as they were, and so is the loop.
-            SettingError: ``keep`` is less than 1, a tensor has left what is exchanged, the loop has ended, or
-                an optimizer has stepped that was neither given to `attach` nor is among ``others``.
-            DisagreementError: not all ranks have called it, or not after as many steps.
-        """
-        self._refuse_if_over("save")
-        if keep < 1:
-            raise SettingError(
-                f"save was called with keep={keep}, which would remove the checkpoint that it writes: keep "
-                "must be at least 1"
-            )
-        settings = {**self._settings, "others": [type(each).__name__ for each in others]}
-        self._refuse_unsaved(others)
-        self._guarded(lambda: self._all_in("save()"))
-        try:
-            save(
-                self.wire, named_path(folder), self.steps, lambda: self._state(others, notes), settings, keep,
-                claim=functools.partial(self._claim, named_path(folder)),
-            )  # fmt: skip
-        except CheckpointError:
-            raise  # all have been told, and still stand at one step
-        except BaseException as error:
-            self._failed = error
-            raise
-
-    def resume(self, folder: str | Path, *others: Any) -> dict[str, Any]:
-        """Go on from the newest whole checkpoint in a folder, if any; collective, before the first step.
-
-        With another number of ranks than it was saved with, see `resharding.reshard`; a new rank's optimizer
-        takes the mean of the others' moments.
-
-        Args:
-            folder, *others: as for `save`.
-
-        Returns:
-            The notes that it was saved with; empty where there is none.
-
-        Raises:
-            CheckpointError: it is of another model, algorithm, optimizer or seed; to go without it, attach
-                anew.
-            DisagreementError: not all ranks have called it.
-        """
-        self._refuse_if_over("resume")
-        if self.steps:
-            raise SettingError(f"resume comes before the first step, not after {self.steps}")
-        settings = {**self._settings, "others": [type(each).__name__ for each in others]}
-
-        def prepare() -> tuple[dict[str, Any], Mapping[str, Any]]:
-            assert found is not None
-            found.compare(settings)
-            with found.understood():
-                state = found_state(found, self.algorithm, self.exchange, self.wire.rank, self.wire.size)
-            with found.understood():
-                return self._go_on(state, others), {"steps": self.steps}
-
-        self._guarded(lambda: self._all_in("resume()"))
-        try:
-            found = find(self.wire, Checkpoints(named_path(folder), resume="auto"), settings)
-            return {} if found is None else agree(self.wire, prepare, "resume()")
-        except BaseException as error:
-            # Raised on all ranks, of which some may have gone on already.
-            self._failed = error
-            raise
-
-    def _claim(self, folder: Path) -> None:
-        """Hold a folder of checkpoints until the loop ends."""
-        if folder in self._holds:
-            return
-        try:
-            self._holds[folder] = Hold(folder, "name another folder for the checkpoints", takes_over=True)
-        except SettingError as error:
-            raise CheckpointError(str(error)) from None
-
-    def _refuse_unsaved(self, others: tuple[Any, ...]) -> None:
+    def _refuse_save(self, others: tuple[Any, ...]) -> None:
         missing = "" if self._steps is None else self._steps.unsaved(others)
         if missing:
             raise SettingError(
@@ -272,26 +151,14 @@ class Attached:
                 "hold what it remembers: hand it to save and to resume, behind the folder"
             )
 
-    def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
-        """What this rank goes on from."""
-        self.flat.check()
+    def _walk(self) -> WalkState:
         self.flat.collect()
-        walk = walk_of(self.flat, self._nodes, self.steps, self._met, self._rates)
-        rest = torch_of(self.flat, self._optimizers, others)
-        saved: State = plain(LoopState(walk, self.ledger.snapshot(), np.zeros(2), rest, notes))
-        return saved
+        return walk_of(self.flat, self._nodes, self.steps, self._met, self._rates)
 
-    def _go_on(self, state: LoopState, others: tuple[Any, ...]) -> dict[str, Any]:
-        walk = state.walk
+    def _stand(self, walk: WalkState) -> None:
         restore_walk(self.flat, self._nodes, walk)
-        restore_torch(self.flat, self._optimizers, others, state.torch)
-        self.ledger.resume(state.ledger)
         self.steps, self._met, self._rates = walk.t, walk.met or 0, walk.rates or []
         self._pace.t = self._pace.clock = self.steps
-        return state.notes
-
-    def _node(self, algorithm: Algorithm, tensor: torch.Tensor, layout: Layout) -> Node:
-        return node_about(tensor, algorithm, self.exchange, self.wire, self._seed, layout, self._pace)
 
     def finish(self) -> None:
         """Adopt the answer that is under way, meet once more if there were steps since, detach; collective.
@@ -304,120 +171,34 @@ class Attached:
             DisagreementError: the ranks end with different models, because parameters have moved since the
                 last meeting without a step that was counted, or they step with different settings.
         """
-        try:
-            self._refuse_if_failed()
-            if self._steps is None:
-                return
-            if self._nodes[0].flight is not None:
-                self._guarded(self._nodes[0].land)
-            # A worker may have skipped the last meeting, and then something is still to be said.
-            if self._met < self.steps or (self.steps and self.algorithm.trigger.claims.may_skip):
-                self._guarded(functools.partial(self._meet, last=True))
-            if self.steps:
-                self._guarded(self._average_buffers)
-            self._disagree(self._guarded(self._part))
-        except BaseException:
-            self._let_go()
-            raise
-        self._detach()
-        if self._own is not None:
-            self._own.close()
-        else:
-            self.wire.flush()
+        super().finish()
 
-    def __enter__(self) -> Attached:
-        return self
+    def _end(self) -> None:
+        if self._node.flight is not None:
+            self._guarded(self._node.land)
+        # A worker may have skipped the last meeting, and then something is still to be said.
+        if self._met < self.steps or (self.steps and self.algorithm.trigger.claims.may_skip):
+            self._guarded(functools.partial(self._meet, last=True))
+        if self.steps:
+            self._guarded(self._average_buffers)
+        self._disagree(self._guarded(self._part))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.finish()
-        else:
-            # What was raised by a meeting has been told already.
-            if self._failed is None and self._steps is not None:
-                self.exchange.notify(self.wire, error, self.steps)
-            self._let_go()
+    def _closed(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+        self._nodes.clear()
 
     def _stepped(self) -> None:
         self._refuse_if_failed()
         self.steps += 1
-        node = self._nodes[0]
+        node = self._node
         due = node.due(self.steps)
         if node.lands(self.steps, due):
             self._guarded(node.land)
         if due:
             self._disagree(self._guarded(self._compare))
             self._guarded(self._meet)
-
-    def _refuse(self, error: SettingError) -> NoReturn:
-        """Give up, because of what the loop has done with its optimizers."""
-
-        def give_up() -> NoReturn:
-            raise error
-
-        self._refuse_if_failed()
-        self._guarded(give_up)
-        raise AssertionError
-
-    def _guarded(self, act: Callable[[], T]) -> T:
-        try:
-            self.flat.check()
-            return act()
-        except BaseException as error:
-            self.exchange.notify(self.wire, error, self.steps)
-            self._failed = error
-            raise
-
-    def _refuse_if_failed(self) -> None:
-        """Who catches the error of an exchange must not train on alone: the others have given up."""
-        if self._failed is not None:
-            raise self._failed
-
-    def _refuse_if_over(self, call: str) -> None:
-        self._refuse_if_failed()
-        if self._steps is None:
-            raise SettingError(
-                f"this loop has ended: call {call}() before finish(), and within the with block"
-            )
-
-    def _detach(self) -> None:
-        for hold in self._holds.values():
-            hold.release()
-        self._holds.clear()
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
-            self._nodes.clear()
-            self.flat.release()
-
-    def _let_go(self, together: bool = False) -> None:
-        """Detach after an error; unless all ranks do so together, without waiting for the others."""
-        self.wire.settle()
-        self._detach()
-        if self._own is not None:
-            with suppress(WireError):
-                if together:
-                    self._own.close()
-                else:
-                    self._own.leave()
-
-    def _all_in(self, call: str) -> None:
-        """See that all ranks are in the same call, after as many steps: nobody waits for one that is not."""
-        if self._nodes[0].flight is not None:
-            self._nodes[0].flight.landed()  # or what has happened to it, which is told before anything else
-        here = note(self.wire, call, self.steps)
-        with self.wire.at(call):
-            heard = self.exchange.gather(self.wire, here)
-            if heard is not None:
-                same_call(heard)
-            self.exchange.broadcast(self.wire, None if heard is None else here)
-
-    def _disagree(self, difference: str) -> None:
-        """Raise what every rank has found by itself, so that nobody has to be told."""
-        if difference:
-            self._failed = DisagreementError(difference)
-            raise self._failed
 
     def _compare(self) -> str:
         """At some meetings: where the ranks' settings differ."""
@@ -437,7 +218,7 @@ class Attached:
         """
         assert self._steps is not None
         mine = compared.settings_of(self._steps.current)
-        strays = self.flat.strays(anchor_of(self._nodes[0]))
+        strays = self.flat.strays(anchor_of(self._node))
         digests = {name: compared.digest(tensor) for name, tensor in strays.items()}
         heard = self._tell(FINISH, [compared.digest(mine), digests, self._steps.pending])
         difference = compared.stray([each[1] for each in heard], [each[2] for each in heard], self._met)
@@ -445,19 +226,15 @@ class Attached:
             difference = compared.other_settings(self._tell(FINISH, mine), self.steps)
         return difference
 
-    def _tell(self, call: str, mine: Any) -> list[Any]:
-        with self.wire.at(call):
-            return compared.everybodys(self.exchange, self.wire, self.steps, mine, call)
-
     def _meet(self, last: bool = False) -> None:
         """Report, and go on from the answer: at once, or after some more steps unless this is the last."""
         self._check_rates()
         self._pace.t = self._pace.clock = self.steps
         delay = self.algorithm.meeting.claims.delay
         if delay and not last:
-            self._nodes[0].launch(self.steps, delay)
+            self._node.launch(self.steps, delay)
         else:
-            self._nodes[0].synchronize(self.steps, last)
+            self._node.synchronize(self.steps, last)
         self._met = self.steps
 
     def _average_buffers(self) -> None:
