@@ -101,6 +101,18 @@ def same_call(payloads: list[Payload]) -> list[Payload]:
     return payloads
 
 
+def with_own(mine: Payload, heard: list[Payload]) -> list[Payload]:
+    """What a rank has heard, and what it says itself where that is not among it: it only serves."""
+    return heard if any(each.origin == mine.origin for each in heard) else [mine, *heard]
+
+
+def only_updates(wire: Wire, step: int, payloads: list[Payload]) -> list[Payload]:
+    """Refuse notes where a rank that says nothing itself expects updates at a step."""
+    if any(payload.way is Way.CONTROL for payload in payloads):
+        same_call([note(wire, UPDATES, step), *payloads])
+    return payloads
+
+
 def one_each(wire: Wire, payloads: list[Payload]) -> list[Payload]:
     """Refuse a round in which not every rank of a wire has said one thing, at one step.
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from qsparse.compressors import Float32, decompress
 from qsparse.errors import DisagreementError
 from qsparse.exchange.base import raise_error, receive_one
+from qsparse.exchange.notes import only_updates
 from qsparse.link import Sender
 from qsparse.payload import Kind, Payload, Way
 from qsparse.rounds.coordinator import Coordinator
@@ -136,6 +137,7 @@ def serve(
     while len(stopped) < len(workers):
         with wire.at(f"the reports near step {pace.clock}"):
             rank, report = order.receive(wire, [each for each in workers if each not in stopped | waiting])
+            only_updates(wire, pace.t, [report])
         about = turn[rank] % len(coordinators)
         turn[rank] += 1
         staleness = 0

@@ -10,7 +10,7 @@ import numpy as np
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
 from qsparse.exchange.base import Exchange
-from qsparse.exchange.notes import same_step
+from qsparse.exchange.notes import only_updates, same_step
 from qsparse.ledger import Ledger
 from qsparse.local import SGD
 from qsparse.payload import Kind, Payload, Way
@@ -234,6 +234,8 @@ class Node:
             payloads = self.exchange.gather_parts(wire, parts, self.stretches)
         if payloads is not None:
             assert self.coordinator is not None
+            if parts is None:
+                only_updates(wire, t, payloads)
             self.coordinator.take(payloads, clock)
             signal = max([signal, *(payload.asked for payload in payloads)])
         return payloads, signal

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from qsparse.exchange import Exchange
-from qsparse.exchange.notes import note, same_call
+from qsparse.exchange.notes import note, same_call, with_own
 from qsparse.payload import Payload
 from qsparse.torch.steps import Optimizers
 from qsparse.wire.base import Wire
@@ -47,7 +47,7 @@ def everybodys(exchange: Exchange, wire: Wire, step: int, mine: Any, call: str) 
     heard = exchange.gather(wire, here)
     answer = None
     if heard is not None:
-        answer = note(wire, call, step, [_said(payload) for payload in same_call(heard)])
+        answer = note(wire, call, step, [_said(payload) for payload in same_call(with_own(here, heard))])
     _, reply = same_call([here, exchange.broadcast(wire, answer)])
     told: list[Any] = _said(reply)
     return told
