@@ -106,6 +106,8 @@ class Node:
         self._unsaid = not travels and plain and start.dtype == np.float32
         #: Has the coordinator stopped this worker?
         self.stopped = False
+        #: The step of the last report.
+        self.reported = 0
         #: The round whose answer is still to be adopted.
         self.flight: Flight | Answer | None = None
         #: The signal that the last answer told of, which counts once that is adopted.
@@ -147,6 +149,7 @@ class Node:
     def launch(self, t: int, delay: int) -> None:
         """Report what step t came to; the answer is adopted ``delay`` local steps later."""
         report, change = self.worker.report()
+        self.reported = t
         signal, clock = notice.asked(), self.pace.clock
         parts = self._said(report, t, signal, change, False)
         self.worker.posted()
@@ -171,6 +174,7 @@ class Node:
             last: there is no later one, so what a skip would leave for later is said now.
         """
         report, change = self.worker.report()
+        self.reported = t
         self.worker.adopt(self.meet(report, t, change, last))
 
     def meet(self, v: Vector, t: int, change: float | None = None, last: bool = False) -> Vector | None:

@@ -53,6 +53,7 @@ class Walk:
     Attributes:
         pace: where this rank stands.
         node: its place in the phase that it is in.
+        ends: is that the last phase of the run? Known when its first step was taken.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Walk:
         self.buffers = np.empty(0, x.dtype) if buffers is None else buffers
         self.pace = Pace()
         self.order = order or Order()
+        self.ends = False
         self._seed, self._layout = seed, layout
         self._places: dict[Algorithm, list[Node]] = {}
         self._behind = 0  # steps that were taken before a checkpoint
@@ -120,7 +122,7 @@ class Walk:
         def on_sync(t: int, last: bool) -> bool:
             waits = self.node.algorithm.meeting.claims.waits
             idle = waits and not last and used is not None and not used(t)
-            return False if idle else self._average_buffers(t)
+            return False if idle else self.average(t)
 
         entered, ahead = False, -self._behind
         phases = list(self.algorithm.phases(steps))
@@ -133,6 +135,7 @@ class Walk:
             if left <= 0:
                 entered = True
                 continue
+            self.ends = number == len(phases) - 1
             if entered and left == length:
                 for node, former, vector in zip(self._here, before, self._vectors, strict=False):
                     node.enter(vector, former)
@@ -226,7 +229,7 @@ class Walk:
             np.add(final, 0, out=vector)  # a zero has no sign, as with the workers
         np.copyto(self._anchor, self.buffers)
 
-    def _average_buffers(self, t: int) -> bool:
+    def average(self, t: int) -> bool:
         """Synchronize what is not trained; returns whether the coordinator has stopped this rank there."""
         if len(self._here) == 1:
             return False

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qsparse.torch.attached import Attached, attach
+    from qsparse.torch.stepper import Stepper
 
-__all__ = ["Attached", "attach"]
+__all__ = ["Attached", "Stepper", "attach"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from qsparse.torch import attached
+        from qsparse.torch import attached, stepper
 
-        return getattr(attached, name)
+        return getattr(stepper if name == "Stepper" else attached, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

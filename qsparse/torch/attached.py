@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -21,28 +21,66 @@ from qsparse.torch import compared
 from qsparse.torch.held import Held
 from qsparse.torch.saving import restore_walk, walk_of
 from qsparse.torch.start import Parts, prepare
+from qsparse.torch.stepper import Gradient, Stepper
 from qsparse.torch.steps import Optimizers, Steps, as_optimizers
 from qsparse.torch.tensors import anchor_of, node_about
 from qsparse.types import Layout
 from qsparse.wire.base import Wire
 
 
+@overload
 def attach(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     algorithm: Algorithm | str,
+    comm: Any = ...,
+    *,
+    exchange: Exchange | str = ...,
+    link_rate: str | None = ...,
+    link_latency: str | float | None = ...,
+    seed: int = ...,
+) -> Attached:
+    """Where the user's optimizer takes the steps."""
+
+
+@overload
+def attach(
+    model: torch.nn.Module,
+    optimizer: None = ...,
+    algorithm: Algorithm | str = ...,
+    comm: Any = ...,
+    *,
+    gradient: Gradient,
+    steps: int | None = ...,
+    exchange: Exchange | str = ...,
+    link_rate: str | None = ...,
+    link_latency: str | float | None = ...,
+    seed: int = ...,
+) -> Stepper:
+    """Where the algorithm takes the steps."""
+
+
+def attach(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    algorithm: Algorithm | str | None = None,
     comm: Any = None,
     *,
+    gradient: Gradient | None = None,
+    steps: int | None = None,
     exchange: Exchange | str = "auto",
     link_rate: str | None = None,
     link_latency: str | float | None = None,
     seed: int = 0,
-) -> Attached:
+) -> Attached | Stepper:
     """Make an ordinary training loop a distributed one; collective.
 
-    All ranks start from rank 0's model, with its frozen parameters and buffers. After each
-    ``optimizer.step()`` the algorithm's trigger decides whether the ranks meet: the net update since
-    the last meeting is compressed and exchanged, and every rank goes on from the new common model.
+    All ranks start from rank 0's model, with its frozen parameters and buffers. Who takes the steps is what
+    is given: an optimizer, or ``gradient``.
+
+    With an optimizer, the algorithm's trigger decides after each ``optimizer.step()`` whether the ranks meet:
+    the net update since the last meeting is compressed and exchanged, and every rank goes on from the new
+    common model.
     The optimizer takes the local steps, with whatever learning rates and schedulers it has, from this rank's
     own gradient: AdamW, NAdam, Lion and clipping act on that, and not on the mean of all ranks' gradients as
     under DDP, which changes where training ends (``docs/sharp-bits.md``). Batch statistics stay each rank's
@@ -55,6 +93,11 @@ def attach(
     A step is one ``step()`` of each optimizer; see `qsparse.torch.steps.Steps`. Parameters that have moved
     since the last meeting without a step are refused by `Attached.finish`, where the ranks differ.
 
+    With ``gradient`` the algorithm takes its own local steps, each where the loop calls `Stepper.step` with a
+    batch, and is whatever ``qsparse train`` can run: one that goes by gradients and not by net updates
+    (signum-majority), by gradients over a rank's whole share (gd, laq), by two gradients of one batch (lasg),
+    one with phases (asylpg), and one whose workers do not wait for each other, or whose rank 0 only serves.
+
     An attach that fails leaves model and optimizer as it found them.
 
     Args:
@@ -63,11 +106,17 @@ def attach(
             ``model.module``. `torch.compile` may come before or after.
         optimizer: over exactly the model's trained parameters (accelerate's wrapper is looked into); or
             several that share them out, such as ``[muon, adamw]``, and step once each in every iteration.
-        algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``. The text names no lr,
-            momentum, nesterov or weight_decay, whatever the value, because the optimizer has them. An
+            None where ``gradient`` is given.
+        algorithm: an algorithm or its text, e.g. ``"qsparse-local-sgd(H=8)"``. With an optimizer, which has
+            them, the text names no lr, momentum, nesterov or weight_decay, whatever the value. An
             `Algorithm` does not tell what was spelled out: its local step must equal that of a preset where
-            nothing was set.
+            nothing was set. With ``gradient`` they are the algorithm's: ``"dist-ef-sgdm(lr=0.02)"``.
         comm: an mpi4py communicator or a `Wire`, which stays open; COMM_WORLD unless given.
+        gradient: called with a batch, it runs forward and backward, so that the parameters have their
+            gradients, which were cleared before, and returns the loss. Called with None by algorithms that
+            take gradients over the whole share: those of the mean loss over all examples of this rank.
+        steps: with ``gradient``, how many steps a worker takes; where workers do not wait, they share so many
+            steps each. May be left out where no rank needs to know.
         exchange: the pattern of messages; ``auto``: the one that is fastest with this model, algorithm and
             number of ranks (`qsparse.planning.exchange_for`).
         link_rate, link_latency: of the links for which it is chosen, e.g. ``"100mbit"`` and ``"50us"``; those
@@ -75,13 +124,19 @@ def attach(
         seed: of the random parts; the same on all ranks.
 
     Raises:
-        CompositionError: an algorithm whose local step is not the optimizer's.
+        CompositionError: an algorithm whose local step is not the optimizer's, or parts that do not go
+            together.
         SettingError: no optimizer, one of other parameters, or one that moves them outside of its ``step()``,
-            such as a schedule-free one; a model that does not fit, or of which a part is attached already.
+            such as a schedule-free one; an optimizer and ``gradient``, or ``steps`` with an optimizer; no
+            ``steps`` where they are needed; a model that does not fit, or a part of it is attached already.
         DisagreementError: the ranks have different models or settings.
         LaunchError: processes that torch or a launcher of its kind has started, which MPI does not know of.
     """
-    return Attached(model, optimizer, algorithm, comm, exchange, link_rate, link_latency, seed)
+    if gradient is None:
+        return Attached(model, optimizer, algorithm, comm, steps, exchange, link_rate, link_latency, seed)
+    return Stepper(
+        model, optimizer, gradient, algorithm, comm, steps, exchange, link_rate, link_latency, seed
+    )
 
 
 class Attached(Held):
@@ -95,9 +150,10 @@ class Attached(Held):
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        algorithm: Algorithm | str,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+        algorithm: Algorithm | str | None,
         comm: Any,
+        steps: int | None,
         exchange: Exchange | str,
         link_rate: str | None,
         link_latency: str | float | None,
@@ -110,6 +166,10 @@ class Attached(Held):
 
         def make(wire: Wire) -> tuple[Parts, Mapping[str, Any]]:
             self._optimizers = as_optimizers(optimizer)
+            if steps is not None:
+                raise SettingError(
+                    f"steps={steps} goes with gradient=…: with an optimizer the loop ends with finish()"
+                )
             links = links_for(link_rate, link_latency, wire.links)
             return prepare(model, self._optimizers, algorithm, exchange, links, seed, wire)
 
@@ -151,7 +211,7 @@ class Attached(Held):
                 "hold what it remembers: hand it to save and to resume, behind the folder"
             )
 
-    def _walk(self) -> WalkState:
+    def _place(self) -> WalkState:
         self.flat.collect()
         return walk_of(self.flat, self._nodes, self.steps, self._met, self._rates)
 

@@ -184,6 +184,24 @@ class FlatModel:
             if p.grad is not view:
                 p.grad = view
 
+    def gather_gradients(self, out: Vector) -> bool:
+        """Copy the parameters' gradients into ``out``, (n,), zeros where there are none; returns if any is.
+
+        A zero has no sign, as where gradients are views and are added to zeros.
+        """
+        host = torch.from_numpy(out)
+        place = host if self.values.device == host.device else torch.empty_like(self.values)
+        found = False
+        with torch.no_grad():
+            place.zero_()
+            for p, layer in zip(self.parameters, self.layout, strict=True):
+                if p.grad is not None:
+                    found = True
+                    place[layer.start : layer.stop] += p.grad.to_dense().reshape(-1)
+            if place is not host:
+                host.copy_(place)
+        return found
+
     def vectors(self) -> Sequence[torch.Tensor]:
         """What the model's tensors are views of."""
         return self.values, self.slopes, self.buffer_values

@@ -16,7 +16,11 @@ _OPTIMIZERS: Final = ("lr", "momentum", "nesterov", "weight_decay")
 LEAVE_TO_IT: Final = (
     "the optimizer takes the local steps, so leave lr, momentum, nesterov and weight_decay to it, and choose "
     "an algorithm that reports net updates and has no momentum of its own (such as dist-ef-sgd for "
-    "dist-ef-sgdm)"
+    "dist-ef-sgdm); or let the algorithm take its own steps: attach with gradient=… in place of the optimizer"
+)
+TAKES_THEM: Final = (
+    "attach with gradient=… in place of the optimizer, so that the algorithm takes its own steps, or use "
+    "qsparse train"
 )
 #: Modules that exchange gradients or parameters by themselves.
 _WRAPPERS: Final = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
@@ -24,14 +28,11 @@ _WRAPPERS: Final = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDP
 _EXCHANGING: Final = ("torch.distributed.", "horovod.")
 
 
-def algorithm_of(algorithm: Algorithm | str) -> Algorithm:
-    """The algorithm, whose text gives no setting that is the optimizer's.
-
-    Whether a setting of its local step was given to an `Algorithm` is seen by the caller.
+def algorithm_of(algorithm: Algorithm | str | None) -> Algorithm:
+    """The algorithm.
 
     Raises:
-        CompositionError: the text has such a setting, whatever its value.
-        SettingError: it is no algorithm.
+        SettingError: it is none.
     """
     if isinstance(algorithm, Algorithm):
         return algorithm
@@ -40,9 +41,23 @@ def algorithm_of(algorithm: Algorithm | str) -> Algorithm:
             f"attach needs an algorithm or its text, such as 'qsparse-local-sgd(H=4)', not {_a(algorithm)}"
         )
     made: Algorithm = build(algorithm, "algorithm")
-    spelled = [name for name in settings_in(algorithm, "algorithm") if name in _OPTIMIZERS]
-    if spelled:
-        raise CompositionError(f"{algorithm!r} gives {' and '.join(spelled)}: {LEAVE_TO_IT}")
+    return made
+
+
+def optimizers_algorithm(algorithm: Algorithm | str | None) -> Algorithm:
+    """The algorithm, whose text gives no setting that is the optimizer's.
+
+    Whether a setting of its local step was given to an `Algorithm` is seen by the caller.
+
+    Raises:
+        CompositionError: the text has such a setting, whatever its value.
+        SettingError: it is no algorithm.
+    """
+    made = algorithm_of(algorithm)
+    if isinstance(algorithm, str):
+        spelled = [name for name in settings_in(algorithm, "algorithm") if name in _OPTIMIZERS]
+        if spelled:
+            raise CompositionError(f"{algorithm!r} gives {' and '.join(spelled)}: {LEAVE_TO_IT}")
     return made
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qsparse.errors import CheckpointError, DisagreementError, SettingError, WireError
 from qsparse.exchange.collectives import agree
-from qsparse.exchange.notes import note, same_call
+from qsparse.exchange.notes import note, same_call, with_own
 from qsparse.files import named_path
 from qsparse.rounds.node import Node
 from qsparse.rounds.state import WalkState, plain
@@ -108,7 +108,7 @@ class Held(ABC):
         """Let go of what only this kind of loop holds."""
 
     @abstractmethod
-    def _walk(self) -> WalkState:
+    def _place(self) -> WalkState:
         """Where this rank stands."""
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Held(ABC):
     def _state(self, others: tuple[Any, ...], notes: dict[str, Any]) -> State:
         """What this rank goes on from."""
         self.flat.check()
-        walk = self._walk()
+        walk = self._place()
         rest = torch_of(self.flat, self._stepping, others)
         saved: State = plain(LoopState(walk, self.ledger.snapshot(), np.zeros(2), rest, notes))
         return saved
@@ -342,7 +342,7 @@ class Held(ABC):
         with self.wire.at(call):
             heard = self.exchange.gather(self.wire, here)
             if heard is not None:
-                same_call(heard)
+                same_call(with_own(here, heard))
             same_call([here, self.exchange.broadcast(self.wire, None if heard is None else here)])
 
     def _disagree(self, difference: str) -> None:

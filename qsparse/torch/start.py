@@ -17,10 +17,10 @@ from qsparse.payload import Payload, Way, raw
 from qsparse.planning import Links, exchange_for
 from qsparse.registry import spell
 from qsparse.rounds.warming import warm_algorithm
-from qsparse.rules import check
+from qsparse.rules import check, natural_exchange
 from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel
-from qsparse.torch.given import LEAVE_TO_IT, algorithm_of, exchange_of
+from qsparse.torch.given import LEAVE_TO_IT, TAKES_THEM, algorithm_of, exchange_of, optimizers_algorithm
 from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.torch.steps import Optimizers, parameters_of
 from qsparse.wire.base import Wire
@@ -32,7 +32,7 @@ Parts = tuple[Algorithm, Exchange, FlatModel, dict[str, Any]]
 def prepare(
     model: torch.nn.Module,
     optimizers: Optimizers,
-    algorithm: Algorithm | str,
+    algorithm: Algorithm | str | None,
     exchange: Exchange | str,
     links: Links,
     seed: int,
@@ -52,20 +52,26 @@ def prepare(
         CompositionError: an algorithm whose local step is not the optimizer's, or that has phases.
         SettingError: an optimizer of other parameters, or a model that does not fit; it is as it was then.
     """
-    chosen, pattern = algorithm_of(algorithm), exchange_of("server" if exchange == "auto" else exchange)
+    chosen, pattern = (
+        optimizers_algorithm(algorithm),
+        exchange_of("server" if exchange == "auto" else exchange),
+    )
     if chosen.local != SGD():
         raise CompositionError(f"the local step {spell(chosen.local)} cannot be attached: {LEAVE_TO_IT}")
     if chosen.prelude is not None:
         raise CompositionError(
             "an algorithm of several phases cannot be attached, because in one of them full gradients take "
-            "the place of the optimizer's steps: use qsparse train"
+            f"the place of the optimizer's steps: {TAKES_THEM}"
         )
     if not chosen.meeting.claims.waits:
-        raise CompositionError("workers that do not wait cannot be attached: use qsparse train")
+        raise CompositionError(
+            "workers that do not wait cannot be attached to an optimizer, because one rank only serves and "
+            f"the others take as many steps as they come to: {TAKES_THEM}"
+        )
     if chosen.participation.claims.chooses:
         raise CompositionError(
             f"participation {spell(chosen.participation)} cannot be attached, because a rank that is left "
-            "out of a round would have to leave out its optimizer's steps: use qsparse train"
+            f"out of a round would have to leave out its optimizer's steps: {TAKES_THEM}"
         )
     pattern = pattern.on(wire)
     check(chosen, pattern, wire.size)
@@ -77,26 +83,109 @@ def prepare(
     flat = FlatModel(model, parameters_only=True)
     if not flat.covers(parameters_of(*optimizers)):
         raise SettingError("the optimizer must have exactly the model's trained parameters")
-    for link in (chosen.up, chosen.answer):
-        link.compressor.bind(flat.layout).check(flat.values.numel())
-    named = (("up", chosen.up), ("down", chosen.answer))
-    bound = ((way, link.compressor.bind(flat.layout), link.memory) for way, link in named)
-    promises.warn(bound, flat.values.numel(), wire.rank)
-    start = flat.values.cpu().numpy()
-    warm_algorithm(chosen.closed(), start, flat.layout, wire.rank)
-    if exchange == "auto":
-        # Messages are made to see how long they are: with kernels that one rank has compiled by now.
-        pattern = exchange_for(chosen.closed(), flat.values.numel(), wire.size, flat.layout, links)
-    settings = {
+    closed = chosen.closed()
+    pattern = _fitted(closed, flat, pattern, links if exchange == "auto" else None, wire)
+    steppers = ", ".join(type(each).__name__ for each in optimizers)
+    settings = _settings(closed, pattern, steppers, flat, seed)
+    return (chosen, pattern, flat, settings), settings
+
+
+def prepare_own(
+    model: torch.nn.Module,
+    gradient: Any,
+    algorithm: Algorithm | str | None,
+    exchange: Exchange | str,
+    links: Links,
+    seed: int,
+    steps: int | None,
+    wire: Wire,
+) -> tuple[Parts, Mapping[str, Any]]:
+    """As `prepare`, of a loop in which the algorithm takes its own steps.
+
+    Args:
+        model, gradient, algorithm, exchange: as for `qsparse.torch.attach`.
+        links: of the ranks, for which an exchange is chosen.
+        seed, steps: as for `qsparse.torch.attach`.
+        wire: says which rank this is, of how many.
+
+    Raises:
+        CompositionError: parts that do not go together.
+        SettingError: no function of gradients, no number of steps where one is needed, or a model that does
+            not fit; it is as it was then.
+    """
+    chosen = algorithm_of(algorithm)
+    if not callable(gradient):
+        raise SettingError(f"gradient must be a function of a batch, not {gradient!r}")
+    pattern = natural_exchange(chosen) if exchange == "auto" else exchange_of(exchange)
+    pattern = pattern.on(wire)
+    pattern.check(wire.size)
+    workers = pattern.workers(wire.size)
+    chosen = chosen.among(len(workers))
+    check(chosen, pattern, wire.size)
+    _check_steps(chosen, steps, len(workers) == wire.size)
+    whole = chosen.closed() if steps is None else chosen.over(steps)
+    flat = FlatModel(model, parameters_only=True)
+    pattern = _fitted(whole, flat, pattern, links if exchange == "auto" else None, wire)
+    settings = _settings(whole, pattern, "", flat, seed)
+    # A run may go on for longer, where no schedule goes by its length.
+    return (whole, pattern, flat, settings), settings | {"steps": steps}
+
+
+def _check_steps(algorithm: Algorithm, steps: int | None, all_work: bool) -> None:
+    """Refuse a number of steps that is none, and none where somebody must know it."""
+    if steps is not None:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise SettingError(f"steps must be a whole number of at least 1, not {steps!r}")
+        prelude = algorithm.prelude
+        if prelude is not None and prelude.server.claims.holds and steps <= (prelude.length or 0):
+            raise SettingError(
+                f"{steps} steps are over with the prelude, which never moves the model: give more steps"
+            )
+        return
+    why = None
+    if not algorithm.meeting.claims.waits:
+        why = "workers that do not wait share the steps of the run"
+    elif not all_work:
+        why = "the rank that serves must know when the run is over"
+    elif algorithm.prelude is not None or algorithm.length is not None:
+        why = "its phases must know when the run is over"
+    elif algorithm.over(1) != algorithm.closed():
+        why = "a schedule without a length of its own goes by that of the run"
+    if why is not None:
+        raise SettingError(f"this algorithm needs a number of steps, because {why}: give attach steps=…")
+
+
+def _fitted(
+    algorithm: Algorithm, flat: FlatModel, pattern: Exchange, links: Links | None, wire: Wire
+) -> Exchange:
+    """Have the kernels for a model compiled; returns the exchange, chosen anew where links are given."""
+    n = flat.values.numel()
+    for phase in filter(None, (algorithm, algorithm.prelude)):
+        named = (("up", phase.up), ("down", phase.answer))
+        bound = [(way, link.compressor.bind(flat.layout), link.memory) for way, link in named]
+        for _, compressor, _ in bound:
+            compressor.check(n)
+        promises.warn(bound, n, wire.rank)
+    warm_algorithm(algorithm, flat.values.cpu().numpy(), flat.layout, wire.rank)
+    if links is None:
+        return pattern
+    # Messages are made to see how long they are: with kernels that one rank has compiled by now.
+    return exchange_for(algorithm, n, wire.size, flat.layout, links)
+
+
+def _settings(
+    algorithm: Algorithm, pattern: Exchange, steppers: str, flat: FlatModel, seed: int
+) -> dict[str, Any]:
+    """What must be equal on all ranks, and in a checkpoint to go on from."""
+    return {
         "qsparse": _version.__version__,
-        **chosen.closed().axes(),
+        **algorithm.axes(),
         "exchange": spell(pattern),
-        "optimizer": ", ".join(type(each).__name__ for each in optimizers),
+        "optimizer": steppers,
         **shapes(flat),
-        "type": str(start.dtype),
+        "type": str(flat.values.dtype).removeprefix("torch."),
         "seed": seed,
     }
-    return (chosen, pattern, flat, settings), settings
 
 
 def shapes(flat: FlatModel) -> dict[str, Any]:

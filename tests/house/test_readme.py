@@ -150,6 +150,7 @@ class Job:
             ["block", str(folder / "block.py")],
             ["allreduce", str(root / "examples/allreduce_in_your_code.py")],
             ["loop", str(root / "examples/training_loop.py")],
+            ["own", str(root / "examples/own_steps.py")],
             ["resnet", resnet, *files, "--steps", "40", "--batch", "3"],
             ["shares", *small, "--epochs", "2", "--batch", "17"],
             *([option, *small, "--batch", "5", f"--{option}", str(value)] for option, value, _ in LENGTHS),
@@ -269,6 +270,20 @@ def test_training_loop_runs(job: Job) -> None:
     match = re.search(r"accuracy (\d\.\d+)", said)
     assert match, said
     assert float(match[1]) > 0.8
+
+
+def test_the_block_with_own_steps_is_the_example(root: Path) -> None:
+    """It stands in the example as it is."""
+    (program,) = [block for block in blocks("python") if "gradient=gradient" in block]
+    assert program in (root / "examples/own_steps.py").read_text()
+
+
+def test_the_example_with_own_steps_runs(job: Job) -> None:
+    """Workers that do not wait and a rank that serves end with a model whose accuracy is far from chance."""
+    said = job.said("own")
+    match = re.search(r"accuracy (\d\.\d+), this rank's bytes \{'up': 0, 'down': [1-9]", said)
+    assert match, said
+    assert float(match[1]) > 0.7
 
 
 def test_allreduce_example_converges(job: Job) -> None:
