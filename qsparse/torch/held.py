@@ -284,7 +284,7 @@ class Held(ABC):
             self._let_go()
 
     def _refuse(self, error: SettingError) -> NoReturn:
-        """Give up, because of what the loop has done with its optimizers."""
+        """Give up, because of what the loop has done."""
 
         def give_up() -> NoReturn:
             raise error

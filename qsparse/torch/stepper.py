@@ -23,7 +23,7 @@ from qsparse.seeds import Seed
 from qsparse.torch import compared
 from qsparse.torch.held import Held
 from qsparse.torch.start import Parts, adopt_from_rank_0, prepare_own
-from qsparse.torch.steps import Optimizers
+from qsparse.torch.steps import Optimizers, Steps
 from qsparse.torch.tensors import elsewhere
 from qsparse.types import Vector
 from qsparse.wire.base import Wire
@@ -84,6 +84,7 @@ class Stepper(Held):
         self._moves: Iterator[Stepped | Answered] = self._walk.steps(
             self._until, self._oracle, lambda t: self._batch, used=lambda t: False
         )
+        self._strangers = Steps((), flat, self._stepped, self._refuse)
 
     @property
     def steps(self) -> int:
@@ -285,8 +286,20 @@ class Stepper(Held):
             return ""
         return (
             f"the ranks end with different models after step {self.steps}: let nothing but step() change the "
-            "parameters, neither updates of your own nor an optimizer"
+            "parameters, and load or average weights before the model is attached"
+        )
+
+    def _stepped(self) -> None:
+        """An optimizer has moved the model, which steps of the algorithm move alone."""
+        names = ", ".join(type(each).__name__ for each in self._strangers.current)
+        self._refuse(
+            SettingError(
+                f"{names} has stepped the model on rank {self.wire.rank} after step {self.steps}, which was "
+                "attached with gradient=…: leave the optimizer's step() out, because step(batch) moves the "
+                "parameters, or attach the model with the optimizer"
+            )
         )
 
     def _closed(self) -> None:
+        self._strangers.close()
         self._moves = iter(())

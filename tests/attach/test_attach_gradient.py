@@ -197,6 +197,28 @@ def test_a_loop_that_ends_where_it_likes_is_one_that_was_told_its_end(text: str)
     assert not np.array_equal(told[0], flat(net(0)))
 
 
+@pytest.mark.parametrize("text", ["laq", "dist-ef-sgdm"])
+def test_every_exchange_brings_the_steps(text: str) -> None:
+    """Where all ranks work; a machine of two says one mean, which is another algorithm's model."""
+
+    def body(wire: Wire) -> list[np.ndarray]:
+        models = []
+        for exchange in ("server", "server(root=2)", "tree", "allgather", "nodes(outer=server, ranks=2)"):
+            link = small(wire, text, 4, net(wire.rank, torch.float32), exchange=exchange)
+            assert (link.worker, link.workers) == (wire.rank, 4)
+            while not link.over:
+                link.step(batch(wire.rank, link.steps, torch.float32))
+            model = link.flat.model
+            link.finish()
+            models.append(flat(model))
+        return models
+
+    found = on_threads(4, body)
+    for models in found:
+        assert all(np.array_equal(found[0][0], model) for model in models[:-1])
+        assert np.array_equal(found[0][-1], models[-1])
+
+
 @pytest.mark.parametrize("text", ["qsparse-local-sgd-async(H=3)", "asylpg(inner=5)", "lag-ps"])
 def test_workers_share_the_steps_and_end_with_one_model(text: str) -> None:
     def body(wire: Wire) -> tuple[int, float | None, np.ndarray]:

@@ -187,6 +187,27 @@ def test_ranks_that_end_at_different_steps_are_told() -> None:
     on_threads(2, body)
 
 
+@LEFTOVERS
+@pytest.mark.parametrize("text", KINDS)
+def test_an_optimizer_that_steps_as_well_is_refused_at_once(text: str) -> None:
+    def body(wire: Wire) -> None:
+        loop = Loop(wire, text)
+        optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.1)
+
+        def act() -> None:
+            loop.steps(1)
+            if wire.rank == 1:
+                optimizer.step()
+            loop.steps()
+
+        fails_in(act, wire, 1, SettingError, r"SGD has stepped the model on rank 1 after step 1")
+        with pytest.raises(QsparseError):
+            loop.link.finish()
+        optimizer.step()
+
+    on_threads(3, body)
+
+
 def test_what_else_moves_the_parameters_is_found_at_the_end() -> None:
     def body(wire: Wire) -> None:
         loop = Loop(wire, "signum-majority", 3)
