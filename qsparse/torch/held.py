@@ -343,7 +343,7 @@ class Held(ABC):
             heard = self.exchange.gather(self.wire, here)
             if heard is not None:
                 same_call(with_own(here, heard))
-            same_call([here, self.exchange.broadcast(self.wire, None if heard is None else here)])
+            self.exchange.broadcast(self.wire, None if heard is None else here)
 
     def _disagree(self, difference: str) -> None:
         """Raise what every rank has found by itself, so that nobody has to be told."""

@@ -132,6 +132,20 @@ def test_a_checkpoint_that_some_ranks_leave_out_is_told(tmp_path: Path, text: st
 
 
 @LEFTOVERS
+@pytest.mark.parametrize("text", ["lag-ps", "laq"])
+def test_unlike_calls_of_ranks_are_named(tmp_path: Path, text: str) -> None:
+    """The rank that serves is one of them."""
+
+    def body(wire: Wire) -> None:
+        link = Loop(wire, text).link
+        said = r"rank 0 in resume\(\) at step 0; ranks 1, 2 in save\(\) at step 0"
+        with pytest.raises((DisagreementError, RankError), match=said):
+            link.resume(tmp_path) if wire.rank == 0 else link.save(tmp_path)
+
+    on_threads(3, body)
+
+
+@LEFTOVERS
 @pytest.mark.parametrize(
     ("loss", "silent", "reason"),
     [
