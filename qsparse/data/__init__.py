@@ -13,16 +13,20 @@ from qsparse.data.base import Sharding, Source
 from qsparse.data.dataset import Dataset
 from qsparse.data.download import search_path
 from qsparse.data.images import Examples, Pictures
+from qsparse.data.libsvm_sets import Libsvm
 from qsparse.data.shards import Batches, shard
 from qsparse.data.sources import load
+from qsparse.data.sparse import SparseRows
 
 __all__ = [
     "Batches",
     "Dataset",
     "Examples",
+    "Libsvm",
     "Pictures",
     "Sharding",
     "Source",
+    "SparseRows",
     "load",
     "search_path",
     "shard",

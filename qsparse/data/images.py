@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from qsparse.data.sparse import SparseRows
 from qsparse.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -89,4 +90,4 @@ class Pictures:
 
 
 #: Examples as an array, or as what becomes one when it is taken.
-Examples: TypeAlias = Floats | Pictures
+Examples: TypeAlias = Floats | Pictures | SparseRows

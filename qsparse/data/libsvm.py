@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.data.readers import read_bytes
+from qsparse.data.sparse import SparseRows
 from qsparse.errors import DataError
 from qsparse.files import MARK
 
-#: The largest x that a file may unfold to, in bytes.
-DENSE_LIMIT: Final = 16 * 2**30
+#: The largest vector that a linear model of two classes may have, in bytes: a wrong digit in an index is no
+#: feature.
+_MODEL_LIMIT: Final = 8 * 2**30
 #: Beyond it the fast reader has no indices.
 _LARGEST: Final = 2**31 - 1
 _MARK: Final = MARK.encode()
@@ -25,10 +27,8 @@ _NUMBER: Final = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infi
 _INDEX: Final = re.compile(rb"\+?\d+")
 
 
-def read_libsvm(
-    paths: Sequence[Path],
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]]:
-    """Read LIBSVM text files that belong together: dense x ``(n, features)`` and labels as written.
+def read_libsvm(paths: Sequence[Path]) -> list[tuple[SparseRows, npt.NDArray[np.float64]]]:
+    """Read LIBSVM text files that belong together: x ``(n, features)`` and labels as written.
 
     All files get the number of features of the widest. Indices count from 1, or from 0 if a 0 occurs
     in any file, and come in any order. Rows without features are kept; comments, ``qid:`` and byte order
@@ -39,8 +39,8 @@ def read_libsvm(
 
     Raises:
         DataError: a line is wrong, which is named: text of another format, an index that comes twice, a
-            label that is not a whole number, a value that is not finite in float32, an index that makes x
-            larger than `DENSE_LIMIT`; or there are no rows.
+            label that is not a whole number, a value that is not finite in float32, an index too large for
+            any model; or there are no rows.
     """
     # Marks within, too: where files with marks were joined.
     texts = [read_bytes(path).replace(_MARK, b"") for path in paths]
@@ -56,12 +56,12 @@ def read_libsvm(
     for path, _, x, _ in files:
         if not x.shape[0]:
             raise DataError(f"{path} has no rows")
-    rows, features = max(x.shape[0] for _, _, x, _ in files), files[0][2].shape[1]
-    if (size := rows * features * 4) > DENSE_LIMIT:
+    features = files[0][2].shape[1]
+    if (size := features * 2 * 4) > _MODEL_LIMIT:
         path, text, x, _ = max(files, key=lambda each: int(each[2].indices.max(initial=-1)))
         what = (
-            f"has the largest index: as a dense array, {rows} rows of {features} features are "
-            f"{size / 2**30:.0f} GiB, more than {DENSE_LIMIT / 2**30:.0f}"
+            f"has the largest index: a linear model of {features} features and two classes has vectors of "
+            f"{size / 2**30:.0f} GiB, more than {_MODEL_LIMIT / 2**30:.0f}"
         )
         _refuse(path, text, _row_of(x, int(np.argmax(x.indices))), what)
     result = []
@@ -71,12 +71,13 @@ def read_libsvm(
             what = f"has a label {y[odd[0]]:g}: labels of classes are whole numbers"
             _refuse(path, text, int(odd[0]), what)
         with np.errstate(over="ignore"):  # becomes infinity, which is refused
-            narrow = x.astype(np.float32)
-        odd = np.flatnonzero(~np.isfinite(narrow.data))
+            values = x.data.astype(np.float32)
+        odd = np.flatnonzero(~np.isfinite(values))
         if odd.size:
             what = f"has a value {x.data[odd[0]]:g}, which is not finite, or too large for float32"
             _refuse(path, text, _row_of(x, int(odd[0])), what)
-        result.append((narrow.toarray(order="C"), y))
+        starts, columns = x.indptr.astype(np.int64), x.indices.astype(np.int32)
+        result.append((SparseRows(starts, columns, values, features), y))
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,17 @@ def permutation(n: int, seed: Seed) -> Indices:
     the streams of `Generator.permutation` may change between releases.
     """
     return np.argsort(seed.generator().bit_generator.random_raw(n), kind="stable")
+
+
+#: A data set must be the same in every run.
+_SPLIT: Final = Seed(0, use="split")
+
+
+def split(n: int) -> tuple[Indices, Indices]:
+    """The indices to train on and those to test on, a fifth, of n examples that come without a test set."""
+    order = permutation(n, _SPLIT)
+    cut = n * 4 // 5
+    return order[:cut], order[cut:]
 
 
 def shard(labels: npt.NDArray[Any], ranks: int, how: str, seed: Seed) -> list[Indices]:

@@ -16,17 +16,12 @@ from qsparse.data import readers
 from qsparse.data.base import Source
 from qsparse.data.cache import Arrays, decoded
 from qsparse.data.dataset import Dataset
-from qsparse.data.download import locate, search_path, with_suffix
+from qsparse.data.download import locate, search_path
 from qsparse.data.images import Floats, Pictures
-from qsparse.data.libsvm import read_libsvm
-from qsparse.data.shards import permutation
-from qsparse.errors import DataError, SettingError
+from qsparse.data.shards import split
+from qsparse.errors import DataError
 from qsparse.files import named_path
 from qsparse.registry import build, register
-from qsparse.seeds import Seed
-
-#: Splits what comes without a test set; a data set must be the same in every run.
-_SPLIT = Seed(0, use="split")
 
 
 def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> Dataset:
@@ -108,32 +103,6 @@ class Cifar10(Source):
         return _cifar10(locate("cifar10", data_dir, progress=progress))
 
 
-@register("libsvm")
-@dataclass(frozen=True)
-class Libsvm(Source):
-    """A text file in the LIBSVM format, written libsvm:PATH.
-
-    PATH.t beside it is the test set; a fifth is split off if there is none.
-
-    Args:
-        path: of the file, from the working folder or from those that data lies in.
-    """
-
-    path: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str) or not self.path:
-            raise SettingError(f"libsvm({self.path!r}): give the path of a file, as in libsvm:data/a9a")
-
-    def spelling(self) -> str:
-        """As it is written."""
-        return f"libsvm:{self.path}"
-
-    def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
-        """From disk."""
-        return _libsvm(self.path, data_dir)
-
-
 def _table(white: int, mean: float, std: float) -> Floats:
     """What the values 0 to `white` become: scaled to 0..1 and standardised, rounded once each."""
     table: Floats = ((np.arange(256) / white - mean) / std).astype(np.float32)
@@ -144,9 +113,7 @@ def _digits() -> Dataset:
     table = _digits_table()
     raw = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     y = table[:, -1].astype(np.int64)
-    order = permutation(len(y), _SPLIT)
-    cut = len(y) * 4 // 5
-    train, test = order[:cut], order[cut:]
+    train, test = split(len(y))
     # Sums of integers, which are exact: every machine gets the same bits.
     seen = raw[train].astype(np.int64)
     total, squares = int(seen.sum()), int((seen * seen).sum())
@@ -249,31 +216,3 @@ def _read_cifar10(files: Sequence[Path]) -> Arrays:
         for letter, each in zip("xy", zip(*chosen, strict=True), strict=True):
             arrays[f"{part}_{letter}"] = np.concatenate(each)
     return arrays
-
-
-def _libsvm(text: str, data_dir: Path | None) -> Dataset:
-    given = named_path(text)
-    # Joining an absolute path to a folder gives the absolute path, so one list serves both.
-    tops = [Path.cwd()] + [top / below for top in search_path(data_dir) for below in ("", "libsvm")]
-    candidates = list(dict.fromkeys(top / given for top in tops))
-    file = next((found for path in candidates if (found := with_suffix(path))), None)
-    if file is None:
-        raise DataError(
-            f"there is no LIBSVM file {text}: looked for {', '.join(map(str, candidates))}, plain or with "
-            f"{', '.join(readers.SUFFIXES[1:])}. Give its path, or its folder: --data-dir DIR or QSPARSE_DATA"
-        )
-    stem = file.stem if file.suffix in readers.SUFFIXES[1:] else file.name
-    beside = with_suffix(file.with_name(f"{stem}.t"))
-    read = read_libsvm([file] if beside is None else [file, beside])
-    labels, mapped = np.unique(np.concatenate([y for _, y in read]), return_inverse=True)
-    if len(labels) < 2:
-        raise DataError(f"{file} has the label {labels[0]:g} only: there is nothing to learn")
-    x, n = read[0][0], len(read[0][0])
-    mapped = mapped.astype(np.int64)
-    name, classes, shape = f"libsvm:{stem}", len(labels), x.shape[1:]
-    if beside is not None:
-        return Dataset(name, x, mapped[:n], read[1][0], mapped[n:], classes, shape)
-    order = permutation(n, _SPLIT)
-    cut = n * 4 // 5
-    train, test = order[:cut], order[cut:]
-    return Dataset(name, x[train], mapped[train], x[test], mapped[test], classes, shape)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from qsparse.torch.sizes import LARGE, STAGES, Stages
+from qsparse.torch.sparse import SparseBatch, linear
 
 _META: Final[dict[str, Any]] = {"device": "meta", "dtype": torch.float32}
 
@@ -20,6 +21,24 @@ def mlp(inputs: int, hidden: tuple[int, ...], classes: int) -> nn.Sequential:
         layers += [nn.Linear(inputs, size, **_META), nn.ReLU()]
         inputs = size
     return nn.Sequential(*layers, nn.Linear(inputs, classes, **_META))
+
+
+class Linear(nn.Sequential):
+    """One linear layer, of examples that are dense or sparse."""
+
+    takes_sparse = True
+
+    def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
+        if isinstance(x, SparseBatch):
+            weight, bias = self.parameters()
+            return linear(x, weight, bias)
+        out: torch.Tensor = super().forward(x)
+        return out
+
+
+def softmax(inputs: int, classes: int) -> nn.Sequential:
+    """One linear layer, whose parameters have the names of those of an mlp."""
+    return Linear(nn.Flatten(), nn.Linear(inputs, classes, **_META))
 
 
 def cnn(channels: int, height: int, width: int, classes: int, widths: tuple[int, int, int]) -> nn.Sequential:

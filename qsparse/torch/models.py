@@ -61,7 +61,9 @@ class Model(ABC):
         """A new module, which makes so many numbers of each example.
 
         Layers on torch's ``meta`` device get memory and weights from `build_model`. Others stay as their
-        classes initialise them: torch's global generator begins where the run's seed says.
+        classes initialise them: torch's global generator begins where the run's seed says. A module with
+        ``takes_sparse = True`` is called with a `qsparse.torch.sparse.SparseBatch` where the data set keeps
+        its examples sparse; others get them as a dense tensor.
 
         Args:
             shape: of one example, ``(channels, height, width)`` or ``(features,)``.
@@ -106,7 +108,7 @@ def build_model(name: str, shape: tuple[int, ...], classes: int, seed: Seed) -> 
 @register("softmax")
 @dataclass(frozen=True)
 class Softmax(Model):
-    """One linear layer."""
+    """One linear layer; examples that are sparse stay so."""
 
     def parameters(self, shape: tuple[int, ...], classes: int) -> int:
         """Weights and biases."""
@@ -114,9 +116,9 @@ class Softmax(Model):
 
     def module(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """For examples of any shape."""
-        from qsparse.torch.layers import mlp
+        from qsparse.torch.layers import softmax
 
-        return mlp(math.prod(shape), (), classes)
+        return softmax(math.prod(shape), classes)
 
 
 @dataclass(frozen=True, init=False)

@@ -20,6 +20,7 @@ from qsparse.seeds import Seed
 from qsparse.torch.flat import FlatModel, as_batch
 from qsparse.torch.models import build_model
 from qsparse.torch.recipe import Recipe
+from qsparse.torch.sparse import takes_sparse
 from qsparse.types import Vector
 
 
@@ -68,6 +69,12 @@ class Classification:
             )
         self.data, self.recipe = data, recipe
         self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
+        self._sparse = takes_sparse(self.flat.model, data.train_x)
+        if self._sparse and recipe.precision != "float32":
+            raise SettingError(
+                f"precision {recipe.precision} has no effect: {model} adds up the few values of sparse "
+                "examples, and has no product of matrices to be narrowed; leave it out"
+            )
         self.vector, self.gradient_vector = self.flat.vector, self.flat.gradient
         self.buffers, self.layout = self.flat.buffers, self.flat.layout
         shares = shard(data.train_y, workers, sharding, seed)
@@ -92,7 +99,7 @@ class Classification:
         """The examples of step t = 1, 2, …; None where it is the whole share."""
         if self._batches is None:
             return None
-        examples, labels = as_batch(self.data.train_x, self.data.train_y, self._batches.batch(t - 1))
+        examples, labels = self._taken(self._batches.batch(t - 1))
         if self.recipe.augment == "crop-flip":
             crop_flip(examples.numpy(), self._changes.at(step=t))
         return examples, labels
@@ -112,12 +119,12 @@ class Classification:
         return loss
 
     def _whole(self) -> float:
-        share, data = self._share, self.data
+        share = self._share
         chunks = [share[i : i + _CHUNK] for i in range(0, len(share), _CHUNK)]
-        return sum(
-            self._add_gradient(as_batch(data.train_x, data.train_y, chunk), len(chunk) / len(share))
-            for chunk in chunks
-        )
+        return sum(self._add_gradient(self._taken(chunk), len(chunk) / len(share)) for chunk in chunks)
+
+    def _taken(self, indices: Indices) -> tuple[Any, Any]:
+        return as_batch(self.data.train_x, self.data.train_y, indices, self._sparse)
 
     def _add_gradient(self, batch: Any, weight: float) -> float:
         examples, labels = batch
@@ -178,8 +185,8 @@ class Network:
         flat, data = self.flat, self.data
         flat.model.train()
         flat.zero_grad()
-        x, y = as_batch(data.train_x, data.train_y, examples)
-        if x.ndim == 4:
+        x, y = as_batch(data.train_x, data.train_y, examples, takes_sparse(flat.model, data.train_x))
+        if len(data.shape) == 3:
             # A third less time for small convolutions.
             x = x.contiguous(memory_format=torch.channels_last)
         loss = functional.cross_entropy(flat.model(x), y)
@@ -198,9 +205,10 @@ def evaluate(
     """How a model does on the examples from ``first`` to before ``last``, all of them unless given."""
     model.eval()
     right, loss, last = 0, 0.0, len(y) if last is None else last
+    sparse = takes_sparse(model, x)
     with torch.no_grad():
         for start in range(first, last, _TESTED):
-            examples, labels = as_batch(x, y, np.arange(start, min(start + _TESTED, last)))
+            examples, labels = as_batch(x, y, np.arange(start, min(start + _TESTED, last)), sparse)
             logits = model(examples)
             right += int((logits.argmax(1) == labels).sum())
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))

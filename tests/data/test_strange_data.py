@@ -98,7 +98,7 @@ def test_files_that_were_joined_with_their_marks() -> None:
         (b"-1 2:1e39 1:3", "has a value 1e+39, which is not finite, or too large for float32"),
         (
             b"-1 2147483647:3",
-            "has the largest index: as a dense array, 16 rows of 2147483647 features are 128 GiB",
+            "has the largest index: a linear model of 2147483647 features",
         ),
     ],
 )
