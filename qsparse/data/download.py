@@ -45,7 +45,8 @@ class Source:
     """The files of one data set.
 
     Args:
-        base: the address that the files are below, with a slash at the end.
+        base: the address that the files are below, with a slash at the end; of what cannot be downloaded, the
+            page to get it from, in words.
         files: what to download: name and checksum, ``md5:...`` or ``sha256:...``.
         folders: where files may lie below each place, in the order they are tried; the first is
             where a download goes below the cache.
@@ -67,6 +68,9 @@ _IDX = (
     "t10k-labels-idx1-ubyte",
 )
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+
+
+_LIBSVM = "the page LIBSVM Data: Classification (Binary Class)"
 
 
 def _idx_files(algorithm: str, *digests: str) -> tuple[tuple[str, str], ...]:
@@ -106,6 +110,17 @@ SOURCES: dict[str, Source] = {
         layouts=(tuple(f"{name}.bin" for name in _BATCHES), _BATCHES),
         archive=True,
     ),
+    **{
+        name: Source(_LIBSVM, (), (name, "libsvm", ""), layouts)
+        for name, layouts in {
+            "susy": (("SUSY",),),
+            "ijcnn1": (("ijcnn1", "ijcnn1.t"),),
+            "covtype": (("covtype.libsvm.binary.scale",), ("covtype.libsvm.binary",)),
+            "rcv1": (("rcv1_train.binary", "rcv1_test.binary"),),
+            "real-sim": (("real-sim",),),
+            "news20": (("news20.binary",),),
+        }.items()
+    },
 }
 
 
@@ -178,6 +193,11 @@ def locate(name: str, data_dir: Path | None = None, *, progress: bool = False) -
         raise DataError(
             f"{_nowhere(name, source, folders)}. QSPARSE_DATA names {named}, which does not exist or is no "
             "folder: correct it, or unset it to download the data"
+        )
+    if not source.files:
+        raise DataError(
+            f"{_nowhere(name, source, folders)}. Get it from {source.base}, put {_expected(source)} into a "
+            "folder, and name that folder with --data-dir DIR or QSPARSE_DATA"
         )
     for top in filter(None, (data_dir, named)):
         _refuse_alike(name, source, top)

@@ -28,7 +28,8 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
     """Load a data set; what is not on disk is downloaded (see `qsparse.data.download`).
 
     Args:
-        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``libsvm:PATH``, or one of yours.
+        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``susy`` and other names of LIBSVM's sets
+            (see `qsparse.data.libsvm_sets`), ``libsvm:PATH``, or one of yours.
         data_dir: the folder to look in first.
         progress: show a bar while downloading.
 

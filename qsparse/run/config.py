@@ -107,7 +107,8 @@ class RunConfig:
 
     data: str = _option(
         "digits",
-        "digits, mnist, fashion-mnist, cifar10, libsvm:PATH, or yours; see qsparse list data.",
+        "digits, mnist, fashion-mnist, cifar10, susy, ijcnn1, covtype, rcv1, real-sim, news20, "
+        "libsvm:PATH, or yours; see qsparse list data.",
         names_folder=False,
     )
     data_dir: str | None = _option(
