@@ -110,6 +110,13 @@ SOURCES: dict[str, Source] = {
         layouts=(tuple(f"{name}.bin" for name in _BATCHES), _BATCHES),
         archive=True,
     ),
+    "cifar100": Source(
+        base="https://www.cs.toronto.edu/~kriz/",
+        files=(("cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"),),
+        folders=("cifar-100", "cifar-100-binary", "cifar-100-python", ""),
+        layouts=(("train.bin", "test.bin"), ("train", "test")),
+        archive=True,
+    ),
     **{
         name: Source(_LIBSVM, (), (name, "libsvm", ""), layouts)
         for name, layouts in {
@@ -276,7 +283,8 @@ def _key(name: str) -> str:
 
 def _refuse_alike(name: str, source: Source, top: Path) -> None:
     """Refuse a folder that somebody named for its data, if it seems to hold the set under other names."""
-    keys = {_key(stem): stem for layout in source.layouts for stem in layout}
+    # Short ones, such as train, tell nothing of what a file holds.
+    keys = {key for layout in source.layouts for stem in layout if len(key := _key(stem)) > 9}
     alike = []
     for folder in dict.fromkeys(_folders(source, [top])):
         for path in _entries(folder):

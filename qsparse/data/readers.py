@@ -39,7 +39,7 @@ _OTHERS: Final = {
 #: The endings that names may carry: plain or packed.
 SUFFIXES: Final = ("", ".gz", ".bz2", ".xz")
 
-#: Bytes of one CIFAR-10 picture: three colour planes of 32 x 32.
+#: Bytes of one CIFAR picture: three colour planes of 32 x 32.
 _PIXELS: Final = 3 * 32 * 32
 
 
@@ -93,25 +93,34 @@ def read_idx(path: Path, dimensions: int) -> Bytes:
     return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
 
 
-def read_cifar_binary(path: Path) -> tuple[Bytes, Bytes]:
-    """Read a CIFAR-10 batch in the binary layout: pictures ``(n, 3, 32, 32)`` and labels ``(n,)``.
+def read_cifar_binary(path: Path, classes: int = 10) -> tuple[Bytes, Bytes]:
+    """Read a file of CIFAR in the binary layout: pictures ``(n, 3, 32, 32)`` and labels ``(n,)``.
+
+    Args:
+        path: plain or compressed.
+        classes: 10, or 100, where the label stands behind that of one of 20 groups.
 
     Raises:
         DataError: no whole number of records.
     """
     data = read_bytes(path)
-    record = 1 + _PIXELS
+    labels = 1 if classes == 10 else 2
+    record = labels + _PIXELS
     if not data or len(data) % record:
         raise DataError(
-            f"{path} has {len(data)} bytes, not a whole number of CIFAR-10 records of {record}: "
+            f"{path} has {len(data)} bytes, not a whole number of CIFAR-{classes} records of {record}: "
             "it is incomplete or damaged"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+    return records[:, labels:].reshape(-1, 3, 32, 32), records[:, labels - 1]
 
 
-def read_cifar_pickle(path: Path) -> tuple[Bytes, Bytes]:
-    """Read a CIFAR-10 batch in the Python layout, without running what the pickle may ask for.
+def read_cifar_pickle(path: Path, classes: int = 10) -> tuple[Bytes, Bytes]:
+    """Read a file of CIFAR in the Python layout, without running what the pickle may ask for.
+
+    Args:
+        path: plain or compressed.
+        classes: 10, or 100, where there are labels of 20 groups as well.
 
     Raises:
         DataError: the pickle names anything but arrays, or does not hold pictures and labels.
@@ -121,11 +130,13 @@ def read_cifar_pickle(path: Path) -> tuple[Bytes, Bytes]:
     except DataError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"{path} is no CIFAR-10 batch: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path} is no CIFAR-{classes} batch: {type(error).__name__}: {error}") from error
     if not isinstance(batch, dict):
-        raise DataError(f"{path} is no CIFAR-10 batch: it holds a {type(batch).__name__}, not a dictionary")
+        raise DataError(
+            f"{path} is no CIFAR-{classes} batch: it holds a {type(batch).__name__}, not a dictionary"
+        )
     x = _array(path, batch, "data")
-    y = _array(path, batch, "labels")
+    y = _array(path, batch, "labels" if classes == 10 else "fine_labels")
     if y.ndim != 1 or x.dtype != np.uint8 or x.shape != (len(y), _PIXELS) or not len(y):
         raise DataError(
             f"{path} holds data of {x.dtype} and shape {x.shape} with labels of shape {y.shape}: "

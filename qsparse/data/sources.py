@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +28,14 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
     """Load a data set; what is not on disk is downloaded (see `qsparse.data.download`).
 
     Args:
-        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``susy`` and other names of LIBSVM's sets
-            (see `qsparse.data.libsvm_sets`), ``libsvm:PATH``, or one of yours.
+        name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``susy`` and
+            other names of LIBSVM's sets (see `qsparse.data.libsvm_sets`), ``libsvm:PATH``, or one of yours.
         data_dir: the folder to look in first.
         progress: show a bar while downloading.
 
     Pictures are scaled to 0..1 and standardised with the mean and standard deviation of the training
-    set, per colour; the values of LIBSVM files stay as they are. Those of mnist, fashion-mnist and cifar10
-    are unpacked once on a machine (see `qsparse.data.cache`) and become floats when they are taken.
+    set, per colour; the values of LIBSVM files stay as they are. Those of mnist, fashion-mnist, cifar10 and
+    cifar100 are unpacked once on a machine (see `qsparse.data.cache`) and become floats when they are taken.
 
     Raises:
         UnknownPart: there is no data set of this name.
@@ -92,16 +92,45 @@ class FashionMnist(_Mnist):
     std: ClassVar[float] = 0.3530
 
 
-@register("cifar10")
-@dataclass(frozen=True)
-class Cifar10(Source):
-    """60,000 colour pictures of things and animals, of 32 x 32 pixels."""
+class _Cifar(Source):
+    """Colour pictures of 32 x 32.
+
+    Attributes:
+        classes: how many kinds of things there are.
+        mean, std: of the training set, for red, green and blue.
+    """
 
     downloads: ClassVar[bool] = True
+    classes: ClassVar[int]
+    mean: ClassVar[tuple[float, ...]]
+    std: ClassVar[tuple[float, ...]]
 
     def load(self, data_dir: Path | None, *, progress: bool = False) -> Dataset:
         """From disk, or over the network."""
-        return _cifar10(locate("cifar10", data_dir, progress=progress))
+        name, classes = self.registered_name, self.classes
+        files = locate(name, data_dir, progress=progress)
+        table = np.stack([_table(255, *each) for each in zip(self.mean, self.std, strict=True)])
+        return _pictures(name, decoded(name, files, lambda: _read_cifar(files, classes)), table, classes)
+
+
+@register("cifar10")
+@dataclass(frozen=True)
+class Cifar10(_Cifar):
+    """60,000 colour pictures of things and animals, of 32 x 32 pixels."""
+
+    classes: ClassVar[int] = 10
+    mean: ClassVar[tuple[float, ...]] = (0.4914, 0.4822, 0.4465)
+    std: ClassVar[tuple[float, ...]] = (0.2470, 0.2435, 0.2616)
+
+
+@register("cifar100")
+@dataclass(frozen=True)
+class Cifar100(_Cifar):
+    """60,000 colour pictures of a hundred kinds of things and animals, of 32 x 32 pixels."""
+
+    classes: ClassVar[int] = 100
+    mean: ClassVar[tuple[float, ...]] = (0.5071, 0.4865, 0.4409)
+    std: ClassVar[tuple[float, ...]] = (0.2673, 0.2564, 0.2762)
 
 
 def _table(white: int, mean: float, std: float) -> Floats:
@@ -175,42 +204,32 @@ def _read_idx(name: str, files: Sequence[Path]) -> Arrays:
     return arrays
 
 
-def _pictures(name: str, arrays: Arrays, table: Floats) -> Dataset:
-    """The data set of ten classes with these pictures and labels."""
+def _pictures(name: str, arrays: Arrays, table: Floats, classes: int = 10) -> Dataset:
+    """The data set with these pictures and labels."""
     train, test = (
         (Pictures(arrays[f"{part}_x"], table), arrays[f"{part}_y"].astype(np.int64))
         for part in ("train", "test")
     )
-    return Dataset(name, *train, *test, 10, train[0].shape[1:])
+    return Dataset(name, *train, *test, classes, train[0].shape[1:])
 
 
-def _matching(pictures: Path, count: int, labels: Path, y: npt.NDArray[np.uint8]) -> None:
+def _matching(pictures: Path, count: int, labels: Path, y: npt.NDArray[np.uint8], classes: int = 10) -> None:
     if count != len(y):
         raise DataError(f"{pictures} holds {count} pictures and {labels} {len(y)} labels")
     if not count:
         raise DataError(f"{pictures} holds no pictures")
-    if y.max() > 9:
-        raise DataError(f"{labels} holds a label {y.max()}: there are ten classes, 0 to 9")
+    if y.max() >= classes:
+        raise DataError(f"{labels} holds a label {y.max()}: there are {classes} classes, 0 to {classes - 1}")
 
 
-_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-_CIFAR_STD = (0.2470, 0.2435, 0.2616)
-
-
-def _cifar10(files: Sequence[Path]) -> Dataset:
-    table = np.stack([_table(255, mean, std) for mean, std in zip(_CIFAR_MEAN, _CIFAR_STD, strict=True)])
-    return _pictures("cifar10", decoded("cifar10", files, lambda: _read_cifar10(files)), table)
-
-
-def _read_cifar10(files: Sequence[Path]) -> Arrays:
+def _read_cifar(files: Sequence[Path], classes: int) -> Arrays:
+    """The last file is the test set."""
     binary = ".bin" in files[0].name.lower()
-    read: Callable[[Path], tuple[readers.Bytes, readers.Bytes]] = (
-        readers.read_cifar_binary if binary else readers.read_cifar_pickle
-    )
+    read = readers.read_cifar_binary if binary else readers.read_cifar_pickle
     batches = []
     for file in files:
-        pictures, labels = read(file)
-        _matching(file, len(pictures), file, labels)
+        pictures, labels = read(file, classes)
+        _matching(file, len(pictures), file, labels, classes)
         batches.append((pictures, labels))
     arrays: Arrays = {}
     for part, chosen in (("train", batches[:-1]), ("test", batches[-1:])):

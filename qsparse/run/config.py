@@ -107,8 +107,8 @@ class RunConfig:
 
     data: str = _option(
         "digits",
-        "digits, mnist, fashion-mnist, cifar10, susy, ijcnn1, covtype, rcv1, real-sim, news20, "
-        "libsvm:PATH, or yours; see qsparse list data.",
+        "digits, mnist, fashion-mnist, cifar10, cifar100, susy, ijcnn1, covtype, rcv1, real-sim, "
+        "news20, libsvm:PATH, or yours; see qsparse list data.",
         names_folder=False,
     )
     data_dir: str | None = _option(
@@ -117,8 +117,8 @@ class RunConfig:
     )  # fmt: skip
     model: str = _option(
         "mlp",
-        "softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet18, resnet50, or "
-        "yours; see qsparse list models.",
+        "softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet10, resnet18, "
+        "resnet50, or yours; see qsparse list models.",
     )
     algorithm: str = _option(
         "qsparse-local-sgd",

@@ -239,6 +239,14 @@ class ResNet32(_Residual):
     usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 32, 32), 10)
 
 
+@register("resnet10")
+@dataclass(frozen=True)
+class ResNet10(_Residual):
+    """resnet18 with one block in place of two a stage, 10 layers, as it is often taken for CIFAR."""
+
+    usual: ClassVar[tuple[tuple[int, ...], int]] = ((3, 32, 32), 100)
+
+
 @register("resnet18")
 @dataclass(frozen=True)
 class ResNet18(_Residual):

@@ -31,6 +31,7 @@ class Stages(NamedTuple):
 STAGES: Final = {
     "resnet20": Stages((16, 32, 64), (3, 3, 3), bottleneck=False, projected=False, stem=False),
     "resnet32": Stages((16, 32, 64), (5, 5, 5), bottleneck=False, projected=False, stem=False),
+    "resnet10": Stages((64, 128, 256, 512), (1, 1, 1, 1), bottleneck=False, projected=True, stem=True),
     "resnet18": Stages((64, 128, 256, 512), (2, 2, 2, 2), bottleneck=False, projected=True, stem=True),
     "resnet50": Stages((64, 128, 256, 512), (3, 4, 6, 3), bottleneck=True, projected=True, stem=True),
 }

@@ -349,6 +349,51 @@ def test_cifar_python_layout(tmp_path: Path, form: str, text_keys: bool) -> None
     check_cifar(load("cifar10", tmp_path / "data"), batches)
 
 
+@pytest.mark.parametrize("form", ["bin", "py"])
+@pytest.mark.parametrize("folder", ["", "cifar-100", "cifar-100-python", "CIFAR-100-binary"])
+def test_cifar100_in_both_layouts(tmp_path: Path, form: str, folder: str) -> None:
+    """Its classes are the fine ones, which stand behind the groups; the last one is there."""
+    rng, files, kept = np.random.default_rng(2), {}, {}
+    for part, n in (("train", 12), ("test", 5)):
+        x, fine = rng.integers(0, 256, (n, 3072), dtype=np.uint8), rng.integers(0, 100, n, dtype=np.uint8)
+        fine[0] = 99
+        coarse, kept[part] = fine // 5, (x.reshape(-1, 3, 32, 32), fine)
+        if form == "bin":
+            files[f"{part}.bin"] = np.column_stack([coarse, fine, x]).tobytes()
+        else:
+            entries = {b"data": x, b"fine_labels": fine.tolist(), b"coarse_labels": coarse.tolist()}
+            files[part] = pickle.dumps(entries, protocol=2)
+    write(tmp_path / "data" / folder, files)
+    found = load("cifar100", tmp_path / "data")
+    assert (found.name, found.classes, found.shape) == ("cifar100", 100, (3, 32, 32))
+    mean = np.array([0.5071, 0.4865, 0.4409]).reshape(3, 1, 1)
+    std = np.array([0.2673, 0.2564, 0.2762]).reshape(3, 1, 1)
+    for part, x, y in (("train", found.train_x, found.train_y), ("test", found.test_x, found.test_y)):
+        np.testing.assert_allclose(x, (kept[part][0] / 255 - mean) / std, rtol=0, atol=1e-6)
+        assert y.tolist() == kept[part][1].tolist()
+
+
+def test_a_file_of_cifar10_is_none_of_cifar100(tmp_path: Path) -> None:
+    x, y = next(iter(tiny_cifar(3).values()))
+    write(tmp_path, {name: np.column_stack([y, x]).tobytes() for name in ("train.bin", "test.bin")})
+    with pytest.raises(DataError, match=r"not a whole number of CIFAR-100 records of 3074"):
+        load("cifar100", tmp_path)
+    write(tmp_path, {name: pickle.dumps({b"data": x, b"labels": y}) for name in ("train", "test")})
+    (tmp_path / "train.bin").unlink()
+    with pytest.raises(DataError, match="train has no usable entry 'fine_labels'"):
+        load("cifar100", tmp_path)
+
+
+def test_folders_of_other_data_do_not_stand_in_the_way_of_a_download(server: Server, tmp_path: Path) -> None:
+    write(tmp_path / "train", {"a.png": b""})
+    write(tmp_path, tiny_mnist())
+    records = b"\1\7" + bytes(3072)
+    server.offer(
+        "cifar100", {"cifar-100-binary.tar.gz": archive({"train.bin": records, "test.bin": records})}
+    )
+    assert load("cifar100", tmp_path).train_y.tolist() == [7]
+
+
 class Calls:
     """Pickles as a call."""
 

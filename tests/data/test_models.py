@@ -20,6 +20,7 @@ from qsparse.torch.models import Model, build_model
 from qsparse.types import Layer
 
 DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)
+RESNETS = ("resnet20", "resnet32", "resnet10", "resnet18", "resnet50")
 
 
 def count(model: torch.nn.Module) -> int:
@@ -43,6 +44,8 @@ def flat(model: torch.nn.Module) -> np.ndarray:
         ("cnn(4, 8, 20)", CIFAR, 10, 112 + 296 + 512 * 20 + 20 + 210),
         ("resnet20", CIFAR, 10, 269_722),
         ("resnet32", CIFAR, 10, 464_154),
+        ("resnet10", CIFAR, 10, 4_903_242),
+        ("resnet10", CIFAR, 100, 4_949_412),
         ("resnet18", CIFAR, 10, 11_173_962),
         ("resnet18", IMAGENET, 1000, 11_689_512),
         ("resnet50", CIFAR, 10, 23_520_842),
@@ -56,7 +59,7 @@ def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, expec
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 96)])
 @pytest.mark.parametrize(
     "name",
-    ["softmax", "mlp", "mlp(20)", "cnn", "cnn(2, 3, 5)", "resnet20", "resnet32", "resnet18", "resnet50"],
+    ["softmax", "mlp", "mlp(20)", "cnn", "cnn(2, 3, 5)", *RESNETS],
 )
 def test_sizes_without_torch_are_those_of_the_modules(name: str, shape: tuple[int, ...]) -> None:
     """Told by numbers, counted on torch's device meta."""
@@ -214,7 +217,7 @@ def test_models_learn_real_digits(name: str, accuracy: float) -> None:
 
 
 def test_unknown_models_get_a_suggestion() -> None:
-    with pytest.raises(UnknownPart, match=r"did you mean 'resnet20'\?.*cnn, mlp, resnet18, resnet20"):
+    with pytest.raises(UnknownPart, match=r"did you mean 'resnet20'\?.* mlp, resnet10, resnet18, resnet20"):
         build_model("resnet-20", CIFAR, 10, Seed(0))
 
 
