@@ -35,6 +35,7 @@ setup(
             "tomli-w>=1.0",
             "platformdirs>=4.0",
             "matplotlib>=3.7",
+            "pillow>=9.1",
             "tensorboard>=2.12",
             "safetensors>=0.4.3",
         ],

@@ -12,8 +12,10 @@
 from qsparse.data.base import Sharding, Source
 from qsparse.data.dataset import Dataset
 from qsparse.data.download import search_path
+from qsparse.data.imagefolder import ImageFolder
 from qsparse.data.images import Examples, Pictures
 from qsparse.data.libsvm_sets import Libsvm
+from qsparse.data.photos import PictureFiles
 from qsparse.data.shards import Batches, shard
 from qsparse.data.sources import load
 from qsparse.data.sparse import SparseRows
@@ -22,7 +24,9 @@ __all__ = [
     "Batches",
     "Dataset",
     "Examples",
+    "ImageFolder",
     "Libsvm",
+    "PictureFiles",
     "Pictures",
     "Sharding",
     "Source",

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsparse.data.images import Examples, Floats, Pictures
+from qsparse.data.photos import PictureFiles
 from qsparse.data.sparse import SparseRows
 from qsparse.errors import DataError
 
@@ -28,9 +29,9 @@ class Dataset:
     Args:
         name: what was asked for, without folders.
         train_x, train_y, test_x, test_y: examples and labels. Examples are normalised, of shape
-            ``(N, *shape)``: float32 and C-contiguous, or `Pictures` or `SparseRows`, of which indices and
-            slices of the first axis give such arrays. Labels are int64 of shape ``(N,)``, from 0 to
-            ``classes - 1``.
+            ``(N, *shape)``: float32 and C-contiguous, or `Pictures`, `PictureFiles` or `SparseRows`, of
+            which indices and slices of the first axis give such arrays. Labels are int64 of shape
+            ``(N,)``, from 0 to ``classes - 1``.
         classes: how many labels there are.
         shape: of one example: ``(channels, height, width)`` or ``(features,)``.
 
@@ -49,7 +50,9 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             where = f"the {part} part of data set {self.name!r}"
-            plain = isinstance(x, Pictures | SparseRows) or (x.dtype == np.float32 and x.flags.c_contiguous)
+            plain = isinstance(x, Pictures | PictureFiles | SparseRows) or (
+                x.dtype == np.float32 and x.flags.c_contiguous
+            )
             if not plain:
                 raise DataError(f"{where} is {x.dtype} or not C-contiguous: give float32 in C order")
             if y.dtype != np.int64 or y.ndim != 1:
@@ -67,7 +70,8 @@ class Dataset:
         """One line that tells whether two ranks read the same data: name, shapes and a checksum.
 
         The checksum covers all labels and about 65,536 evenly spaced values of each x; of sparse rows
-        these are values that are kept, with their columns, and where each row begins.
+        these are values that are kept, with their columns, and where each row begins; of files with pictures
+        their names, and a few of them as a whole.
         """
         checksum = 0
         for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
@@ -84,6 +88,8 @@ def _samples(x: Examples) -> Iterator[npt.NDArray[Any]]:
     if isinstance(x, SparseRows):
         yield x.starts
         yield from (kept[:: max(1, len(kept) // _SAMPLED)] for kept in (x.columns, x.values))
+    elif isinstance(x, PictureFiles):
+        yield from x.samples()
     else:
         yield _sample(x)
 

@@ -8,11 +8,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from qsparse.data.photos import PictureFiles
 from qsparse.data.sparse import SparseRows
 from qsparse.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+
+def standardised(white: int, mean: float, std: float) -> Floats:
+    """What the values 0 to `white` become: scaled to 0..1 and standardised, rounded once each."""
+    table: Floats = ((np.arange(256) / white - mean) / std).astype(np.float32)
+    return table
 
 
 class Pictures:
@@ -90,4 +97,4 @@ class Pictures:
 
 
 #: Examples as an array, or as what becomes one when it is taken.
-Examples: TypeAlias = Floats | Pictures | SparseRows
+Examples: TypeAlias = Floats | Pictures | PictureFiles | SparseRows

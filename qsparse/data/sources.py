@@ -17,7 +17,7 @@ from qsparse.data.base import Source
 from qsparse.data.cache import Arrays, decoded
 from qsparse.data.dataset import Dataset
 from qsparse.data.download import locate, search_path
-from qsparse.data.images import Floats, Pictures
+from qsparse.data.images import Floats, Pictures, standardised
 from qsparse.data.shards import split
 from qsparse.errors import DataError
 from qsparse.files import named_path
@@ -29,7 +29,8 @@ def load(name: str, data_dir: Path | None = None, *, progress: bool = False) -> 
 
     Args:
         name: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``susy`` and
-            other names of LIBSVM's sets (see `qsparse.data.libsvm_sets`), ``libsvm:PATH``, or one of yours.
+            other names of LIBSVM's sets (see `qsparse.data.libsvm_sets`), ``libsvm:PATH``,
+            ``imagefolder:PATH``, or one of yours.
         data_dir: the folder to look in first.
         progress: show a bar while downloading.
 
@@ -109,7 +110,7 @@ class _Cifar(Source):
         """From disk, or over the network."""
         name, classes = self.registered_name, self.classes
         files = locate(name, data_dir, progress=progress)
-        table = np.stack([_table(255, *each) for each in zip(self.mean, self.std, strict=True)])
+        table = np.stack([standardised(255, *each) for each in zip(self.mean, self.std, strict=True)])
         return _pictures(name, decoded(name, files, lambda: _read_cifar(files, classes)), table, classes)
 
 
@@ -133,14 +134,8 @@ class Cifar100(_Cifar):
     std: ClassVar[tuple[float, ...]] = (0.2673, 0.2564, 0.2762)
 
 
-def _table(white: int, mean: float, std: float) -> Floats:
-    """What the values 0 to `white` become: scaled to 0..1 and standardised, rounded once each."""
-    table: Floats = ((np.arange(256) / white - mean) / std).astype(np.float32)
-    return table
-
-
 def _digits() -> Dataset:
-    table = _digits_table()
+    table = _digitsstandardised()
     raw = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     y = table[:, -1].astype(np.int64)
     train, test = split(len(y))
@@ -149,11 +144,11 @@ def _digits() -> Dataset:
     total, squares = int(seen.sum()), int((seen * seen).sum())
     mean = total / seen.size / 16
     std = math.sqrt(squares * seen.size - total * total) / seen.size / 16
-    x = _table(16, mean, std)[raw]
+    x = standardised(16, mean, std)[raw]
     return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
 
 
-def _digits_table() -> npt.NDArray[np.float64]:
+def _digitsstandardised() -> npt.NDArray[np.float64]:
     """64 pixels and the label of every picture.
 
     The file is read as `sklearn.datasets.load_digits` reads it, without loading all of scikit-learn and
@@ -182,7 +177,7 @@ _FIRST_LABELS = {
 
 def _idx(name: str, mean: float, std: float, files: Sequence[Path]) -> Dataset:
     arrays = decoded(name, files, lambda: _read_idx(name, files))
-    return _pictures(name, arrays, _table(255, mean, std)[np.newaxis])
+    return _pictures(name, arrays, standardised(255, mean, std)[np.newaxis])
 
 
 def _read_idx(name: str, files: Sequence[Path]) -> Arrays:

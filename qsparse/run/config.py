@@ -108,7 +108,7 @@ class RunConfig:
     data: str = _option(
         "digits",
         "digits, mnist, fashion-mnist, cifar10, cifar100, susy, ijcnn1, covtype, rcv1, real-sim, "
-        "news20, libsvm:PATH, or yours; see qsparse list data.",
+        "news20, libsvm:PATH, imagefolder:PATH, or yours; see qsparse list data.",
         names_folder=False,
     )
     data_dir: str | None = _option(
@@ -202,7 +202,9 @@ class RunConfig:
         None, "Examples of one worker's step.  [default: 16; its whole share with gd, lag-*, laq and qgd]"
     )
     augment: str = _option(
-        "none", "none, or crop-flip: pictures moved by up to 4 pixels, and mirrored or not."
+        "none",
+        "none, or crop-flip: pictures moved by up to 4 pixels, and mirrored or not; or resized-crop-flip: "
+        "parts of the pictures of imagefolder:PATH.",
     )
     label_smoothing: float = _option(0.0, "Of cross entropy.")
     clip: float | None = _option(None, "Shorten gradients to this 2-norm.", metavar="NORM")

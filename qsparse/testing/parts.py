@@ -183,6 +183,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "cifar10",
         "cifar100",
         "libsvm(path='data/a9a (1).txt')",
+        "imagefolder(path='data/imagenet', size=64)",
         "susy",
         "ijcnn1",
         "covtype",

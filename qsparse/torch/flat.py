@@ -10,8 +10,10 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from qsparse.data.images import Examples, Pictures
+from qsparse.data.photos import PictureFiles
 from qsparse.data.sparse import SparseRows
 from qsparse.errors import SettingError
+from qsparse.seeds import Seed
 from qsparse.torch.naming import named_buffers, named_parameters
 from qsparse.torch.ownership import address_of, hold, refuse_held
 from qsparse.torch.sparse import sparse_batch
@@ -332,17 +334,24 @@ def _extent(tensor: torch.Tensor) -> int:
     return (1 + sum((size - 1) * stride for size, stride in steps)) * tensor.element_size()
 
 
-def as_batch(x: Examples, y: np.ndarray, indices: np.ndarray, sparse: bool = False) -> tuple[Any, Any]:
+def as_batch(
+    x: Examples, y: np.ndarray, indices: np.ndarray, sparse: bool = False, changes: Seed | None = None
+) -> tuple[Any, Any]:
     """Examples by index, in memory that torch has aligned, and their labels.
 
     Args:
         x, y: examples and labels.
         indices: of those that are taken.
         sparse: take sparse rows as a `qsparse.torch.sparse.SparseBatch`.
+        changes: of this batch of pictures in files, other parts of which are taken each time.
     """
     labels = torch.from_numpy(y)[torch.from_numpy(indices)]
     if isinstance(x, SparseRows):
         return sparse_batch(x, indices) if sparse else torch.from_numpy(x[indices]), labels
+    if isinstance(x, PictureFiles):
+        examples = torch.empty((len(indices), *x.shape[1:]))
+        x.take(indices, examples.numpy(), changes)
+        return examples, labels
     if isinstance(x, Pictures):
         examples = torch.empty((len(indices), *x.shape[1:]))
         x.take(indices, examples.numpy())

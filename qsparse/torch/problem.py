@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from qsparse.data import Batches, Dataset, Examples, shard
+from qsparse.data import Batches, Dataset, Examples, PictureFiles, shard
 from qsparse.data.augment import crop_flip
 from qsparse.data.base import Indices
 from qsparse.errors import SettingError
@@ -67,6 +67,11 @@ class Classification:
                 f"{recipe.augment} needs pictures of shape (channels, height, width), and the examples of "
                 f"{data.name} have shape {data.shape}: leave augment out"
             )
+        if recipe.augment == "resized-crop-flip" and not isinstance(data.train_x, PictureFiles):
+            raise SettingError(
+                f"{recipe.augment} takes parts of pictures in files, as those of imagefolder:PATH, and "
+                f"{data.name} has none: use crop-flip"
+            )
         self.data, self.recipe = data, recipe
         self.flat = FlatModel(build_model(model, data.shape, data.classes, seed))
         self._sparse = takes_sparse(self.flat.model, data.train_x)
@@ -99,9 +104,11 @@ class Classification:
         """The examples of step t = 1, 2, …; None where it is the whole share."""
         if self._batches is None:
             return None
-        examples, labels = self._taken(self._batches.batch(t - 1))
-        if self.recipe.augment == "crop-flip":
-            crop_flip(examples.numpy(), self._changes.at(step=t))
+        augment, seed = self.recipe.augment, self._changes.at(step=t)
+        parts = seed if augment == "resized-crop-flip" else None
+        examples, labels = self._taken(self._batches.batch(t - 1), parts)
+        if augment == "crop-flip":
+            crop_flip(examples.numpy(), seed)
         return examples, labels
 
     def gradient(self, x: Vector, batch: Any, out: Vector) -> float:
@@ -123,8 +130,8 @@ class Classification:
         chunks = [share[i : i + _CHUNK] for i in range(0, len(share), _CHUNK)]
         return sum(self._add_gradient(self._taken(chunk), len(chunk) / len(share)) for chunk in chunks)
 
-    def _taken(self, indices: Indices) -> tuple[Any, Any]:
-        return as_batch(self.data.train_x, self.data.train_y, indices, self._sparse)
+    def _taken(self, indices: Indices, changes: Seed | None = None) -> tuple[Any, Any]:
+        return as_batch(self.data.train_x, self.data.train_y, indices, self._sparse, changes)
 
     def _add_gradient(self, batch: Any, weight: float) -> float:
         examples, labels = batch

@@ -9,7 +9,7 @@ from typing import Final
 from qsparse.errors import SettingError
 
 #: Of a recipe.
-AUGMENTATIONS: Final = ("none", "crop-flip")
+AUGMENTATIONS: Final = ("none", "crop-flip", "resized-crop-flip")
 PRECISIONS: Final = ("float32", "bf16")
 
 
@@ -18,8 +18,9 @@ class Recipe:
     """What is done to examples, loss and gradient; the same on all ranks.
 
     Args:
-        augment: ``crop-flip`` changes the pictures of each batch (see `qsparse.data.augment`); a
-            gradient over a worker's whole share takes them as they are.
+        augment: ``crop-flip`` changes the pictures of each batch (see `qsparse.data.augment`);
+            ``resized-crop-flip`` takes other parts of pictures in files each time (see
+            `qsparse.data.PictureFiles.take`). A gradient over a worker's whole share takes them as they are.
         label_smoothing: ε. The target of cross entropy is 1 − ε + ε/K for the label's class and ε/K for
             the others of K (Szegedy et al., 2016). Evaluations do without.
         clip: c. Of a gradient g = g·min(1, c/‖g‖₂) is left, before momentum and weight decay; ‖·‖ is over
