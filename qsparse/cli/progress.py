@@ -47,8 +47,9 @@ class ProgressBar(Progress):
     def evaluated(self, record: Mapping[str, Any]) -> None:
         """Show accuracy and traffic so far."""
         link = record["link_bytes"]
+        among = f", top-5 {record['top5']:.4f}" if "top5" in record else ""
         self._seen = (
-            f"accuracy {record['test_accuracy']:.4f}, link bytes {sum(link.values()):.3g}: "
+            f"accuracy {record['test_accuracy']:.4f}{among}, link bytes {sum(link.values()):.3g}: "
             f"{link['up']:.3g} up {link['down']:.3g} down"
         )
         if self._bar is not None:
@@ -78,6 +79,7 @@ def table(summary: Mapping[str, Any], out: str) -> str:
     workers = f"{summary['workers']} workers" + ("" if exchange.startswith("server") else f" over {exchange}")
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        *([("top-5 accuracy", f"{summary['top5']:.4f}")] if "top5" in summary else []),
         ("train loss", "not measured: no step since the last evaluation" if loss is None else f"{loss:.4f}"),
         (
             "steps",

@@ -126,6 +126,10 @@ def _curves() -> list[Curves]:
         for over, name, x, xlabel, xlog in across
     ]
     found += [
+        Curves(f"top5-{over}", f"Top-5 accuracy over {name}", x, at("top5"), xlabel, "top-5 accuracy", xlog)
+        for over, name, x, xlabel, xlog in (across[0], across[2])
+    ]
+    found += [
         Curves(
             "contraction", "How much a message says", at("step"), at("contraction", "all"), across[3][3],
             "γ = 1 − ‖u − C(u)‖²/‖u‖²", floor=-1.0,

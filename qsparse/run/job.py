@@ -439,7 +439,7 @@ class Job:
             counted["staleness"] = self._stale() | {"counts": mine["ledger"]["staleness"]}
         # In rank order, so that the last bit of the loss does not depend on which rank was first.
         scores = [Score(*report["score"]) for report in reports] if self._shared else [self._evaluate()]
-        score = Score(*map(sum, zip(*scores, strict=True)))
+        score = Score.total(scores)
         if (word := self._starving.look(counted)) is not None:
             self.recorder.warn(word)
         if ending:

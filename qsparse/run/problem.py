@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 from qsparse.types import Layout, Vector
-
-if TYPE_CHECKING:
-    pass
 
 
 class Score(NamedTuple):
@@ -17,11 +15,19 @@ class Score(NamedTuple):
         right: the number of examples that are classified correctly.
         loss: the sum of their losses.
         tested: the number of examples.
+        top5: the number of examples whose class is among the 5 highest; None where there are not more than 5.
     """
 
     right: int
     loss: float
     tested: int
+    top5: int | None = None
+
+    @classmethod
+    def total(cls, scores: Iterable[Score]) -> Score:
+        """The score on all examples of several scores; losses are added in their order."""
+        right, loss, tested, top5 = zip(*scores, strict=True)
+        return cls(sum(right), sum(loss), sum(tested), None if None in top5 else sum(top5))
 
     @property
     def accuracy(self) -> float:
@@ -29,8 +35,9 @@ class Score(NamedTuple):
         return self.right / self.tested
 
     def figures(self) -> dict[str, float]:
-        """The figures ``test_accuracy`` and ``test_loss`` (the mean)."""
-        return {"test_accuracy": self.accuracy, "test_loss": self.loss / self.tested}
+        """The figures ``test_accuracy``, ``test_loss`` (the mean) and, with more than 5 classes, ``top5``."""
+        found = {"test_accuracy": self.accuracy, "test_loss": self.loss / self.tested}
+        return found if self.top5 is None else found | {"top5": self.top5 / self.tested}
 
 
 class Problem(Protocol):

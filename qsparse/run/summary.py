@@ -62,6 +62,7 @@ def summarized(
         "steps": record.pop("step"),
         "epochs": record.pop("epoch"),
         "test_accuracy": record.pop("test_accuracy"),
+        **({"top5": record.pop("top5")} if "top5" in record else {}),
         "test_loss": record.pop("test_loss"),
         "train_loss": record.pop("train_loss"),
         **({} if aim is None else {"until": str(aim), "reached": over or aim.reached(last)}),

@@ -59,6 +59,7 @@ _NAMES = {
     "loss/train": ("train_loss",),
     "loss/test": ("test_loss",),
     "accuracy/test": ("test_accuracy",),
+    "accuracy/top5": ("top5",),
     "busiest link/up": ("link_bytes", "up"),
     "busiest link/down": ("link_bytes", "down"),
     "paper bits/up": ("paper_bits", "up"),

@@ -153,7 +153,8 @@ class Classification:
     def evaluate(self, rank: int = 0, ranks: int = 1) -> Score:
         """How the model does on the rank-th of so many stretches of the test set, which may be empty."""
         x, y = self.data.test_x, self.data.test_y
-        return evaluate(self.flat.model, x, y, len(y) * rank // ranks, len(y) * (rank + 1) // ranks)
+        places = len(y) * rank // ranks, len(y) * (rank + 1) // ranks
+        return evaluate(self.flat.model, x, y, *places, top5=self.data.classes > 5)
 
     def training_loss(self) -> float:
         """The mean loss on training examples, evenly spaced, at most as many as there are for tests."""
@@ -207,16 +208,41 @@ class Network:
 
 
 def evaluate(
-    model: torch.nn.Module, x: Examples, y: npt.NDArray[Any], first: int = 0, last: int | None = None
+    model: torch.nn.Module,
+    x: Examples,
+    y: npt.NDArray[Any],
+    first: int = 0,
+    last: int | None = None,
+    top5: bool = False,
 ) -> Score:
-    """How a model does on the examples from ``first`` to before ``last``, all of them unless given."""
+    """How a model does on some examples.
+
+    Args:
+        model: it is left in evaluation mode.
+        x, y: examples and labels.
+        first, last: from which to before which; all of them unless given.
+        top5: also count those whose class is among the 5 highest.
+    """
     model.eval()
     right, loss, last = 0, 0.0, len(y) if last is None else last
+    among = 0
     sparse = takes_sparse(model, x)
     with torch.no_grad():
         for start in range(first, last, _TESTED):
             examples, labels = as_batch(x, y, np.arange(start, min(start + _TESTED, last)), sparse)
             logits = model(examples)
             right += int((logits.argmax(1) == labels).sum())
+            if top5:
+                among += int((_ranks(logits, labels) < 5).sum())
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return Score(right, loss, last - first)
+    return Score(right, loss, last - first, among if top5 else None)
+
+
+def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many classes come before that of each label; of equal ones the first, as `torch.argmax` has it.
+
+    What is not a number comes before all others, so a model that diverged is not right by chance.
+    """
+    own = logits.gather(1, labels[:, None])
+    equal = (logits == own) & (torch.arange(logits.shape[1]) < labels[:, None])
+    return (~(logits <= own) | equal).sum(1)

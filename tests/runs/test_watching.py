@@ -377,6 +377,7 @@ def test_tensorboard_has_the_numbers_of_the_history(tmp_path: Path) -> None:
         "loss/train": ("train_loss",),
         "loss/test": ("test_loss",),
         "accuracy/test": ("test_accuracy",),
+        "accuracy/top5": ("top5",),
         "skips": ("skips",),
         "contraction/all layers": ("contraction", "all"),
         "contraction/1.weight": ("contraction", "layers", "1.weight"),
