@@ -181,6 +181,16 @@ def test_softmax_on_sparse_rows_is_softmax(recipe: Recipe, batch: int | None) ->
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-6)
 
 
+def test_a_share_goes_by_chunks_of_so_many_values() -> None:
+    """A share of 30,000 rows has 1.5 million values, which are two chunks."""
+    x = RNG.normal(size=(60_000, 50)).astype(np.float32)
+    plain, kept = (problem(x, "softmax", form, batch=None) for form in (False, True))
+    assert 15_000 < kept._chunk < 30_000
+    for one in (plain, kept):
+        one.gradient(one.vector, None, one.gradient_vector)
+    np.testing.assert_allclose(kept.gradient_vector, plain.gradient_vector, rtol=1e-3, atol=1e-6)
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     x, found = dense(2600), []
     for threads in (1, 2):
