@@ -133,8 +133,8 @@ class SparseRows:
         if (size := rows * self.shape[1] * 4) > DENSE_LIMIT:
             raise DataError(
                 f"{rows:,} rows of {self.shape[1]:,} features are {size / 2**30:.0f} GiB as a dense array, "
-                f"more than {DENSE_LIMIT / 2**30:.0f}: train a linear model on them, softmax, which takes "
-                "them as they are"
+                f"more than {DENSE_LIMIT / 2**30:.0f}: train a linear model on them, softmax or logistic, "
+                "which takes them as they are"
             )
 
 

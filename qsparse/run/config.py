@@ -117,8 +117,8 @@ class RunConfig:
     )  # fmt: skip
     model: str = _option(
         "mlp",
-        "softmax, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet10, resnet18, "
-        "resnet50, or yours; see qsparse list models.",
+        "softmax, logistic, mlp, mlp(WIDTH, …), cnn, cnn(C, C, WIDTH), resnet20, resnet32, resnet10, "
+        "resnet18, resnet50, or yours; see qsparse list models.",
     )
     algorithm: str = _option(
         "qsparse-local-sgd",

@@ -10,7 +10,7 @@ from typing import Any, Final
 from qsparse.errors import SettingError
 
 #: The figures of an evaluation that may be aimed at; True: the more, the better.
-FIGURES: Final = {"test_accuracy": True, "test_loss": False, "train_loss": False}
+FIGURES: Final = {"test_accuracy": True, "top5": True, "test_loss": False, "train_loss": False}
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "model": (
         "softmax",
+        "logistic",
         "mlp",
         "mlp(200, 100)",
         "cnn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from qsparse.testing.base import hold, law
 from qsparse.types import Vector
 
 _SHAPES: Final = ((3, 32, 32), (64,))
-_CLASSES: Final = 7
+_CLASSES: Final = (7, 2)
 _EXAMPLES: Final = 2
 _SIZES: Final = (1, 2, 3, 7, 40)
 
@@ -22,9 +23,9 @@ _SIZES: Final = (1, 2, 3, 7, 40)
 def _classes(part: Any, name: str, x: Vector) -> bool:
     """A new module makes as many numbers of each example as there are classes; needs torch."""
     taken = 0
-    for shape in _SHAPES:
+    for shape, classes in itertools.product(_SHAPES, _CLASSES):
         try:
-            module = part.module(shape, _CLASSES)
+            module = part.module(shape, classes)
         except ModuleNotFoundError:
             return False
         except SettingError:
@@ -33,8 +34,8 @@ def _classes(part: Any, name: str, x: Vector) -> bool:
         weights = list(module.parameters())
         hold(bool(weights), "its module has no parameters")
         made = tuple(module(weights[0].new_zeros((_EXAMPLES, *shape))).shape)
-        hold(made == (_EXAMPLES, _CLASSES), f"of {_EXAMPLES} examples it makes {made} for {_CLASSES} classes")
-        hold(part.module(shape, _CLASSES) is not module, "it makes one module twice: ranks would share it")
+        hold(made == (_EXAMPLES, classes), f"of {_EXAMPLES} examples it makes {made} for {classes} classes")
+        hold(part.module(shape, classes) is not module, "it makes one module twice: ranks would share it")
     hold(taken > 0, f"it takes examples of none of the shapes {_SHAPES}")
     return True
 

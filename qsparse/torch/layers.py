@@ -41,6 +41,18 @@ def softmax(inputs: int, classes: int) -> nn.Sequential:
     return Linear(nn.Flatten(), nn.Linear(inputs, classes, **_META))
 
 
+class Logistic(Linear):
+    """One score for the second of two classes; that of the first is 0."""
+
+    def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
+        return nn.functional.pad(super().forward(x), (1, 0))
+
+
+def logistic(inputs: int) -> nn.Sequential:
+    """Logistic regression: the cross entropy of its two scores is log(1 + exp(∓(w·x + b)))."""
+    return Logistic(nn.Flatten(), nn.Linear(inputs, 1, **_META))
+
+
 def cnn(channels: int, height: int, width: int, classes: int, widths: tuple[int, int, int]) -> nn.Sequential:
     """Two 3 x 3 convolutions with pooling, and a hidden layer; widths: channels, channels, hidden size."""
     first, second, hidden = widths

@@ -121,6 +121,25 @@ class Softmax(Model):
         return softmax(math.prod(shape), classes)
 
 
+@register("logistic")
+@dataclass(frozen=True)
+class Logistic(Model):
+    """Logistic regression for two classes, with half the parameters of softmax; sparse examples stay so."""
+
+    def parameters(self, shape: tuple[int, ...], classes: int) -> int:
+        """Weights and a bias."""
+        if classes != 2:
+            raise SettingError(f"logistic tells two classes apart, and there are {classes}: use softmax")
+        return mlp_size(math.prod(shape), (), 1)
+
+    def module(self, shape: tuple[int, ...], classes: int) -> nn.Module:
+        """For examples of any shape."""
+        from qsparse.torch.layers import logistic
+
+        self.parameters(shape, classes)
+        return logistic(math.prod(shape))
+
+
 @dataclass(frozen=True, init=False)
 class _Sized(Model):
     """A model that is spelled with its sizes one after the other.

@@ -20,6 +20,8 @@ from qsparse.torch.models import Model, build_model
 from qsparse.types import Layer
 
 DIGITS, MNIST, CIFAR, IMAGENET = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 224, 224)
+#: Models for two classes alone.
+TWO = ("logistic",)
 RESNETS = ("resnet20", "resnet32", "resnet10", "resnet18", "resnet50")
 
 
@@ -36,6 +38,7 @@ def flat(model: torch.nn.Module) -> np.ndarray:
     [
         ("softmax", MNIST, 10, 7850),
         ("softmax", (123,), 2, 248),
+        ("logistic", (123,), 2, 124),
         ("mlp", DIGITS, 10, 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10),
         ("mlp", MNIST, 10, 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10),
         ("mlp(300)", MNIST, 10, 784 * 300 + 300 + 300 * 10 + 10),
@@ -84,22 +87,23 @@ def test_a_model_of_ones_own_is_made_and_counted() -> None:
 @pytest.mark.parametrize("shape", [DIGITS, MNIST, CIFAR])
 @pytest.mark.parametrize("name", [*names("model"), "mlp(7)"])
 def test_forward_and_backward(name: str, shape: tuple[int, ...]) -> None:
-    model = build_model(name, shape, 10, Seed(0))
+    classes = 2 if name in TWO else 10
+    model = build_model(name, shape, classes, Seed(0))
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
     out = model(x)
-    assert out.shape == (3, 10)
+    assert out.shape == (3, classes)
     assert bool(torch.isfinite(out).all())
     out.square().sum().backward()
     for parameter in model.parameters():
         assert parameter.grad is not None
         assert bool(parameter.grad.any())
     model.eval()
-    assert model(x[:1]).shape == (1, 10)
+    assert model(x[:1]).shape == (1, classes)
 
 
 @pytest.mark.parametrize("name", names("model"))
 def test_everything_is_float32_contiguous_and_real(name: str) -> None:
-    model = build_model(name, CIFAR, 10, Seed(0))
+    model = build_model(name, CIFAR, 2, Seed(0))
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
         assert parameter.is_contiguous()
@@ -114,15 +118,15 @@ def test_everything_is_float32_contiguous_and_real(name: str) -> None:
 @pytest.mark.parametrize("name", names("model"))
 def test_the_seed_alone_decides(name: str) -> None:
     torch.manual_seed(1)
-    first = flat(build_model(name, CIFAR, 10, Seed(7)))
+    first = flat(build_model(name, CIFAR, 2, Seed(7)))
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = flat(build_model(name, CIFAR, 10, Seed(7, rank=3, step=5, use="batch")))
+    second = flat(build_model(name, CIFAR, 2, Seed(7, rank=3, step=5, use="batch")))
     assert np.array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not np.array_equal(first, flat(build_model(name, CIFAR, 10, Seed(8))))
+    assert not np.array_equal(first, flat(build_model(name, CIFAR, 2, Seed(8))))
     # Seeds that agree in their low 32 bits are different seeds.
-    assert not np.array_equal(first, flat(build_model(name, CIFAR, 10, Seed(7 + 2**32))))
+    assert not np.array_equal(first, flat(build_model(name, CIFAR, 2, Seed(7 + 2**32))))
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -227,6 +231,7 @@ def test_unknown_models_get_a_suggestion() -> None:
         ("cnn", (123,), 2, "use softmax or mlp"),
         ("resnet18", (64,), 2, "use softmax or mlp"),
         ("cnn", (1, 2, 8), 2, "at least 4 x 4"),
+        ("logistic", DIGITS, 10, "logistic tells two classes apart, and there are 10: use softmax"),
         ("softmax(3)", DIGITS, 10, "softmax cannot be made of .* it has none"),
         ("mlp(0)", DIGITS, 10, "above 0"),
         ("mlp(-3)", DIGITS, 10, "above 0"),

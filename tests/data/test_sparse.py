@@ -159,17 +159,21 @@ def test_a_long_file_is_read_once_on_a_machine(tmp_path: Path, cache: Path) -> N
 def problem(
     x: np.ndarray, model: str, form: bool, recipe: Recipe = Recipe(), batch: int | None = 8
 ) -> Classification:
-    y = np.arange(len(x)) % 3
+    classes = 2 if model == "logistic" else 3
+    y = np.arange(len(x)) % classes
     kept = rows(x) if form else x
-    data = Dataset("some", kept, y, kept, y, 3, x.shape[1:])
+    data = Dataset("some", kept, y, kept, y, classes, x.shape[1:])
     return Classification(data, model, batch, 0, 2, "random", Seed(1), recipe)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(label_smoothing=0.1, clip=0.01)])
 @pytest.mark.parametrize("batch", [8, None])
-def test_softmax_on_sparse_rows_is_softmax(recipe: Recipe, batch: int | None) -> None:
+@pytest.mark.parametrize("model", ["softmax", "logistic"])
+def test_linear_models_on_sparse_rows_are_those_on_dense_ones(
+    model: str, recipe: Recipe, batch: int | None
+) -> None:
     x = dense(2600)  # so that a share has more than one chunk
-    plain, kept = (problem(x, "softmax", form, recipe, batch) for form in (False, True))
+    plain, kept = (problem(x, model, form, recipe, batch) for form in (False, True))
     assert np.array_equal(plain.vector, kept.vector)
     for t in (1, 2):
         losses = [one.gradient(one.vector, one.batch(t), one.gradient_vector) for one in (plain, kept)]
@@ -179,6 +183,20 @@ def test_softmax_on_sparse_rows_is_softmax(recipe: Recipe, batch: int | None) ->
     scores = [one.evaluate(1, 2) for one in (plain, kept)]
     assert scores[0].right == scores[1].right
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-6)
+
+
+def test_logistic_is_logistic_regression() -> None:
+    """The loss and its gradient, written out for labels of −1 and 1."""
+    x = dense(40)
+    one = problem(x, "logistic", True, batch=None)
+    share, w, b = one._share, one.vector[:-1].astype(float), float(one.vector[-1])
+    signs = np.where(one.data.train_y[share] == 1, 1.0, -1.0)
+    margins = signs * (x[share] @ w + b)
+    loss = one.gradient(one.vector, None, one.gradient_vector)
+    assert loss == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+    slopes = -signs / (1 + np.exp(margins)) / len(share)
+    np.testing.assert_allclose(one.gradient_vector[:-1], x[share].T @ slopes, rtol=1e-4, atol=1e-7)
+    assert one.gradient_vector[-1] == pytest.approx(slopes.sum(), rel=1e-4)
 
 
 def test_a_share_goes_by_chunks_of_so_many_values() -> None:
@@ -221,10 +239,11 @@ def test_what_a_model_cannot_take_is_refused_with_one_that_can() -> None:
     y = np.arange(8) % 2
     data = Dataset("some", huge, y, huge, y, 2, (2**30,))
     with pytest.raises(
-        DataError, match=r"8 rows of 1,073,741,824 features are 32 GiB .* linear model on them, softmax"
+        DataError,
+        match=r"8 rows of 1,073,741,824 features are 32 GiB .* linear model on them, softmax or logistic",
     ):
         huge[:]
-    with pytest.raises(DataError, match="linear model on them, softmax"):
+    with pytest.raises(DataError, match="linear model on them, softmax or logistic"):
         Classification(replaced(data), "mlp(1)", 1, 0, 1, "random", Seed(0))
     with pytest.raises(SettingError, match=r"precision bf16 has no effect: softmax .* sparse examples"):
         problem(dense(30), "softmax", True, Recipe(precision="bf16"))

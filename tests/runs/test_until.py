@@ -114,7 +114,7 @@ def test_processes_end_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("loss=0.3", "there is no figure 'loss' to aim at: there are test_accuracy, test_loss, train_loss"),
+        ("loss=0.3", "no figure 'loss' to aim at: there are test_accuracy, top5, test_loss, train_loss"),
         ("train_loss=low", "--until is FIGURE=VALUE, such as train_loss=0.17 or test_accuracy=0.9, not"),
         ("train_loss=nan", "train_loss can aim at a number above 0, not at nan"),
         ("test_accuracy=90", "test_accuracy can aim at a number above 0 and at most 1, not at 90"),
