@@ -87,12 +87,13 @@ def lag_ps(
 def slaq(lr: Rate | None = None, alpha: Rate | None = None, published: bool = False) -> Algorithm:
     """As laq with gradients of batches and the rule of the authors' stochastic runs; see lazy. lr is M·α.
 
-    A worker skips while ‖δQ‖² < (1/ᾱ²)Σ_{d=2…D} ξ_d‖Δθ‖² + 1.5(‖ε‖² + ‖ε̂‖²) + floor (Sun et al., 2019; code).
-    lr is 0.08 unless it or alpha is given. ``published`` is one radius for the whole vector, 3 bits, the
-    errors in full and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so
-    that the floor is 0 otherwise. A convolutional network learns too slowly with 3 bits, so there are 4.
+    A worker skips while ‖δQ‖² < (1/ᾱ²)Σ_d ξ_d‖Δθ‖² + 1.5(‖ε‖² + ‖ε̂‖²) + floor, d as the code of Sun et al.
+    (2019) goes through its buffer of moves: the D − 1 newest, once D are known (``rolling``). lr is 0.08
+    unless it or alpha is given. ``published`` is one radius for the whole vector, 3 bits, the errors in full
+    and a floor of 0.2, which fits the paper's problem: a smaller gradient is never news, so that the floor
+    is 0 otherwise. A convolutional network learns too slowly with 3 bits, so there are 4.
     """
-    rule = Lazy(errors=1.5, floor=0.2 if published else 0.0, newest=2, most=_most(published))
+    rule = Lazy(errors=1.5, floor=0.2 if published else 0.0, rolling=True, most=_most(published))
     row = replace(qgd(lr=_default(lr, alpha, 0.08), alpha=alpha, published=published), trigger=rule)
     return row.with_(whole=False, bits=3 if published else 4)
 

@@ -64,18 +64,20 @@ class LazyRule:
         state["model"] = model.copy()
         state["heard"] += 1
 
-    def _moved(self, state: State, t: int, newest: int = 1) -> float:
-        """The sum before step t, without the newest − 1 latest moves."""
+    def _moved(self, state: State, t: int, rolling: bool = False) -> float:
+        """The sum before step t; ``rolling`` as for `Lazy`."""
         assert self.rate is not None, "bind comes first"
         known = state["heard"]
         total = self.total if self.xi is None else self.D * self.xi
         weight = total / min(max(known, 1), self.D)
         moves = float(state["moves"].sum())
-        for d in range(1, min(newest, known + 1)):
-            moves -= float(state["moves"][(known - d) % self.D])
+        if rolling:
+            # By age: the newest move has age 0, and the oldest of D has age D − 1.
+            ages = range(self.D - known, known) if known < self.D else range(self.D - 1)
+            moves = float(sum(state["moves"][(known - 1 - age) % self.D] for age in ages))
         rate = rate_at(self.rate, t)
         # A server that stands still does not care for news; only patience brings it some.
-        return weight * max(moves, 0.0) / rate**2 if rate > 0 else np.inf
+        return weight * moves / rate**2 if rate > 0 else np.inf
 
 
 @register("lazy")
@@ -104,8 +106,9 @@ class Lazy(LazyRule, Trigger):
         rate: ᾱ; taken from the server rule.
         errors: the factor of the errors.
         floor: added to the right side.
-        newest: the first d that counts. With stochastic gradients the authors' code (SLAQ) has errors=1.5,
-            floor=0.2, newest=2.
+        rolling: sum the moves that the authors' stochastic code (SLAQ) finds in its rolling buffer: all of
+            the last D but the oldest; while only k < D are known, all but the D − k newest. It goes there
+            with errors=1.5 and floor=0.2.
         most: the errors count for at most this part of ‖δQ‖², less than 1; null: in full, as published.
     """
 
@@ -115,7 +118,7 @@ class Lazy(LazyRule, Trigger):
     rate: Rate | None = None
     errors: float = 3.0
     floor: float = 0.0
-    newest: int = 1
+    rolling: bool = False
     most: float | None = None
 
     def __post_init__(self) -> None:
@@ -124,8 +127,6 @@ class Lazy(LazyRule, Trigger):
             raise SettingError(f"{spell(self)}: most must lie in [0, 1)")
         if not (self.errors >= 0 and self.floor >= 0):
             raise SettingError(f"{spell(self)}: errors and floor must not be negative")
-        if not isinstance(self.newest, int) or not 1 <= self.newest <= self.D:
-            raise SettingError(f"{spell(self)}: newest must be a whole number of 1 to D")
 
     @property
     def claims(self) -> TriggerClaims:
@@ -145,7 +146,7 @@ class Lazy(LazyRule, Trigger):
         said, wrong = draft.norms()
         state["pending"] = wrong
         news = said if draft.change is None else draft.change
-        moved = self._moved(state, draft.clock, self.newest)
+        moved = self._moved(state, draft.clock, self.rolling)
         errors = self.errors * (wrong + state["error"])
         if self.most is not None:
             errors = min(errors, self.most * news)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from qsparse.compressors.sums import Sum
 from qsparse.errors import CompositionError
 from qsparse.exchange import AllGather, Exchange, ParameterServer, TreeBroadcast
 from qsparse.ledger import Ledger
-from qsparse.link import Link
+from qsparse.link import Link, Sender
 from qsparse.local import SGD, Gradient
 from qsparse.meeting import Async
 from qsparse.memory import Draft, ErrorFeedback, Innovation
@@ -371,6 +371,44 @@ def test_what_cannot_be_joined() -> None:
             build(text, "trigger")
     with pytest.raises(CompositionError, match="cannot be joined that way"):
         build("every >> lazy", "trigger")
+
+
+def bar(trigger: Lazy, moves: int) -> list[int]:
+    """Of the moves 1 … so many of the model, those that the trigger sums: move i has squared length 4^i.
+
+    ξ, ᾱ and the weight of a move are such that each adds 4^i to the smallest news that is said.
+    """
+    state = trigger.init(Seed(0))
+    place = 0.0
+    for i in range(moves + 1):
+        place += 2.0**i if i else 0.0
+        trigger.heard(state, np.array([place]))
+    sender = Sender(Link(), np.zeros(1), ())
+
+    def said(news: float) -> bool:
+        return trigger.worth(state, sender.draft(np.ones(1), Seed(0), news, 1))
+
+    low, high = 0, 4 ** (moves + 1)  # the smallest whole number that is said lies from low to high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if said(middle) else (middle + 1, high)
+    assert low < 4 ** (moves + 1)
+    return [i for i in range(1, moves + 1) if low >> 2 * i & 1]
+
+
+@pytest.mark.parametrize(
+    ("moves", "all_of_them", "rolling"),
+    [
+        (0, [], []), (1, [1], []), (2, [1, 2], []), (3, [1, 2, 3], [1]), (4, [1, 2, 3, 4], [1, 2, 3]),
+        (5, [1, 2, 3, 4, 5], [2, 3, 4, 5]), (6, [2, 3, 4, 5, 6], [3, 4, 5, 6]),
+        (12, [8, 9, 10, 11, 12], [9, 10, 11, 12]),
+    ],
+)  # fmt: skip
+def test_which_moves_are_summed(moves: int, all_of_them: list[int], rolling: list[int]) -> None:
+    """D = 5: a rolling buffer leaves out the oldest of five, and the newest before it is full."""
+    rule = Lazy(D=5, xi=min(max(moves, 1), 5) / 5, rate=1.0)
+    assert bar(rule, moves) == all_of_them
+    assert bar(replace(rule, rolling=True), moves) == rolling
 
 
 def test_a_skip_moves_no_memory_and_the_rule_remembers_it() -> None:

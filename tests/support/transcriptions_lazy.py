@@ -10,23 +10,28 @@ from transcriptions import f32
 
 
 def lazily(
-    x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, constant=0.0, first=1, most=None
+    x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, ade=0.0, rolling=False, most=None
 ):
     """Sun et al. (2019), Algorithm 2; its α is η/R, since it sums over the workers.
 
     ``Q(v)`` is the quantized v; every worker keeps Q_m and, of its last upload, the error ε̂_m. The rule
-    counts the moves from the ``first`` one back, and ``factor`` times the errors, but not more of them than
-    ``most`` times ‖Q(v)‖², plus the ``constant``.
+    counts the last D moves and ``factor`` times the errors, but not more of them than ``most`` times
+    ‖Q(v)‖², plus ``ade``. The code of the stochastic runs has a ``rolling`` buffer of D moves, the
+    newest behind, and d = 1 … D − 1 takes entry k − d of it up to k = D, and D − d later.
     """
     x, models = x.copy(), {}
     sent, hat, clock = np.zeros((R, len(x))), np.zeros(R), np.zeros(R, int)
     aggregate, moves, seen = np.zeros(len(x)), [], f32(x)
+    buffer = [0.0] * D
     for k in range(T):
         alpha = eta(k + 1) / R
         # ξ_d = ck/k while fewer than D differences are known: the authors' code.
         ck = 0.8 if xi is None else D * xi
         weight = ck / min(max(k, 1), D)
-        counted = [moves[k - d] for d in range(first, D + 1) if d <= k]
+        if rolling:
+            counted = [buffer[k - d if k <= D else D - d] for d in range(1, D) if d <= k]
+        else:
+            counted = [moves[k - d] for d in range(1, D + 1) if d <= k]
         for r in range(R):
             gradient = g(r, seen, k + 1)
             delta = Q(gradient - sent[r])
@@ -34,7 +39,7 @@ def lazily(
             errors = factor * (eps + hat[r])
             if most is not None:
                 errors = min(errors, most * np.sum(delta**2))
-            bound = weight * sum(counted) / (alpha * R) ** 2 + errors + constant
+            bound = weight * sum(counted) / (alpha * R) ** 2 + errors + ade
             if skips and np.sum(delta**2) < bound and clock[r] < tbar:
                 clock[r] += 1
                 continue
@@ -43,6 +48,7 @@ def lazily(
             hat[r], clock[r] = eps, 0
         x = x - alpha * aggregate
         moves.append(np.sum((f32(x) - seen) ** 2))
+        buffer = [*buffer[1:], moves[-1]]
         seen = f32(x)
         models[k + 1] = seen
     return models
@@ -92,7 +98,7 @@ def laq(x, g, T, R, layers, u, eta, bits=4, published=False, **rule):
 
 def slaq(x, g, T, R, layers, u, eta, bits=3, ade=0.0, published=False, **rule):
     """The stochastic runs of Sun et al. (2019), their code: ec = 0.5 times the errors, plus ade."""
-    rule |= {"factor": 0.5 * 3, "constant": ade, "first": 2, "most": None if published else 0.5}
+    rule |= {"factor": 0.5 * 3, "ade": ade, "rolling": True, "most": None if published else 0.5}
     return lazily(x, g, T, R, eta, grids(bits, None if published else layers), **rule)
 
 
