@@ -37,6 +37,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "lazy",
         "lazy(D=3, xi=0.1, patience=2)",
         "lazy(errors=1.5, floor=0.2, rolling=true)",
+        "lazy(spread=false)",
         "drift(delta=0.5)",
         "every(H=3) & drift(delta=steps(start=0.5, after=[2]))",
         "every(H=4) | (lazy & drift(delta=0.1))",

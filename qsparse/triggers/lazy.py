@@ -64,12 +64,12 @@ class LazyRule:
         state["model"] = model.copy()
         state["heard"] += 1
 
-    def _moved(self, state: State, t: int, rolling: bool = False) -> float:
-        """The sum before step t; ``rolling`` as for `Lazy`."""
+    def _moved(self, state: State, t: int, spread: bool = True, rolling: bool = False) -> float:
+        """The sum before step t; ``spread`` and ``rolling`` as for `Lazy`."""
         assert self.rate is not None, "bind comes first"
         known = state["heard"]
         total = self.total if self.xi is None else self.D * self.xi
-        weight = total / min(max(known, 1), self.D)
+        weight = total / (min(max(known, 1), self.D) if spread else self.D)
         moves = float(state["moves"].sum())
         if rolling:
             # By age: the newest move has age 0, and the oldest of D has age D − 1.
@@ -87,9 +87,8 @@ class Lazy(LazyRule, Trigger):
 
     A worker skips while ‖δQ‖² < (1/ᾱ²)·Σ_{d=1…D} ξ_d‖θ^{k+1−d} − θ^{k−d}‖² + 3(‖ε‖² + ‖ε̂‖²): δQ is the
     innovation as it would be sent, ε its error, ε̂ the error of the last one that was sent, and ᾱ the
-    server's step on the mean of the workers (the paper's α times their number, so its M² is gone). As
-    in the authors' code, ξ_d = D·ξ/k while only k < D moves are known, and a worker that has skipped
-    ``patience`` times in a row speaks.
+    server's step on the mean of the workers (the paper's α times their number, so its M² is gone). A
+    worker that has skipped ``patience`` times in a row speaks.
 
     A coarse grid may be off by more than it says: then the errors alone outweigh any news, and the rule
     forbids speaking whatever the gradient is: the worker is *starved*, which is counted and told. ``most``
@@ -110,6 +109,8 @@ class Lazy(LazyRule, Trigger):
             the last D but the oldest; while only k < D are known, all but the D − k newest. It goes there
             with errors=1.5 and floor=0.2.
         most: the errors count for at most this part of ‖δQ‖², less than 1; null: in full, as published.
+        spread: ξ_d = D·ξ/k while only k < D moves are known, so that they weigh what D do, as in the authors'
+            code; false: ξ_d = ξ from the first move on, as in the paper.
     """
 
     D: int = 10
@@ -120,6 +121,7 @@ class Lazy(LazyRule, Trigger):
     floor: float = 0.0
     rolling: bool = False
     most: float | None = None
+    spread: bool = True
 
     def __post_init__(self) -> None:
         self._check()
@@ -146,7 +148,7 @@ class Lazy(LazyRule, Trigger):
         said, wrong = draft.norms()
         state["pending"] = wrong
         news = said if draft.change is None else draft.change
-        moved = self._moved(state, draft.clock, self.rolling)
+        moved = self._moved(state, draft.clock, self.spread, self.rolling)
         errors = self.errors * (wrong + state["error"])
         if self.most is not None:
             errors = min(errors, self.most * news)

@@ -157,6 +157,7 @@ CASES = [
     Case("laq(lr=0.05)", {}, still=True),
     Case("laq(alpha=0.015625)", {}, WORKERS * 0.015625, still=True),
     Case("laq(lr=0.05, published=true)", {"published": True}, still=True),
+    Case("laq(lr=0.05, spread=false, published=true)", {"published": True, "printed": True}, still=True),
     Case("laq(lr=0.05, D=3, xi=0.1, published=true, whole=false)", {"D": 3, "xi": 0.1, "published": True}),
     Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, whole=false)", {"bits": 3, "D": 5, "tbar": 7}, COSINE),
     Case(f"laq(lr={COSINE}, bits=3, D=5, patience=7, published=true, whole=false)",

@@ -10,14 +10,17 @@ from transcriptions import f32
 
 
 def lazily(
-    x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, ade=0.0, rolling=False, most=None
-):
+    x, g, T, R, eta, Q, D=10, xi=None, tbar=100, skips=True, factor=3.0, ade=0.0, rolling=False, most=None,
+    printed=False,
+):  # fmt: skip
     """Sun et al. (2019), Algorithm 2; its α is η/R, since it sums over the workers.
 
     ``Q(v)`` is the quantized v; every worker keeps Q_m and, of its last upload, the error ε̂_m. The rule
     counts the last D moves and ``factor`` times the errors, but not more of them than ``most`` times
     ‖Q(v)‖², plus ``ade``. The code of the stochastic runs has a ``rolling`` buffer of D moves, the
     newest behind, and d = 1 … D − 1 takes entry k − d of it up to k = D, and D − d later.
+    ``printed``: ξ_d = ξ as the paper has it; else ck/k while fewer than D differences are known, as its code
+    has it.
     """
     x, models = x.copy(), {}
     sent, hat, clock = np.zeros((R, len(x))), np.zeros(R), np.zeros(R, int)
@@ -25,9 +28,8 @@ def lazily(
     buffer = [0.0] * D
     for k in range(T):
         alpha = eta(k + 1) / R
-        # ξ_d = ck/k while fewer than D differences are known: the authors' code.
         ck = 0.8 if xi is None else D * xi
-        weight = ck / min(max(k, 1), D)
+        weight = ck / D if printed else ck / min(max(k, 1), D)
         if rolling:
             counted = [buffer[k - d if k <= D else D - d] for d in range(1, D) if d <= k]
         else:
