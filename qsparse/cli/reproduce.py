@@ -52,12 +52,49 @@ def _experiment(name: str, module: str, kind: str) -> Callable[[Callable[..., No
     return add
 
 
+def _list(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Callback: values of a kind with commas between them, each once."""
+
+    def parse(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(dict.fromkeys(kind(word.strip()) for word in text.split(",")))
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is no list of numbers with commas between them.") from None
+
+    return parse
+
+
 @_experiment("laq", "qsparse.reproduce.laq", "LAQ")
 @click.option(
     "--inits", type=int, default=4, show_default=True, help="Random starting points; 1 with --quick."
 )
 @click.option("--inits-baselines", is_flag=True, help="GD, QGD and LAG-WK from all of them too.")
 @click.option("--solve-reference", is_flag=True, help="Find the smallest loss anew, in float64.")
+@click.option(
+    "--alpha",
+    callback=_list(float),
+    default="0.01,0.015,0.02,0.04",
+    show_default=True,
+    help="Step sizes on the sum over the workers; every combination of the lists is run.",
+)
+@click.option(
+    "--D", "D", callback=_list(int), default="10", show_default=True, help="How many moves are remembered."
+)
+@click.option(
+    "--xi",
+    callback=_list(str),
+    default="0.8/D",
+    show_default=True,
+    help="The weight of each move: numbers and quotients, such as 0.8/D,1/160.",
+)
+@click.option(
+    "--coefficients",
+    callback=_list(str),
+    default="code",
+    show_default=True,
+    help="Whose weights of the first moves: of the authors' code, their paper, or code,paper.",
+)
+@click.option("--data", default="mnist", show_default=True, help="Data set, as train takes it: libsvm:PATH.")
 def laq() -> None:
     """LAQ on MNIST: iterations, uploads and bits to a residual of 1e-6 (Sun et al., 2019)."""
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
-from qsparse.algorithm import Algorithm
 from qsparse.compressors import Uniform
 from qsparse.errors import SettingError
 from qsparse.payload import HEADER_BYTES
-from qsparse.presets import gd, lag_wk, laq, qgd
 from qsparse.report.base import Table, mean, number, spread
 from qsparse.reproduce.base import Bar, Experiment, Measured, Say
-from qsparse.reproduce.softmax import Softmax, accuracy, minimum, mnist
+from qsparse.reproduce.laq_rows import (
+    ALPHA,
+    COEFFICIENTS,
+    MEMORY,
+    WORKERS,
+    XI,
+    Row,
+    coefficient,
+    doubts,
+    rows,
+)
+from qsparse.reproduce.softmax import Softmax, accuracy, examples, minimum
 from qsparse.rounds.virtual import Virtual
 from qsparse.seeds import Seed
 from qsparse.types import Vector
@@ -24,7 +33,6 @@ from qsparse.types import Vector
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORKERS: Final = 10
 DECAY: Final = 0.01
 #: The smallest loss: `minimum` gives 0.55510742994 with ‖∇f‖ = 1e-7, so exact to all these digits;
 #: ``--solve-reference`` solves for it again, which takes minutes.
@@ -32,55 +40,16 @@ REFERENCE: Final = 0.5551074299
 ACCURACY: Final = 0.9082
 #: Uploads of those who always speak, from the first random starting point.
 FULL: Final = {"GD": 28_100, "QGD": 28_060}
+MNIST: Final = "mnist"
 #: The name of the starting point that is not random.
 ZERO: Final = "zero"
-_MAIN: Final = ("LAQ", 0.02)
+#: The labels of the paper's main row, and of the one that sends everything.
+_MAIN: Final = f"LAQ α = {ALPHA:g}"
+_GD: Final = f"GD α = {ALPHA:g}"
 #: No run of the table needs as many iterations.
 LIMIT: Final = 20_000
 #: Every how many iterations the curves have a point.
 GRAIN: Final = 20
-
-
-class Published(NamedTuple):
-    """A row of the table; what the code counts is 4·7850 or 32·7850 bits an upload."""
-
-    iterations: int
-    uploads: int
-    bits: float
-
-
-class Row(NamedTuple):
-    """One algorithm with one of the authors' step sizes α, which they put on the sum over the workers."""
-
-    name: str
-    alpha: float
-    algorithm: Algorithm
-    published: Published
-    source: str
-
-    @property
-    def key(self) -> tuple[str, float]:
-        """What tells rows apart."""
-        return self.name, self.alpha
-
-
-def _rows() -> list[Row]:
-    responses = {
-        0.01: Published(5219, 825, 2.59e7),
-        0.015: Published(3459, 626, 1.96e7),
-        0.02: Published(2663, 618, 1.94e7),
-        0.04: Published(1410, 1908, 5.99e7),
-    }
-    rate = WORKERS * 0.02
-    return [
-        *(
-            Row("LAQ", a, laq(WORKERS * a, published=True), theirs, "response")
-            for a, theirs in responses.items()
-        ),
-        Row("GD", 0.02, gd(rate), Published(2820, 28200, 7.08e9), "table 2"),
-        Row("QGD", 0.02, qgd(rate, published=True), Published(2805, 28050, 8.81e8), "table 2"),
-        Row("LAG-WK", 0.02, lag_wk(rate), Published(2659, 2382, 5.98e8), "table 2"),
-    ]
 
 
 #: From zero with α = 0.02: k, mean loss before iteration k, uploads up to its end. Measured with the
@@ -128,10 +97,7 @@ class _Run:
     def describe(self) -> str:
         """Who, and how far."""
         uploads = self.virtual.ledger.messages["up"]
-        return (
-            f"{self.row.name} with α = {self.row.alpha:g} from start {self.start}: {self.k} iterations, "
-            f"{uploads} uploads"
-        )
+        return f"{self.row.label} from start {self.start}: {self.k} iterations, {uploads} uploads"
 
     def record(self) -> Measured:
         """What this run measured."""
@@ -141,6 +107,7 @@ class _Run:
         # All messages of a run are equally long.
         message = compressor.compress(self.virtual.gradients[0], Seed(0, use="up"))
         return {
+            "row": self.row.label,
             "name": self.row.name,
             "alpha": self.row.alpha,
             "algorithm": self.row.algorithm.spelling(),
@@ -160,12 +127,17 @@ class _Run:
 
 @dataclass(frozen=True)
 class LAQ(Experiment):
-    """The table of step sizes of the authors' response, with GD, QGD and LAG-WK beside it.
+    """The authors' tables of step sizes, D and ξ, every combination, with GD, QGD and LAG-WK beside it.
 
     Args:
         inits: how many random starting points; uploads depend much on them.
         inits_baselines: GD, QGD and LAG-WK from every starting point too, not from the first only.
         solve_reference: find the smallest loss anew.
+        alpha: step sizes on the sum over the workers.
+        D: how many moves of the model are remembered.
+        xi: the weight of each, as text: a number, or a quotient whose divisor may be D.
+        coefficients: whose ξ_d, of ``code`` and ``paper``; they differ while fewer than D moves are known.
+        data: the data set; what was published is of mnist.
     """
 
     name: ClassVar[str] = "laq"
@@ -177,10 +149,30 @@ class LAQ(Experiment):
     inits: int = 4
     inits_baselines: bool = False
     solve_reference: bool = False
+    alpha: tuple[float, ...] = (0.01, 0.015, 0.02, 0.04)
+    D: tuple[int, ...] = (MEMORY,)
+    xi: tuple[str, ...] = (XI,)
+    coefficients: tuple[str, ...] = (COEFFICIENTS[0],)
+    data: str = MNIST
 
     def __post_init__(self) -> None:
         if self.inits < 1:
             raise SettingError(f"--inits must be at least 1, not {self.inits}")
+        if not all(alpha > 0 for alpha in self.alpha):
+            raise SettingError(f"--alpha takes positive numbers, not {_listed(self.alpha)}")
+        if not all(D >= 1 for D in self.D):
+            raise SettingError(f"--D takes whole numbers of at least 1, not {_listed(self.D)}")
+        for xi in self.xi:
+            coefficient(xi, MEMORY)
+        if not set(self.coefficients) <= set(COEFFICIENTS):
+            raise SettingError(
+                f"--coefficients takes {_listed(COEFFICIENTS)}, not {_listed(self.coefficients)}"
+            )
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is run."""
+        return rows(self.alpha, self.D, self.xi, self.coefficients, self.data == MNIST)
 
     @property
     def tolerance(self) -> float:
@@ -189,13 +181,14 @@ class LAQ(Experiment):
 
     def measure(self, data_dir: Path | None, say: Say) -> Measured:
         """All rows from all starting points, side by side."""
-        x, y, test_x, test_y = mnist(data_dir)
-        problem = Softmax(x, y, WORKERS, DECAY)
+        data = examples(self.data, data_dir, WORKERS)
+        problem = Softmax(data.x, data.y, WORKERS, DECAY, data.classes)
         reference, norm = REFERENCE, None
-        if self.solve_reference:
+        solved = self.solve_reference or self.data != MNIST
+        if solved:
             say("solving for the smallest loss in float64")
             reference, norm = minimum(problem)
-        runs = self._runs(problem.size)
+        runs = self._runs(problem.size, data.classes)
         say(f"{len(runs)} runs of {WORKERS} workers, each until its loss is within {self.tolerance:g}")
         active = runs
         for k in range(LIMIT):
@@ -207,7 +200,9 @@ class LAQ(Experiment):
                 run.advance(k, float(loss), loss - reference <= self.tolerance)
             ended = [run for run in active if run.ended]
             if ended:
-                shares = accuracy([run.virtual.model for run in ended], test_x, test_y)
+                shares = accuracy(
+                    [run.virtual.model for run in ended], data.test_x, data.test_y, data.classes
+                )
                 for run, share in zip(ended, shares, strict=True):
                     run.accuracy = share
                     say(run.describe())
@@ -219,54 +214,63 @@ class LAQ(Experiment):
         else:
             raise SettingError(f"{active[0].describe()}, and the loss is not yet within {self.tolerance:g}")
         return {
+            "data": self.data,
             "workers": WORKERS,
             "parameters": problem.size,
             "decay": DECAY,
             "tolerance": self.tolerance,
-            "reference": {"loss": reference, "gradient_norm": norm, "solved_here": self.solve_reference},
+            "reference": {"loss": reference, "gradient_norm": norm, "solved_here": solved},
             "runs": [run.record() for run in runs],
         }
 
-    def _runs(self, size: int) -> list[_Run]:
-        rows, runs = _rows(), []
+    def _runs(self, size: int, classes: int = 10) -> list[_Run]:
+        shown, runs = self.rows, []
         for init in range(1 if self.quick else self.inits):
-            start = glorot(init, size)
-            for row in rows:
+            start = glorot(init, size, classes)
+            for row in shown:
                 if row.name == "LAQ" or init == 0 or self.inits_baselines:
                     runs.append(_Run(row, str(init), start))
-        main = next(row for row in rows if row.key == _MAIN)
-        return [*runs, _Run(main, ZERO, np.zeros(size, np.float32))]
+        # The stored run from zero is one of the paper's main row.
+        main = [row for row in shown if row.label == _MAIN and row.published is not None]
+        return [*runs, *(_Run(row, ZERO, np.zeros(size, np.float32)) for row in main)]
 
     def tables(self, measured: Measured) -> list[Table]:
-        """The response's table, and the run from zero beside the stored one."""
+        """The response's tables, and the run from zero beside the stored one."""
         counts, bits = [], []
-        for row in _rows():
-            runs, theirs = _of(measured, row.key), row.published
-            line = [f"{row.name} α = {row.alpha:g}"]
-            for name, published in (("iterations", theirs.iterations), ("uploads", theirs.uploads)):
+        for row in self.rows:
+            runs, theirs = _of(measured, row.label), row.published
+            line = [row.label]
+            for name in ("iterations", "uploads"):
                 values = [run[name] for run in runs]
-                line += [number(mean(values)), spread(values), number(published), _ratio(values, published)]
+                line += [
+                    number(mean(values)),
+                    spread(values),
+                    *_beside(values, theirs and getattr(theirs, name)),
+                ]
             counts.append([*line, str(len(runs)), row.source])
             code, paper, wire, right = (
                 [run[name] for run in runs] for name in ("code_bits", "paper_bits", "wire_bytes", "accuracy")
             )
             bits.append(
                 [
-                    *(line[0], number(mean(code)), number(theirs.bits), _ratio(code, theirs.bits)),
-                    *(number(mean(paper)), number(mean(wire)), f"{mean(right):.5f}", f"{ACCURACY:.4f}"),
+                    *(row.label, number(mean(code)), *_beside(code, theirs and theirs.bits)),
+                    *(number(mean(paper)), number(mean(wire)), f"{mean(right):.5f}"),
+                    f"{ACCURACY:.4f}" if self.data == MNIST else "",
                 ]
             )
         loss, tolerance = measured["reference"]["loss"], measured["tolerance"]
         compared = ("ours", "range", "published", "ratio")
         short = f"; published for 1e-06, ours for {tolerance:g}" if self.quick else ""
+        notes = [f"Ours: mean over random starting points; ratio: ours over theirs{short}."]
+        if any(row.source == "table 2" for row in self.rows):
+            notes.append("The figures of the paper's table 2 were not checked against its text.")
         return [
             Table(
-                f"MNIST, softmax regression, {WORKERS} workers: iterations, then uploads of all workers, "
-                f"until f − {loss:.10f} ≤ {tolerance:g}",
+                f"{self.data}, softmax regression, {WORKERS} workers: iterations, then uploads of all "
+                f"workers, until f − {loss:.10f} ≤ {tolerance:g}",
                 ("", *compared, *compared, "starts", "published in"),
                 counts,
-                f"Ours: mean over random starting points; ratio: ours over theirs{short}.\n"
-                "The figures of the paper's table 2 were not checked against its text.",
+                "\n".join([*notes, *doubts(self.rows)]),
             ),
             Table(
                 "Bits of all workers, up, and test accuracy",
@@ -275,28 +279,35 @@ class LAQ(Experiment):
                 "Bits as the authors' code counts them; paper bits have 32 more for each radius.\n"
                 "Wire bytes are those of the frames, with the frames of skips.",
             ),
-            _checkpoints(measured, self.quick),
+            *(_checkpoints(run, self.quick) for run in _of(measured, _MAIN, ZERO)),
         ]
 
     def bars(self, measured: Measured) -> list[Bar]:
         """Iterations, accuracy, uploads, and what LAQ saves."""
-        bars = []
-        for row in _rows():
-            runs = _of(measured, row.key)
+        bars: list[Bar] = []
+        if self.data != MNIST:
+            return bars
+        for row in self.rows:
+            runs, theirs = _of(measured, row.label), row.published
+            # Of other D and ξ the published figures are in doubt.
+            if theirs is None or theirs.iterations is None or (row.D, row.xi) != (MEMORY, XI):
+                continue
             iterations, uploads = (mean([run[name] for run in runs]) for name in ("iterations", "uploads"))
-            who, theirs = f"{row.name}, α = {row.alpha:g}", row.published
             if row.name == "LAQ":
-                bars.append(_within(f"{who}: mean iterations", iterations, theirs.iterations, 0.08))
-                if row.alpha <= 0.02:
+                bars.append(_within(f"{row.label}: mean iterations", iterations, theirs.iterations, 0.08))
+                if row.alpha <= ALPHA:
                     ratio = uploads / theirs.uploads
-                    bars.append(Bar(f"{who}: mean uploads over published", ratio, 1 / 1.4, 1.4))
+                    bars.append(Bar(f"{row.label}: mean uploads over published", ratio, 1 / 1.4, 1.4))
             elif row.name in FULL:
-                bars.append(_within(f"{who}: uploads", uploads, FULL[row.name], 0.01))
+                bars.append(_within(f"{row.label}: uploads", uploads, FULL[row.name], 0.01))
         off = max(abs(run["accuracy"] - ACCURACY) for run in measured["runs"])
         bars.append(Bar(f"largest distance of a test accuracy from {ACCURACY}", off, 0, 0.0002))
-        full, lazy = (mean([run["code_bits"] for run in _of(measured, key)]) for key in (("GD", 0.02), _MAIN))
-        bars.append(Bar("bits of GD over those of LAQ, α = 0.02", full / lazy, 260))
-        (zero,) = _of(measured, _MAIN, ZERO)
+        zeros = _of(measured, _MAIN, ZERO)
+        if not zeros:
+            return bars
+        full, lazy = (mean([run["code_bits"] for run in _of(measured, label)]) for label in (_GD, _MAIN))
+        bars.append(Bar(f"bits of GD over those of LAQ, α = {ALPHA:g}", full / lazy, 260))
+        (zero,) = zeros
         early = {k: (loss, uploads) for k, loss, uploads in STORED if k <= 100}
         marks = [(*early[k], loss, uploads) for k, loss, uploads in zero["marks"] if k in early]
         loss_off = max(abs(loss - stored) for stored, _, loss, _ in marks)
@@ -310,12 +321,12 @@ class LAQ(Experiment):
         """The residual against iterations and against bits, from the first starting point."""
         loss = measured["reference"]["loss"]
         across = figure.subplots(1, 2, sharey=True)
-        for row in _rows():
-            run = _of(measured, row.key)[0]
+        for row in self.rows:
+            run = _of(measured, row.label)[0]
             k, losses, uploads = (np.array(column) for column in zip(*run["curve"], strict=True))
             left = np.maximum(losses - loss, 1e-9)
             style = {
-                "label": f"{row.name}, α = {row.alpha:g}",
+                "label": row.label,
                 "linestyle": "-" if row.name == "LAQ" else "--",
             }
             across[0].plot(k, left, **style)
@@ -327,8 +338,7 @@ class LAQ(Experiment):
             axes.grid(alpha=0.3)
 
 
-def _checkpoints(measured: Measured, quick: bool) -> Table:
-    (run,) = _of(measured, _MAIN, ZERO)
+def _checkpoints(run: Measured, quick: bool) -> Table:
     marks = {mark[0]: mark for mark in run["marks"]}
     rows = []
     for k, loss, uploads in STORED[:-1]:
@@ -350,18 +360,22 @@ def _checkpoints(measured: Measured, quick: bool) -> Table:
     )
 
 
-def _of(measured: Measured, key: tuple[str, float], start: str | None = None) -> list[Measured]:
+def _of(measured: Measured, label: str, start: str | None = None) -> list[Measured]:
     """The runs of a row: from a starting point, or from all the random ones."""
     return [
         run
         for run in measured["runs"]
-        if (run["name"], run["alpha"]) == key
-        and (run["start"] != ZERO if start is None else run["start"] == start)
+        if run["row"] == label and (run["start"] != ZERO if start is None else run["start"] == start)
     ]
 
 
-def _ratio(values: Sequence[float], published: float) -> str:
-    return f"{mean(values) / published:.3f}"
+def _beside(values: Sequence[float], published: float | None) -> tuple[str, str]:
+    """What was published, and how many times as much ours is."""
+    return ("", "") if published is None else (number(published), f"{mean(values) / published:.3f}")
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _within(claim: str, ours: float, theirs: float, part: float) -> Bar:

@@ -9,18 +9,21 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from qsparse.data.images import Examples, Pictures
-from qsparse.errors import SettingError, installing
+from qsparse.data.images import Examples as Images
+from qsparse.data.images import Pictures
+from qsparse.errors import DataError, SettingError, installing
 from qsparse.reproduce.base import dataset
 from qsparse.types import Vector
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
+
+_WHERE: Final = "LIBSVM's data sets are at https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets"
 
 #: Examples in one product: a block of scores of some dozen models fits the cache.
 BLOCK = 2000
@@ -149,15 +152,46 @@ def accuracy(models: Sequence[Vector], x: Array, y: Array, classes: int = 10) ->
     return [float(share) for share in (scores.argmax(axis=0) == y).mean(axis=1)]
 
 
+class Examples(NamedTuple):
+    """A data set as softmax regression takes it: features in float32, and labels."""
+
+    x: Array
+    y: Array
+    test_x: Array
+    test_y: Array
+    classes: int
+
+
+def examples(name: str, data_dir: Path | None, workers: int = 1) -> Examples:
+    """A data set by name: pictures as pixel/255, other values as they are.
+
+    Args:
+        name: as of `qsparse.data.load`.
+        data_dir: the folder to look in first.
+        workers: the last examples are left out, so that so many have equally many.
+
+    Raises:
+        SettingError: there is no such data set, or a library that loads it is missing.
+        DataError: the data is nowhere, or malformed.
+    """
+    try:
+        data = dataset(name, data_dir)
+    except DataError as error:
+        raise DataError(f"{error}. {_WHERE}" if name != "mnist" else str(error)) from None
+    whole = len(data.train_y) - len(data.train_y) % workers
+    train, test = _features(data.train_x), _features(data.test_x)
+    return Examples(train[:whole], data.train_y[:whole], test, data.test_y, data.classes)
+
+
 def mnist(data_dir: Path | None) -> tuple[Array, Array, Array, Array]:
     """MNIST's pictures as float32 of pixel/255, and labels: those to train on, then those to test."""
-    data = dataset("mnist", data_dir)
-    return _pixels(data.train_x), data.train_y, _pixels(data.test_x), data.test_y
+    return examples("mnist", data_dir)[:4]
 
 
-def _pixels(pictures: Examples) -> Array:
-    assert isinstance(pictures, Pictures)  # so MNIST comes, as bytes
-    pixels = pictures.raw.reshape(len(pictures), -1).astype(np.float32)
+def _features(found: Images) -> Array:
+    if not isinstance(found, Pictures):
+        return np.asarray(found[:], np.float32).reshape(len(found), -1)
+    pixels = found.raw.reshape(len(found), -1).astype(np.float32)
     pixels /= np.float32(255)
     return pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from reproducing import invoke, refused, shown
 
 from qsparse.compressors import Uniform
 from qsparse.payload import HEADER_BYTES
+from qsparse.presets import laq
 from qsparse.reproduce import softmax
 from qsparse.reproduce.base import Bar
 from qsparse.reproduce.laq import DECAY, LAQ, REFERENCE, STORED, ZERO
+from qsparse.reproduce.laq_rows import doubts
 from qsparse.reproduce.qsparse_mnist import ROWS, TWINS, QsparseLocalSGD, _fill, _Run
-from qsparse.reproduce.softmax import Softmax, accuracy, minimum
+from qsparse.reproduce.softmax import Softmax, accuracy, examples, minimum
 from qsparse.seeds import Seed
 
 # --- softmax regression -------------------------------------------------------------------------
@@ -118,6 +121,8 @@ def test_quick_laq(data_dir: Path, tmp_path: Path) -> None:
     measured = record["measured"]
     assert record["settings"] == {
         "quick": True, "inits": 3, "inits_baselines": False, "solve_reference": False,
+        "alpha": [0.01, 0.015, 0.02, 0.04], "D": [10], "xi": ["0.8/D"], "coefficients": ["code"],
+        "data": "mnist",
     }  # fmt: skip
     assert measured["reference"] == {"loss": REFERENCE, "gradient_norm": None, "solved_here": False}
     runs = {(run["name"], run["alpha"], run["start"]): run for run in measured["runs"]}
@@ -170,13 +175,13 @@ def test_bars_of_laq() -> None:
         for run in LAQ()._runs(7850):
             published = run.row.published
             figures = {
-                "name": run.row.name, "alpha": run.row.alpha, "start": run.start,
+                "row": run.row.label, "name": run.row.name, "alpha": run.row.alpha, "start": run.start,
                 "iterations": published.iterations, "uploads": published.uploads,
                 "code_bits": published.bits, "accuracy": 0.9082,
             }  # fmt: skip
             if run.start == ZERO:
                 figures |= {"marks": [list(mark) for mark in STORED[:-1]], "uploads": 540}
-            key = (ZERO, 0.02) if run.start == ZERO else run.row.key
+            key = (ZERO if run.start == ZERO else run.row.name, run.row.alpha)
             runs.append(figures | change.get(key, {}))
         return [bar.met for bar in LAQ().bars({"runs": runs})]
 
@@ -193,6 +198,74 @@ def test_bars_of_laq() -> None:
         ({(ZERO, 0.02): {"uploads": 600}}, 13),
     ]:
         assert [place for place, met in enumerate(bars(change)) if not met] == [failing]
+
+
+def separable(path: Path) -> Path:
+    """Two classes that a line divides, 105 examples of 4 features in the format of LIBSVM."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(105, 4))
+    y = np.where(x @ [1, -2, 0.5, 0] > 0, 1, -1)
+    lines = [
+        f"{label} " + " ".join(f"{place}:{value:.4f}" for place, value in enumerate(row, 1))
+        for row, label in zip(x, y, strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_every_combination_on_data_of_ones_own(tmp_path: Path) -> None:
+    file = separable(tmp_path / "halves")
+    result = invoke(
+        "laq", "--quick", "--out", tmp_path, "--data", f"libsvm:{file}", "--alpha", "0.05,0.1", "--D", "2,10",
+        "--xi", "0.8/D,1/160", "--coefficients", "code,paper",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "laq.json").read_text())
+    assert record["measured"]["reference"]["solved_here"] is True
+    runs = {run["row"]: run for run in record["measured"]["runs"]}
+    assert len(runs) == len(record["measured"]["runs"]) == 2 * 2 * 2 * 2 + 3
+    assert {run["name"]: run["alpha"] for run in runs.values() if run["name"] != "LAQ"} == {
+        "GD": 0.05, "QGD": 0.05, "LAG-WK": 0.05,
+    }  # fmt: skip
+    one = runs["LAQ α = 0.1, D = 2, ξ = 1/160, ξ_d of the paper"]
+    assert one["algorithm"] == laq(1.0, published=True).with_(D=2, xi=1 / 160, spread=False).spelling()
+    counts = {run["row"]: (run["iterations"], run["uploads"]) for run in record["measured"]["runs"]}
+    assert len(set(counts.values())) > 4
+    table, _ = record["tables"]
+    assert all(
+        row[3] == row[4] == row[7] == row[8] == "" for row in table["rows"]
+    )  # nothing is published of it
+    assert len(examples(f"libsvm:{file}", None, 10).y) % 10 == 0
+
+
+def test_published_figures_stand_beside_their_rows() -> None:
+    shown = LAQ(alpha=(0.01, 0.02), D=(2, 10), xi=("0.8/D", "1/160")).rows
+    published = {row.label: row.published[:2] for row in shown if row.published is not None}
+    assert published == {
+        "LAQ α = 0.01": (5219, 825), "LAQ α = 0.01, ξ = 1/160": (2530, 530),
+        "LAQ α = 0.02, D = 2": (None, 534), "LAQ α = 0.02": (2663, 618),
+        "LAQ α = 0.02, ξ = 1/160": (2530, 530),
+        "GD α = 0.02": (2820, 28200), "QGD α = 0.02": (2805, 28050), "LAG-WK α = 0.02": (2659, 2382),
+    }  # fmt: skip
+    assert len(list(doubts(shown))) == 2
+    assert list(doubts(LAQ().rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--alpha", "0.1,-1"], "--alpha takes positive numbers, not 0.1, -1.0"),
+        (["--D", "0"], "--D takes whole numbers of at least 1, not 0"),
+        (["--xi", "0.8/E"], "--xi takes numbers of at least 0, such as 0.08, 1/160 or 0.8/D, not '0.8/E'"),
+        (["--xi", "1/0"], "not '1/0'"),
+        (["--xi=-1"], "not '-1'"),
+        (["--coefficients", "code,book"], "--coefficients takes code, paper, not code, book"),
+        (["--data", "libsvm:nowhere"], "nowhere"),
+        (["--data", "libsvm:nowhere"], "LIBSVM's data sets are at https://"),
+    ],
+)
+def test_what_laq_refuses(args: list[str], text: str, tmp_path: Path) -> None:
+    refused(invoke("laq", "--quick", "--out", tmp_path, *args), text)
 
 
 # --- Qsparse-local-SGD --------------------------------------------------------------------------
