@@ -68,7 +68,10 @@ def _list(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Paramete
 @click.option(
     "--inits", type=int, default=4, show_default=True, help="Random starting points; 1 with --quick."
 )
-@click.option("--inits-baselines", is_flag=True, help="GD, QGD and LAG-WK from all of them too.")
+@click.option(
+    "--baselines/--no-baselines", default=True, show_default=True, help="GD, QGD, LAG-WK, CGD, and from zero."
+)
+@click.option("--inits-baselines", is_flag=True, help="The baselines from all of them too.")
 @click.option("--solve-reference", is_flag=True, help="Find the smallest loss anew, in float64.")
 @click.option(
     "--alpha",

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
+from qsparse.memory import Stateless
 from qsparse.presets import gd, lag_wk, laq, qgd
 
 WORKERS: Final = 10
@@ -16,6 +17,8 @@ WORKERS: Final = 10
 ALPHA: Final = 0.02
 MEMORY: Final = 10
 XI: Final = "0.8/D"
+#: The name of gradient descent that compresses gradients and remembers nothing.
+COMPRESSED: Final = "CGD"
 #: Whose ξ_d: those of the authors' code, or those of the paper.
 COEFFICIENTS: Final = ("code", "paper")
 
@@ -36,6 +39,7 @@ class Row(NamedTuple):
         published: what they measured, on MNIST; None: nothing.
         source: where it is published.
         D, xi, coefficients: of LAQ, as the command takes them.
+        most: iterations after which the run ends, however far it has come; None: it has to arrive.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Row(NamedTuple):
     D: int = MEMORY
     xi: str = XI
     coefficients: str = COEFFICIENTS[0]
+    most: int | None = None
 
     @property
     def label(self) -> str:
@@ -106,6 +111,10 @@ def rows(
 ) -> list[Row]:
     """Every combination of the settings of LAQ, then those that always speak, and LAG-WK.
 
+    Compressed gradient descent (Khirirat, Feyzmahdavian, Johansson, 2018) is θ ← θ − α·Σ_m Q(∇f_m(θ)). Of Q
+    the response gives the bits only, b·p and log2 p; here it is the grid of QGD, so that the difference
+    between the two is what QGD remembers.
+
     Args:
         alphas, Ds, xis, whose: step sizes α, memories D, coefficients ξ, and whose ξ_d.
         mnist: what was published is of MNIST.
@@ -118,6 +127,7 @@ def rows(
         Row("GD", alpha, gd(rate), *_table(known, 2820, 28200, 7.08e9)),
         Row("QGD", alpha, qgd(rate, published=True), *_table(known, 2805, 28050, 8.81e8)),
         Row("LAG-WK", alpha, lag_wk(rate), *_table(known, 2659, 2382, 5.98e8)),
+        Row(COMPRESSED, alpha, qgd(rate, published=True).with_(memory=Stateless()), most=3000),
     ]
 
 
