@@ -97,6 +97,9 @@ def _list(kind: Callable[[str], Any]) -> Callable[[click.Context, click.Paramete
     show_default=True,
     help="Whose weights of the first moves: of the authors' code, their paper, or code,paper.",
 )
+@click.option(
+    "--lyapunov", is_flag=True, help="In place of the tables: how LAQ's Lyapunov function decreases."
+)
 @click.option("--data", default="mnist", show_default=True, help="Data set, as train takes it: libsvm:PATH.")
 def laq() -> None:
     """LAQ on MNIST: iterations, uploads and bits to a residual of 1e-6 (Sun et al., 2019)."""

@@ -14,6 +14,7 @@ from qsparse.compressors import Uniform
 from qsparse.errors import SettingError
 from qsparse.payload import HEADER_BYTES
 from qsparse.report.base import Table, mean, number, spread
+from qsparse.reproduce import lyapunov
 from qsparse.reproduce.base import Bar, Experiment, Measured, Say
 from qsparse.reproduce.laq_rows import (
     ALPHA,
@@ -144,6 +145,7 @@ class LAQ(Experiment):
         xi: the weight of each, as text: a number, or a quotient whose divisor may be D.
         coefficients: whose ξ_d, of ``code`` and ``paper``; they differ while fewer than D moves are known.
         data: the data set; what was published is of mnist.
+        lyapunov: in place of the tables, the Lyapunov function along runs, and its linear rate.
     """
 
     name: ClassVar[str] = "laq"
@@ -161,6 +163,7 @@ class LAQ(Experiment):
     xi: tuple[str, ...] = (XI,)
     coefficients: tuple[str, ...] = (COEFFICIENTS[0],)
     data: str = MNIST
+    lyapunov: bool = False
 
     def __post_init__(self) -> None:
         if self.inits < 1:
@@ -190,6 +193,8 @@ class LAQ(Experiment):
     def measure(self, data_dir: Path | None, say: Say) -> Measured:
         """All rows from all starting points, side by side."""
         data = examples(self.data, data_dir, WORKERS)
+        if self.lyapunov:
+            return {"data": self.data, "lyapunov": lyapunov.measure(data, self.quick, say)}
         problem = Softmax(data.x, data.y, WORKERS, DECAY, data.classes)
         reference, norm = REFERENCE, None
         solved = self.solve_reference or self.data != MNIST
@@ -245,6 +250,8 @@ class LAQ(Experiment):
 
     def tables(self, measured: Measured) -> list[Table]:
         """The response's tables, and the run from zero beside the stored one."""
+        if self.lyapunov:
+            return [lyapunov.table(measured["lyapunov"])]
         counts, bits = [], []
         for row in self.rows:
             if row.most is not None:
@@ -296,6 +303,8 @@ class LAQ(Experiment):
 
     def bars(self, measured: Measured) -> list[Bar]:
         """Iterations, accuracy, uploads, and what LAQ saves."""
+        if self.lyapunov:
+            return lyapunov.bars(measured["lyapunov"])
         bars: list[Bar] = []
         if self.data != MNIST:
             return bars
@@ -332,6 +341,9 @@ class LAQ(Experiment):
 
     def draw(self, measured: Measured, figure: Figure) -> None:
         """The residual against iterations and against bits, from the first starting point."""
+        if self.lyapunov:
+            lyapunov.draw(measured["lyapunov"], figure.subplots())
+            return
         loss = measured["reference"]["loss"]
         across = figure.subplots(1, 2, sharey=True)
         for row in self.rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reproducing import invoke, refused, shown
+from reproducing import invoke, refused, separable, shown
 
 from qsparse.compressors import Uniform
 from qsparse.payload import HEADER_BYTES
@@ -123,7 +123,7 @@ def test_quick_laq(data_dir: Path, tmp_path: Path) -> None:
     assert record["settings"] == {
         "quick": True, "inits": 3, "baselines": True, "inits_baselines": False, "solve_reference": False,
         "alpha": [0.01, 0.015, 0.02, 0.04], "D": [10], "xi": ["0.8/D"], "coefficients": ["code"],
-        "data": "mnist",
+        "data": "mnist", "lyapunov": False,
     }  # fmt: skip
     assert measured["reference"] == {"loss": REFERENCE, "gradient_norm": None, "solved_here": False}
     runs = {(run["name"], run["alpha"], run["start"]): run for run in measured["runs"]}
@@ -201,19 +201,6 @@ def test_bars_of_laq() -> None:
         ({(ZERO, 0.02): {"uploads": 600}}, 13),
     ]:
         assert [place for place, met in enumerate(bars(change)) if not met] == [failing]
-
-
-def separable(path: Path) -> Path:
-    """Two classes that a line divides, 105 examples of 4 features in the format of LIBSVM."""
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(105, 4))
-    y = np.where(x @ [1, -2, 0.5, 0] > 0, 1, -1)
-    lines = [
-        f"{label} " + " ".join(f"{place}:{value:.4f}" for place, value in enumerate(row, 1))
-        for row, label in zip(x, y, strict=True)
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def test_every_combination_on_data_of_ones_own(tmp_path: Path) -> None:

@@ -39,3 +39,16 @@ def shown(experiment: Experiment, out: Path, *args: object) -> dict[str, Any]:
     assert record["bars"] == []
     assert "NOT MET" not in result.stdout
     return record
+
+
+def separable(path: Path) -> Path:
+    """Two classes that a line divides, 105 examples of 4 features in the format of LIBSVM."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(105, 4))
+    y = np.where(x @ [1, -2, 0.5, 0] > 0, 1, -1)
+    lines = [
+        f"{label} " + " ".join(f"{place}:{value:.4f}" for place, value in enumerate(row, 1))
+        for row, label in zip(x, y, strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
