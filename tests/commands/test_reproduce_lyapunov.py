@@ -82,4 +82,5 @@ def test_bars() -> None:
 
     assert met() == [True, True, True]
     assert met(fine=1) == [False, True, True]
-    assert met(**{"4 0.8": 0.3}) == [True, True, False]
+    assert met(**{"8 0.8": 0.3}) == [True, True, False]
+    assert met(**{"4 0.8": 0.3}) == [True, True, True]
