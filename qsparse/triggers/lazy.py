@@ -94,6 +94,10 @@ class Lazy(LazyRule, Trigger):
     forbids speaking whatever the gradient is: the worker is *starved*, which is counted and told. ``most``
     bounds what the errors may weigh, so that news is heard once the model moves little.
 
+    Where workers do not wait for each other, a slow one is told the model once in c > 1 steps of the run.
+    What it sees as one move is the way of c steps, and counts 1/c² here; its skips count c each. Else it
+    would stay silent for as long as the others move (docs/sharp-bits.md). Who waits for others has c = 1.
+
     With exact values (ε = 0) it is the rule of LAG-WK (Chen et al., 2018). Where the local step measures
     its news itself (`LASG`), that stands for ‖δQ‖². Around a sparsifier, whose error is large by
     intention, set ``errors`` to 0.
@@ -101,7 +105,7 @@ class Lazy(LazyRule, Trigger):
     Args:
         D: how many moves of the model are remembered.
         xi: ξ, the weight of each; 0.8/D unless given.
-        patience: t̄.
+        patience: t̄, in steps of the run.
         rate: ᾱ; taken from the server rule.
         errors: the factor of the errors.
         floor: added to the right side.
@@ -137,7 +141,9 @@ class Lazy(LazyRule, Trigger):
 
     def init(self, seed: Seed) -> State:
         """Nothing is known, and nothing was skipped."""
-        return self.moves() | {"error": 0.0, "pending": 0.0, "skipped": 0}
+        return self.moves() | {
+            "error": 0.0, "pending": 0.0, "skipped": 0, "step": 0, "clock": 0, "lag": 1,
+        }  # fmt: skip
 
     def due(self, state: State, t: int) -> bool:
         """At every step."""
@@ -145,6 +151,7 @@ class Lazy(LazyRule, Trigger):
 
     def worth(self, state: State, draft: Draft) -> bool:
         """The criterion, for the model before step t."""
+        self._follow(state, draft)
         said, wrong = draft.norms()
         state["pending"] = wrong
         news = said if draft.change is None else draft.change
@@ -168,7 +175,16 @@ class Lazy(LazyRule, Trigger):
         if sent:
             state["error"], state["skipped"] = state["pending"], 0
         else:
-            state["skipped"] += 1
+            state["skipped"] += state["lag"]
+
+    def _follow(self, state: State, draft: Draft) -> None:
+        """How many steps of the run the last of this worker's took, and the model's move in one of them."""
+        own, run = draft.payload.step - state["step"], draft.clock - state["clock"]
+        state["step"], state["clock"] = draft.payload.step, draft.clock
+        state["lag"] = 1
+        if run > own > 0:
+            state["lag"] = run / own
+            state["moves"][(state["heard"] - 1) % self.D] /= state["lag"] ** 2
 
 
 def _unsaid(draft: Draft) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.meeting import Async, Sync
 from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.payload import Kind
 from qsparse.registry import build
 from qsparse.rounds.asynchronous import Answered, Order, leave, serve
 from qsparse.rounds.node import Node, Pace
@@ -100,6 +102,27 @@ def test_one_worker_is_synchronous_bit_for_bit() -> None:
 
     together = run_threads(2, synchronous, timeout=60)
     assert at_server.tobytes() == at_worker.tobytes() == together[1].tobytes()
+
+
+@pytest.mark.parametrize("slow", [8, 16])
+@pytest.mark.parametrize("text", ["lag-wk(lr=0.1)", "lag-wk(lr=0.3)", "laq(lr=0.3, bits=8)"])
+def test_a_slow_worker_that_is_lazy_is_heard(text: str, slow: int) -> None:
+    """Rank 4 reports once while the others report ``slow`` times; the minimum, 2.5, needs what it says.
+
+    Were what it sees as one move counted as one, its first gradient would stand for it nearly for good: the
+    others would go to 7/6 more than the minimum.
+    """
+    steps = 60
+    turns = [(1, 2, 3) if turn % slow else (1, 2, 3, 4) for turn in range(1, 4 * steps)]
+    order = [rank for turn in turns for rank in turn][: 4 * steps]
+    order += sorted({1, 2, 3, 4} - {order[-1]})  # the last word of everybody
+    chosen = replace(build(text, "algorithm"), meeting=Async()).over(steps)
+    (arrivals, model), *_ = run_threads(5, job(chosen, steps, order=order), timeout=60)
+    assert np.abs(model - 2.5).max() < 0.25
+    spoken = Counter(arrival.rank for arrival in arrivals if arrival.report.kind is Kind.DATA)
+    heard = Counter(arrival.rank for arrival in arrivals)
+    assert 2 <= spoken[4] <= heard[4]
+    assert all(spoken[rank] < heard[rank] / 2 for rank in (1, 2, 3))
 
 
 @pytest.mark.parametrize("down", [Link(), Link(build("blockwise(sign, size=8)", "compressor"), Innovation())])

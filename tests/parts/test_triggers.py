@@ -411,6 +411,28 @@ def test_which_moves_are_summed(moves: int, all_of_them: list[int], rolling: lis
     assert bar(replace(rule, rolling=True), moves) == rolling
 
 
+@pytest.mark.parametrize(("clock", "lag"), [(1, 1), (2, 1), (4, 1), (12, 3), (20, 5)])
+def test_a_move_of_several_steps_counts_as_one_of_them(clock: int, lag: float) -> None:
+    """Four steps of the worker's own: of the run they are ``clock``, and the way of each counts 1/lag²."""
+    trigger = Lazy(D=5, xi=1.0, rate=1.0, patience=30)
+    state = trigger.init(Seed(0))
+    sender = Sender(Link(), np.zeros(1), ())
+    trigger.heard(state, np.zeros(1))
+    trigger.heard(state, np.full(1, 3.0))
+
+    def said(news: float) -> bool:
+        kept = {**state, "moves": state["moves"].copy()}
+        return trigger.worth(kept, sender.draft(np.ones(1), Seed(0, step=4), news, clock))
+
+    wanted = 5 * 9 / lag**2  # the whole weight D·ξ on the only move
+    assert said(wanted * 1.0001)
+    assert not said(wanted * 0.9999)
+    # A skip counts as many steps as it took.
+    trigger.worth(state, sender.draft(np.ones(1), Seed(0, step=4), 0.0, clock))
+    trigger.settled(state, False)
+    assert state["skipped"] == lag
+
+
 def test_a_skip_moves_no_memory_and_the_rule_remembers_it() -> None:
     """A worker end whose lazy trigger skips: the residual stays, patience runs out after two skips."""
     algorithm = Algorithm(SGD(0.1), Lazy(patience=2, floor=1e9), EF)

@@ -75,6 +75,17 @@ def test_laq_works_as_one_first_runs_it(tmp_path: Path, algorithm: str, args: li
         assert f"rank 2: {one['worker_steps']['2'] / sum(one['worker_steps'].values()):.1%}" in result.stdout
 
 
+@pytest.mark.parametrize(("slow", "seed"), [(1, 0), (3, 1)])
+def test_laq_learns_where_one_of_many_is_slow_and_nobody_waits(tmp_path: Path, slow: int, seed: int) -> None:
+    """In virtual seconds, so that reports come in the same order in every run."""
+    args = ["--meeting", "asynchronous", "--wire", "simulated(compute=0.02)", "--straggler", f"{slow}:20"]
+    result, one = train(tmp_path, "--algorithm", "laq(lr=0.3)", "--steps", 60, "--seed", seed, *args, ranks=4)
+    assert result.exit_code == 0, result.output
+    assert (one["outcome"], one["starved"]) == (TRAINED, 0)
+    assert one["test_accuracy"] > 0.9
+    assert one["skips"] > one["messages"]["up"] / 10
+
+
 def test_the_published_rule_starves_on_a_network(tmp_path: Path) -> None:
     """One radius for the whole vector: nobody speaks, which is named, counted, and no gain."""
     result, one = train(tmp_path, "--algorithm", "laq(published=true)", "--steps", 60)
