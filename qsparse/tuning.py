@@ -2,7 +2,7 @@
 
 "For a given γ and H, find an (s, k) from the family of operators corresponding to the γ that
 minimises the total number of bits" (Basu et al., 2019). T steps take T/H messages, so H only scales:
-what is searched for is the message of fewest paper bits with γ(s, k) ≥ γ.
+what is searched for is the message of fewest paper bits with γ(s, k) ≥ γ, or of the least of another price.
 
 A family is a quantizer, alone or behind a selector that keeps k of n coordinates; s is the number of
 steps of the quantizer's grid. All s that take b bits cost the same, so s = 2ᵇ − 1, the finest, stands
@@ -49,6 +49,10 @@ _GRIDS: Final[dict[str, list[list[tuple[int | None, dict[str, Any]]]]]] = {
 }
 
 
+#: Tells what is to be least of a compressor.
+Price = Callable[[Compressor], float]
+
+
 @dataclass(frozen=True)
 class Family:
     """Compressors that differ in s and k only.
@@ -83,6 +87,7 @@ class Tuned:
         k: coordinates that it keeps, None where all.
         gamma: the bound, or on a probe the mean measured.
         bits: paper bits of a message.
+        price: what was least: these bits unless another price was asked for.
         wire_bytes: of a message on the probe, header included, mean measured; None without a probe.
         draws: how many runs the measured means are of; 0 without a probe.
     """
@@ -94,6 +99,7 @@ class Tuned:
     k: int | None = None
     gamma: float | None = None
     bits: int | None = None
+    price: float | None = None
     wire_bytes: float | None = None
     draws: int = 0
 
@@ -132,8 +138,10 @@ def _name(s: int | None, quantizer: Quantizer) -> str:
     return f"{quantizer.registered_name}(s{scaled})"
 
 
-def tune(gamma: float, n: int | None = None, probe: Vector | None = None) -> list[Tuned]:
-    """The cheapest member of each family that reaches γ; fewest bits first, then those without one.
+def tune(
+    gamma: float, n: int | None = None, probe: Vector | None = None, price: Price | None = None
+) -> list[Tuned]:
+    """The cheapest member of each family that reaches γ; the cheapest first, then those without one.
 
     Minimises paper bits B(s, k) subject to γ(s, k) ≥ γ (Basu et al., 2019). Without a probe γ(s, k) is
     what the compressor claims for all vectors of n. With one it is measured by running the compressor,
@@ -151,6 +159,8 @@ def tune(gamma: float, n: int | None = None, probe: Vector | None = None) -> lis
         gamma: what is to be reached, in (0, 1].
         n: length of the vector; the probe's where None.
         probe: x, (n,), finite and not zero; rounded to float32, as values travel.
+        price: what is to be least of a compressor, which must rise in k; the paper bits of a message unless
+            given.
 
     Raises:
         SettingError: γ, n or the probe's type, shape or size is none of these.
@@ -171,8 +181,8 @@ def tune(gamma: float, n: int | None = None, probe: Vector | None = None) -> lis
         gauge = _Bound(gamma, n)
     else:
         raise SettingError("give n, the length of the vector, or a probe, which has one")
-    rows = [_cheapest(family, gauge) for family in families()]
-    return sorted(rows, key=lambda row: math.inf if row.bits is None else row.bits)
+    rows = [_cheapest(family, gauge, price) for family in families()]
+    return sorted(rows, key=lambda row: math.inf if row.price is None else row.price)
 
 
 def orders_of_h(gamma: float, steps: int, workers: int, batch: int) -> tuple[float, float]:
@@ -260,7 +270,7 @@ class _Probe(_Gauge):
         return f"probe: γ ≥ {self.goal:g} was not measured"
 
 
-def _cheapest(family: Family, gauge: _Gauge) -> Tuned:
+def _cheapest(family: Family, gauge: _Gauge, price: Price | None) -> Tuned:
     n = gauge.n
     if family.selector is not None and n == 1:
         return Tuned(family.name, "nothing can be left out of a vector of 1")
@@ -270,15 +280,23 @@ def _cheapest(family: Family, gauge: _Gauge) -> Tuned:
     fewest = math.inf
     for s, quantizer in _likely_first(family.quantizers):
 
-        def bits(k: int, quantizer: Quantizer = quantizer) -> float:
-            count = family.at(quantizer, k).claims.bits(n)
+        def cost(k: int, quantizer: Quantizer = quantizer) -> float:
+            member = family.at(quantizer, k)
+            if price is not None:
+                return price(member)
+            count = member.claims.bits(n)
             # What depends on the vector cannot be compared.
             return math.inf if count is None else count
 
-        # With k < n bits rise in k: only what is cheaper than the best so far is looked at.
-        k = _smallest(family, quantizer, _last_below(bits, fewest, longest), draws, gauge)
-        if k is not None:
-            found, fewest = (s, quantizer, k), bits(k)
+        # With k < n prices rise in k: only what is cheaper than the best so far is looked at. A formula tells
+        # bits at once; another price may take as long as a look, so it is asked for the smallest k only.
+        high = _last_below(cost, fewest, longest) if price is None else longest
+        least = gauge.alone.get(family.selector) if family.selector is not None else 1
+        if price is not None and found is not None and cost(least or 1) >= fewest:
+            continue
+        k = _smallest(family, quantizer, high, draws, gauge)
+        if k is not None and (costs := cost(k)) < fewest:
+            found, fewest = (s, quantizer, k), costs
     if found is None:
         return Tuned(family.name, gauge.reason())
     s, quantizer, k = found
@@ -286,8 +304,9 @@ def _cheapest(family: Family, gauge: _Gauge) -> Tuned:
     reading = gauge.read(part, draws)
     kept = None if family.selector is None else k
     return Tuned(
-        family.name, "", part, s, kept, reading.gamma, part.claims.bits(n), reading.wire_bytes, reading.draws
-    )
+        family.name, "", part, s, kept, reading.gamma, part.claims.bits(n), fewest, reading.wire_bytes,
+        reading.draws,
+    )  # fmt: skip
 
 
 def _smallest(family: Family, quantizer: Quantizer, high: int, draws: int, gauge: _Gauge) -> int | None:

@@ -16,12 +16,14 @@ from qsparse.planning.costs import (
     messages,
 )
 from qsparse.planning.links import links_for
+from qsparse.planning.whole import Whole, whole
 
 __all__ = [
     "Estimate",
     "Links",
     "Messages",
     "Speeds",
+    "Whole",
     "best",
     "candidates",
     "dense_seconds",
@@ -30,4 +32,5 @@ __all__ = [
     "in_parts",
     "links_for",
     "messages",
+    "whole",
 ]

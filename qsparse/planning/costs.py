@@ -19,7 +19,7 @@ from qsparse.exchange import Exchange
 from qsparse.exchange.base import Cost
 from qsparse.payload import HEADER_BYTES
 from qsparse.seeds import Seed
-from qsparse.types import Layer, Layout
+from qsparse.types import Layer, Layout, Vector
 
 #: Messages of longer vectors are told from one of this length.
 _SAMPLE: Final = 1 << 16
@@ -102,7 +102,9 @@ class Estimate(NamedTuple):
         return self.moving + self.computing
 
 
-def messages(algorithm: Algorithm, n: int, workers: int, layout: Layout = ()) -> Messages:
+def messages(
+    algorithm: Algorithm, n: int, workers: int, layout: Layout = (), sample: Vector | None = None
+) -> Messages:
     """About how long the messages of a round are, told from noise.
 
     Args:
@@ -110,8 +112,9 @@ def messages(algorithm: Algorithm, n: int, workers: int, layout: Layout = ()) ->
         n: the number of coordinates.
         workers: how many report.
         layout: the model's layers, for compressors that go by them.
+        sample: what a worker reports, (n,), float32, in place of noise.
     """
-    up, up_values = _length(algorithm.up.compressor, n, layout)
+    up, up_values = _length(algorithm.up.compressor, n, layout, sample)
     link = algorithm.answer
     if not link.memory.claims.exact:
         down, down_values = _length(link.compressor, n, layout)
@@ -176,16 +179,17 @@ def goes_by_layers(part: Compressor) -> bool:
         return True
 
 
-def _length(part: Compressor, n: int, layout: Layout) -> tuple[float, float]:
+def _length(part: Compressor, n: int, layout: Layout, sample: Vector | None = None) -> tuple[float, float]:
     """The bytes of a message of n coordinates, and the values that it spells."""
 
     def at(size: int) -> Compressor:
         return part.bind(layout if size == n else shrunk(layout, size)) if layout else part
 
     size = n
-    if n > 2 * _SAMPLE and _fits(at(_SAMPLE), _SAMPLE) and _fits(at(_SAMPLE // 2), _SAMPLE // 2):
+    short = sample is None and n > 2 * _SAMPLE
+    if short and _fits(at(_SAMPLE), _SAMPLE) and _fits(at(_SAMPLE // 2), _SAMPLE // 2):
         size = _SAMPLE
-    noise = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal(size).astype(np.float32) if sample is None else sample
     payload = at(size).compress(noise, Seed(0, use="up"))
     spelled = sum(piece.values.size for piece in unpack(payload, np.float32, size))
     body, values = len(payload.body), float(spelled)

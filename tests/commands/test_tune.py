@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import Compressor, decompress
 from qsparse.errors import NotFinite, SettingError
+from qsparse.planning import whole
 from qsparse.registry import build, spell
 from qsparse.seeds import Seed
 from qsparse.tuning import DRAWS, MARGIN, Family, Tuned, _is_random, families, orders_of_h, tune
@@ -277,6 +278,30 @@ def in_order(rows: list[Tuned]) -> None:
     assert all(row.reason for row in rows[len(reached) :])
 
 
+@pytest.mark.parametrize("line", [GRID[4], GRID[7], GRID[9], GRID[1]], ids=lambda line: line[0] + line[1])
+@pytest.mark.parametrize("down", [None, "topk(ratio=0.1)"])
+def test_the_fewest_bytes_agree_with_brute_force(
+    line: tuple[str, str, str | None, range], down: str | None, among: Among
+) -> None:
+    selector, quantizer, s, values = line
+    row = build("qsparse-local-sgd", "algorithm")
+    row = row if down is None else row.with_(down=build(down, "compressor"))
+    n, values = 60, [v for v in values if v < 16 or v + 1 & v == 0]
+
+    def link(part: Compressor) -> float:
+        return whole(row.with_(compressor=part), n, 3).link
+
+    among(lambda family: family.name == family_of(selector, quantizer, s))
+    known = [(part.claims.gamma(n) or 0.0, part) for part, _ in members(n, selector, quantizer, values)]
+    reached = 0
+    for gamma in np.geomspace(1 / n, 1, 6):
+        fewest = min((link(part) for claimed, part in known if claimed >= gamma), default=None)
+        (found,) = tune(float(gamma), n, price=link)
+        assert found.price == fewest, (gamma, found)
+        reached += fewest is not None
+    assert reached or quantizer == "sign"
+
+
 def test_every_family_is_named_once_and_spelled_so_that_it_builds() -> None:
     named = [family.name for family in families()]
     assert len(set(named)) == len(named)
@@ -344,6 +369,38 @@ def test_the_table() -> None:
     assert "H, by theory" not in result.stdout
 
 
+def test_bytes_both_ways_by_hand() -> None:
+    """Three of four workers are elsewhere: what they report and are told is what crosses the link."""
+    result = invoke("--gamma", 0.1, "--n", 1000, "--sync-every", 4, "--workers", 4, "--by", "bytes", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["family"]: row for row in json.loads(result.stdout)["reached"]}
+    dense, sparse = rows["float32"], rows["topk(k)"]
+    assert (dense["bytes_up"], dense["bits_down"], dense["bits_both"]) == (4050, 32_000, 64_000)
+    assert dense["link_bytes"] == 3 * (dense["bytes_up"] + dense["bytes_down"])
+    assert dense["link_gain"] == pytest.approx(4, rel=1e-3)  # a message every four steps
+    # k = 100 each: about 344 of 1000 change, 32·344 bits and a bitmap of 1000. The reports: 4·4200.
+    assert (sparse["k"], sparse["bits"], sparse["bits_down"]) == (100, 4200, 32 * 344 + 1000)
+    assert sparse["link_bytes"] == 3 * (sparse["bytes_up"] + sparse["bytes_down"])
+    links = [row["link_bytes"] for row in rows.values()]
+    assert links == sorted(links)
+
+
+def test_bytes_up_are_those_of_the_probe(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    x = vectors(500)["heavy"]
+    np.save(path, x)
+    asked = ("--gamma", 0.2, "--probe", path, "--workers", 3, "--down", "sign", "--by", "bytes")
+    result = invoke(*asked, "--json")
+    assert result.exit_code == 0, result.output
+    for row in json.loads(result.stdout)["reached"]:
+        part = build(row["compressor"], "compressor")
+        assert row["bytes_up"] == len(part.compress(x, Seed(0, use="up"))), row["compressor"]
+        assert row["bits_down"] == 32 + 500
+    table = invoke(*asked).stdout
+    assert "3 workers, one of which coordinates; models are told by sign" in table
+    assert "bytes up" in table
+
+
 def test_json_of_a_probe(tmp_path: Path) -> None:
     x = vectors(1000)["gaussian"]
     path = tmp_path / "x.npy"
@@ -388,7 +445,10 @@ def test_table_of_a_probe(tmp_path: Path) -> None:
         (["--gamma", 0.1, "--n", 0], "SettingError: n must be at least 1, not 0"),
         (["--gamma", 0.1], "SettingError: give n, the length of the vector, or a probe"),
         (["--gamma", 0.1, "--n", 9, "--sync-every", 0], "SettingError: --sync-every must be at least 1"),
-        (["--gamma", 0.1, "--n", 9, "--steps", 5], "SettingError: --steps, --workers and --batch belong"),
+        (["--gamma", 0.1, "--n", 9, "--steps", 5], "SettingError: --steps and --batch belong together"),
+        (["--gamma", 0.1, "--n", 9, "--by", "bytes"], "SettingError: bytes both ways are those of several"),
+        (["--gamma", 0.1, "--n", 9, "--workers", 1, "--down", "sign"], "SettingError: bytes both ways are"),
+        (["--gamma", 0.1, "--workers", 3], "SettingError: give n, the length of the vector, or a probe"),
         (
             ["--gamma", 0.1, "--n", 9, "--steps", 5, "--workers", 0, "--batch", 1],
             "SettingError: steps, workers and batch must be at least 1, not 5, 0 and 1",
