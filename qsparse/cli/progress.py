@@ -62,6 +62,12 @@ class ProgressBar(Progress):
         sys.stderr.write(f"warning: {text}\n")
         sys.stderr.flush()
 
+    def noted(self, text: str) -> None:
+        """Say it, unless it be quiet."""
+        if not self._quiet:
+            sys.stderr.write(f"note: {text}\n")
+            sys.stderr.flush()
+
     def _say(self, refresh: bool) -> None:
         # Who coordinates workers that do not wait hears of no loss.
         loss = "" if self._loss is None else f"loss {self._loss:.3f}"

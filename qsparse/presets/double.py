@@ -19,7 +19,8 @@ def asylpg(inner: int = 100) -> Algorithm:
     AsyLPG (Yu et al., 2019, Algorithm 1): gradients and models are quantized, models with as few bits
     as E‖Q(x) − x‖² ≤ μ‖x − x̃‖² allows. After ``inner`` steps of a worker x̃ ← x, and the full gradient
     there is made by all workers together. h(x) = l1·‖x‖₁ + (l2/2)·‖x‖², b is ``bits`` of the up link and η
-    lr of the server rule: 0.02, with which a convolutional network learns too; with 0.1 it hardly does.
+    lr of the server rule: 0.02, with which a convolutional network learns too; with 0.1 it hardly does. It is
+    the step size of one report, so R workers move the model R times while each takes a step.
     """
     down = Link(LowPrecision(2), Snapshot())
     return _variance_reduced(ProxSVRG(0.02), Link(LowPrecision(8)), down, inner)

@@ -70,7 +70,8 @@ def qsparse_local_sgd_async(
     """As qsparse-local-sgd, but worker r meets at steps of its own: x ← x − (1/R)·g_r, told to r alone.
 
     Qsparse-local-SGD, asynchronous (Basu et al., 2019, Algorithm 2). The gaps of each worker are drawn
-    from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest.
+    from 1 … H; ``ahead`` bounds how many meetings a worker may be ahead of the slowest. ``lr`` is that of a
+    worker's own steps, of which a report counts 1/R: as much as in qsparse-local-sgd.
     """
     row = qsparse_local_sgd(
         lr=lr, H=H, compressor=compressor, memory=memory, random_gaps=True, reset_memory=reset_memory

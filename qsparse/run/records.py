@@ -32,6 +32,9 @@ class Progress:
     def warned(self, text: str) -> None:
         """There is a warning; the run goes on."""
 
+    def noted(self, text: str) -> None:
+        """There is something to know about this run, before its first step."""
+
     def stopped(self) -> None:
         """Training ended, with success or not."""
 
@@ -61,6 +64,11 @@ class Several(Progress):
         """Tell all watchers of a warning."""
         for watcher in self.watchers:
             watcher.warned(text)
+
+    def noted(self, text: str) -> None:
+        """Tell all watchers what there is to know."""
+        for watcher in self.watchers:
+            watcher.noted(text)
 
     def stopped(self) -> None:
         """Tell all watchers that training ended."""

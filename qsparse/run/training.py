@@ -20,6 +20,7 @@ from qsparse.rules import check
 from qsparse.run.checkpoint import Checkpoints, Found, find, try_out
 from qsparse.run.job import Job
 from qsparse.run.problem import Problem
+from qsparse.run.rate import meaning_of_rate
 from qsparse.run.records import Progress, Recorder
 from qsparse.run.settings import Settings
 from qsparse.run.state import JobState
@@ -112,6 +113,9 @@ def _run(
         try_out(wire, checkpoints.folder)
     for text in job.doubts:
         recorder.warn(text)
+    workers = len(job.settings.exchange.workers(wire.size))
+    if wire.rank == 0 and (note := meaning_of_rate(job.algorithm, workers)) is not None:
+        recorder.watcher.noted(note)
     try:
         recorder.files = {} if files is None else files(job.settings)
         recorder.open(job.steps, job.clock, job.lines, _other(found, checkpoints))

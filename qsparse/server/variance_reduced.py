@@ -58,7 +58,13 @@ class VarianceReduced(ServerRule):
 @register("proxsvrg")
 @dataclass(frozen=True)
 class ProxSVRG(VarianceReduced):
-    """x ← prox_{ηh}(x − η(α + G̃)) at each report α (AsyLPG: Yu et al., 2019, Algorithm 1)."""
+    """x ← prox_{ηh}(x − η(α + G̃)) at each report α (AsyLPG: Yu et al., 2019, Algorithm 1).
+
+    Args:
+        lr: η, the step size of one report: R workers that do not wait move the model R times while each takes
+            a step, and a schedule goes by the steps of one.
+        l1, l2: of h(x) = l1·‖x‖₁ + (l2/2)·‖x‖².
+    """
 
     lr: Rate
     l1: float = 0.0
@@ -75,6 +81,10 @@ class Accelerated(VarianceReduced):
     """y ← prox_{ηₛh}(y − ηₛ(α + G̃));  x ← θₛy + (1 − θₛ)x̃,  θₛ = 2/(s + 2), ηₛ = lr/θₛ in phase s = 0, 1, …
 
     Acc-AsyLPG (Yu et al., 2019, Algorithm 3). A phase ends with the mean of its x; y goes on.
+
+    Args:
+        lr: as of `ProxSVRG`, divided by θₛ.
+        l1, l2: as of `ProxSVRG`.
     """
 
     lr: Rate
