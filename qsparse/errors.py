@@ -7,6 +7,7 @@
     ├── CompositionError        parts that must not be combined, with the reason and the remedy
     ├── UnknownPart             a name nobody registered, with the nearest names
     ├── NotFinite               NaN or infinity in a vector that was to be sent
+    ├── Imprecise               no setting of a compressor sends a vector as precisely as was asked
     ├── DataError               data that is missing or malformed, or cannot be written: where, what to do
     ├── WireError               ranks and bytes
     │   ├── LaunchError         launcher and MPI library do not belong together
@@ -56,6 +57,10 @@ class NotFinite(QsparseError, ArithmeticError):
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index
+
+
+class Imprecise(QsparseError, ArithmeticError):
+    """No setting of a compressor sends a vector as precisely as was asked."""
 
 
 class DataError(QsparseError):

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsparse.compressors import Compressor, Float32
 from qsparse.compressors.sums import Sum
-from qsparse.errors import DisagreementError, NotFinite, SettingError
+from qsparse.errors import DisagreementError, Imprecise, NotFinite, SettingError
 from qsparse.memory import Draft, Memory, Stateless
 from qsparse.payload import Kind, Payload
 from qsparse.promises import doubt
@@ -66,6 +66,7 @@ class Sender:
 
         Raises:
             NotFinite: with the rank, the step and the parameter.
+            Imprecise: with the rank and the step; the memory asks for more precision than there is.
         """
         clock = seed.step if clock is None else clock
         added = self.memory.addend(self.state, clock)
@@ -75,8 +76,10 @@ class Sender:
         try:
             payload = self.memory.compress(self.state, self.compressor, total, seed)
             return Draft(payload, total, clock, change)
-        except NotFinite as error:
+        except (Imprecise, NotFinite) as error:
             who = "the coordinator" if seed.rank == COORDINATOR else f"rank {seed.rank}"
+            if isinstance(error, Imprecise):
+                raise Imprecise(f"at {who}, step {seed.step}: {error}") from None
             where = f"{layer_at(self.layout, error.index)} of " if error.index >= 0 else ""
             word = doubt(self.compressor, self.memory, total.size)
             raise NotFinite(

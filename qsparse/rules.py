@@ -155,7 +155,9 @@ def _moves(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
 
 def _precision(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     for link in (algorithm.up, algorithm.answer):
-        if link.memory.claims.needs_precision and not link.compressor.claims.any_precision:
+        claims = link.compressor.claims
+        fits = claims.any_precision or claims.checks_precision
+        if link.memory.claims.needs_precision and not fits:
             return (
                 f"memory {spell(link.memory)} asks for a precision, and {spell(link.compressor)} has but "
                 "one: use lowprecision or float32"
@@ -441,7 +443,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "precision",
         _precision,
-        "A memory that needs a precision has a compressor of any precision.",
+        "A memory that needs a precision has a compressor of any precision, or one that checks its own.",
     ),
     Rule(
         "exact up",

@@ -38,6 +38,7 @@ class Claims:
         gamma_max: n → γ with ‖x − C(x)‖∞ ≤ (1 − γ)‖x‖∞, or None where no γ > 0 holds for all x.
         lossless: every float32 arrives as it is, whatever the vector.
         any_precision: `within` finds a setting for every tolerance.
+        checks_precision: `within` finds a setting where there is one; where not, it raises `Imprecise`.
     """
 
     unbiased: bool
@@ -48,6 +49,7 @@ class Claims:
     gamma_max: Callable[[int], float | None] = lambda n: None
     lossless: bool = False
     any_precision: bool = False
+    checks_precision: bool = False
 
 
 _WAYS: Final = {"up": Way.UP, "down": Way.DOWN}
@@ -121,6 +123,7 @@ class Compressor(ABC):
             CompositionError: this compressor has one precision.
             SettingError: the tolerance is negative or NaN, or x is not what `compress` takes.
             NotFinite: as for `compress`.
+            Imprecise: no setting keeps to it, as may be where `checks_precision` is claimed.
         """
         raise CompositionError(
             f"{spell(self)}: this compressor has one precision, whatever the tolerance; use lowprecision"

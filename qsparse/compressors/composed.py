@@ -198,7 +198,12 @@ class Quantizer(Compressor):
         """Those of the quantizer on the whole vector."""
         alone = self.claims_for(1)
         joined = _join(EVERYTHING, self)
-        return replace(joined, lossless=alone.lossless, any_precision=alone.any_precision)
+        return replace(
+            joined,
+            lossless=alone.lossless,
+            any_precision=alone.any_precision,
+            checks_precision=alone.checks_precision,
+        )
 
     def write(self, x: Vector, seed: Seed, out: Writer) -> int:
         """Append the body of ``everything >> self`` for x."""

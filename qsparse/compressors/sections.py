@@ -96,3 +96,4 @@ class QuantizerClaims:
     gamma_max: float | None = None
     lossless: bool = False
     any_precision: bool = False
+    checks_precision: bool = False

@@ -98,6 +98,7 @@ EXAMPLES: Final = (
     "lowprecision(bits=2)",
     "lowprecision(bits=5, delta=0.125)",
     "lowprecision(delta=1.0, coder='ans')",
+    "lowprecision(bits=4, clip=0.9)",
     "ternary",
     "ternary(coder='ans')",
     "topk(k=3)",

@@ -166,6 +166,7 @@ def test_every_setting_does_something():
         ("uniform", "uniform(bits=5)"),
         ("lowprecision", "lowprecision(bits=7)"),
         ("lowprecision", "lowprecision(delta=0.5)"),
+        ("lowprecision", "lowprecision(clip=0.9)"),
         ("blockwise(sign, size=8)", "blockwise(sign, size=9)"),
         ("blockwise(sign, layers=[50, 150])", "blockwise(sign, layers=[150, 50])"),
         ("bysize(sign, float32, limit=199)", "bysize(sign, float32, limit=200)"),

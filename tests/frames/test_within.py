@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import oracles
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsparse.compressors import Float32, LowPrecision, Sign, TopK, decompress
-from qsparse.errors import CompositionError, NotFinite, SettingError
+from qsparse.errors import CompositionError, Imprecise, NotFinite, SettingError
 from qsparse.seeds import Seed
 from qsparse.testing.laws import examples
 
@@ -132,9 +133,54 @@ def test_what_cannot_be_sent_is_refused():
         LowPrecision().within(np.arange(3), 1.0)
 
 
-def test_a_fixed_step_cannot_be_refined():
-    with pytest.raises(CompositionError, match=r"lowprecision\(delta=0.5\).*leave delta out"):
-        LowPrecision(delta=0.5).within(gaussian, 1.0)
+@pytest.mark.parametrize("part", [LowPrecision(2, delta=0.03), LowPrecision(2, clip=0.8)], ids=str)
+@held
+@given(values=vectors, share=st.floats(1e-9, 1))
+def test_with_clipping_it_is_the_least_width_or_none(part, values, share):
+    x = np.array(values, np.float32)
+    tolerance = share * float(np.sum(x.astype(np.float64) ** 2))
+    most = part.clip * float(np.max(np.abs(x)))
+    enough = []
+    for bits in range(2, 17):
+        half = 1 << (bits - 1)
+        end = float(np.float32(most if part.delta is None else part.delta * (half - 1)))
+        low = -half if part.clip == 1 else 1 - half
+        lost = oracles.expected_error(x, end / (half - 1), low, half - 1) if end else 0.0
+        if lost <= tolerance:
+            enough.append(bits)
+    if enough or tolerance == 0:
+        wanted = replace(part, bits=enough[0]) if enough else Float32()
+        assert part.within(x, tolerance) == wanted
+    else:
+        with pytest.raises(Imprecise, match=r"^lowprecision\(bits=2, .*E‖Q\(x\) − x‖² is .* with 16 bits"):
+            part.within(x, tolerance)
+
+
+@pytest.mark.parametrize("clip", [0, -0.5, 1.1, math.nan])
+def test_a_clip_that_is_no_part_is_refused(clip):
+    with pytest.raises(SettingError, match="clip must be above 0 and at most 1"):
+        LowPrecision(clip=clip)
+
+
+def test_a_grid_has_one_end():
+    with pytest.raises(SettingError, match="give delta or clip, not both"):
+        LowPrecision(delta=0.5, clip=0.9)
+    x = gaussian.astype(np.float32)
+    out = decompress(LowPrecision(8, clip=0.25).compress(x, Seed(0)), np.empty_like(x))
+    end = np.float32(0.25 * np.max(np.abs(x)))
+    assert out.max() == end
+    assert out.min() == -end
+    out = decompress(LowPrecision(8, delta=0.01).compress(x, Seed(0)), np.empty_like(x))
+    assert (out.min(), out.max()) == (np.float32(-1.28), np.float32(1.27))
+
+
+def test_a_grid_that_float32_does_not_hold_is_not_tried():
+    x = np.array([3e38, 1e36], np.float32)
+    # 2¹⁵·δ is beyond float32, and with the bits that fit the largest value is not reached.
+    with pytest.raises(Imprecise, match="with 13 bits"):
+        LowPrecision(2, delta=6e34).within(x, 1.0)
+    with pytest.raises(NotFinite, match="beyond float32"):
+        LowPrecision(16, delta=6e34).within(x, 1.0)
 
 
 def test_other_compressors_have_one_precision_and_say_so():

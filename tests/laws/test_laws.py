@@ -13,7 +13,7 @@ import pytest
 
 from qsparse.compressors import Claims, Compressor, Quantizer, RandK, Sign, TopK, decompress
 from qsparse.compressors.composed import QuantizerClaims, Section, copy_of
-from qsparse.errors import SettingError
+from qsparse.errors import CompositionError, Imprecise, SettingError
 from qsparse.registry import build, kinds, names
 from qsparse.testing import laws, parts
 from qsparse.testing.vectors import REFUSED, hostile
@@ -212,6 +212,23 @@ def test_a_part_that_does_not_keep_to_a_tolerance_is_caught():
     decode_grid = {"on the grid": np.array([1, -1, 0, 1], np.float32)}
     (failure,) = [check for check in laws.check(Dear(), decode_grid) if check.law == "within"]
     assert failure.reason == "0 of ‖x‖² costs 40 bits, and a larger tolerance 64"
+
+
+def test_a_part_that_refuses_a_tolerance_without_need_is_caught():
+    fixed = build("lowprecision(bits=5, delta=0.125)", "compressor")
+
+    def shy(inner, exception=Imprecise):
+        class Shy(Wrapped):
+            def within(self, x, tolerance):
+                raise exception("too little for me")
+
+        Shy.inner = inner
+        return [check.reason for check in laws.check(Shy(), NINE) if check.law == "within" and check.reason]
+
+    assert any(reason.startswith("refuses 0.25 of ‖x‖², and loses ") for reason in shy(fixed))
+    unsaid = "refuses a tolerance, and does not claim that it may: too little for me"
+    assert set(shy(build("lowprecision", "compressor"))) == {unsaid}
+    assert set(shy(fixed, CompositionError)) == {"finds no precision: too little for me"}
 
 
 @pytest.fixture

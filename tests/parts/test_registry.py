@@ -177,6 +177,7 @@ lowprecision(bits=17)
 lowprecision(delta=0)
 lowprecision(delta=-1)
 lowprecision(delta=1e999)
+lowprecision(clip=0)
 blockwise
 blockwise(sign)
 blockwise(sign, size=0)
