@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,6 +17,7 @@ from qsparse.compressors import Compressor
 from qsparse.errors import DataError, SettingError
 from qsparse.payload import HEADER_BYTES
 from qsparse.planning import Whole, whole
+from qsparse.planning.gaps import Loss, largest_h
 from qsparse.planning.plan import EXACT
 from qsparse.registry import build, spell
 from qsparse.tuning import Tuned, orders_of_h, tune
@@ -31,6 +32,10 @@ from qsparse.types import Vector
 @click.option("--steps", type=int, help="T; with --workers and --batch: how large the theory lets H be.")
 @click.option("--workers", type=int, help="R; then answers are counted, too.")
 @click.option("--batch", type=int, help="b, of each worker.")
+@click.option(
+    "--loss",
+    help="gap=f(x0)-f*,smoothness=L,noise=σ,gradient=G; with --steps: the largest H, and its learning rate.",
+)
 @click.option("--down", default=EXACT, show_default=True, help="Compressor of models, or exact.")
 @click.option(
     "--by",
@@ -48,6 +53,7 @@ def tune_command(
     steps: int | None,
     workers: int | None,
     batch: int | None,
+    loss: str | None,
     down: str,
     by: str,
     as_json: bool,
@@ -60,6 +66,11 @@ def tune_command(
     if every < 1:
         raise SettingError(f"--sync-every must be at least 1, not {every}")
     orders = _orders(gamma, steps, workers, batch)
+    largest = None
+    if loss is not None:
+        if steps is None or workers is None or batch is None:
+            raise SettingError("--loss goes with --steps, --workers and --batch: give all three")
+        largest = largest_h(gamma, steps, workers, batch, _loss(loss))
     x = None if probe is None else _load(probe)
     network = _network(workers, down, by, n, x)
     rows = tune(gamma, n, x, network.link if network is not None and by == "bytes" else None)
@@ -78,6 +89,7 @@ def tune_command(
             "reached": [view.entry(row) for row in reached],
             "missed": [{"family": row.family, "reason": row.reason} for row in missed],
             "order_of_h": None if orders is None else dict(zip(_MEETINGS, orders, strict=True)),
+            "largest_h": None if largest is None else {"h": largest[0], "lr": largest[1]},
         }
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
@@ -93,6 +105,10 @@ def tune_command(
             f"\nH, by theory and up to unknown constants: synchronous O({orders[0]:.3g}), "
             f"asynchronous O({orders[1]:.3g})"
         )
+    if largest is not None:
+        h, lr = largest
+        most = f"{int(h):,}" if h >= 1 else f"{h:.3g}, so not even 1"
+        click.echo(f"H, by the bound for this loss: at most {most}, with a learning rate of {lr:.3g}")
 
 
 _MEETINGS = ("synchronous", "asynchronous")
@@ -106,6 +122,21 @@ def _orders(
     if steps is None or workers is None or batch is None:
         raise SettingError("--steps and --batch belong together, and with --workers: give all three, or none")
     return orders_of_h(gamma, steps, workers, batch)
+
+
+def _loss(text: str) -> Loss:
+    """The figures of a loss as text."""
+    values: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, number = word.strip().partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            values.clear()
+            break
+    if values.keys() != {field.name for field in fields(Loss)}:
+        raise SettingError(f"--loss {text}: write your figures as gap=2,smoothness=1,noise=4,gradient=4")
+    return Loss(**values)
 
 
 class _Network:

@@ -18,7 +18,10 @@ from click.testing import CliRunner, Result
 from qsparse.cli.commands import qsparse
 from qsparse.compressors import Compressor, decompress
 from qsparse.errors import NotFinite, SettingError
+from qsparse.link import Link, Sender
+from qsparse.memory import ErrorFeedback
 from qsparse.planning import whole
+from qsparse.planning.gaps import Loss, largest_h
 from qsparse.registry import build, spell
 from qsparse.seeds import Seed
 from qsparse.tuning import DRAWS, MARGIN, Family, Tuned, _is_random, families, orders_of_h, tune
@@ -325,6 +328,46 @@ def test_orders_of_h() -> None:
     assert orders_of_h(0.01, 10_000, 4, 4) == pytest.approx((0.01 * 10 / 8, 0.1 * math.sqrt(10 / 8)))
 
 
+@pytest.mark.parametrize("gamma", [0.001, 0.3, 1.0])
+def test_at_the_largest_h_compression_doubles_the_bound(gamma: float) -> None:
+    """At the step size at which the first two terms, those of SGD, are together the least."""
+    loss = Loss(gap=3.0, smoothness=2.0, noise=5.0, gradient=7.0)
+    steps, workers, batch = 10**7, 6, 4
+    h, lr = largest_h(gamma, steps, workers, batch, loss)
+
+    def plain(lr: float) -> float:
+        return 4 * 3 / (lr * steps) + 2 * lr * 2 * 25 / (workers * batch)
+
+    assert plain(lr) < min(plain(0.99 * lr), plain(1.01 * lr))
+    c = 1 + 2 * (1 - gamma) * (2 - gamma) / gamma**2
+    assert 8 * c * lr**2 * 4 * 49 * h**2 == pytest.approx(plain(lr))
+    # As the order says: 16 times the steps double it.
+    assert largest_h(gamma, 16 * steps, workers, batch, loss)[0] == pytest.approx(2 * h)
+    assert largest_h(gamma, steps, 16 * workers, batch, loss)[0] == pytest.approx(h / 8)
+
+
+@pytest.mark.parametrize(
+    "text", ["topk(k=1)", "topk(k=5)", "randk(k=3)", "topk(k=4) >> qsgd(levels=7, scaled=true)"]
+)
+@pytest.mark.parametrize("shape", ["flat", "noise"])
+def test_an_error_memory_keeps_to_the_bound_behind_h(text: str, shape: str) -> None:
+    """E‖m‖² ≤ 2(1 − γ)(2 − γ)/γ²·‖u‖², where every update u is as long as any."""
+    n, rounds = 20, 400
+    link = Link(build(text, "compressor"), ErrorFeedback())
+    gamma = link.compressor.claims.gamma(n)
+    assert gamma is not None
+    rng, kept = np.random.default_rng(0), []
+    sender = Sender(link, np.zeros(n, np.float32))
+    for step in range(rounds):
+        u = np.ones(n) if shape == "flat" else rng.standard_normal(n)
+        sender.commit(sender.draft((u / np.linalg.norm(u)).astype(np.float32), Seed(0, step=step, use="up")))
+        kept.append(float(np.sum(sender.state["residual"].astype(np.float64) ** 2)))
+    bound = 2 * (1 - gamma) * (2 - gamma) / gamma**2
+    # A part that draws keeps to it in the mean over its draws.
+    assert (max(kept) if text == "topk" else np.mean(kept)) <= bound
+    assert max(kept) > 0
+
+
 @pytest.mark.parametrize(
     ("probe", "error", "text"),
     [
@@ -423,6 +466,18 @@ def test_json_of_a_probe(tmp_path: Path) -> None:
     assert answer["missed"][0]["reason"]
 
 
+def test_the_largest_h_of_a_loss() -> None:
+    asked = ("--gamma", 0.5, "--n", 40, "--steps", 10**8, "--workers", 4, "--batch", 8, "--loss")
+    result = invoke(*asked, "gap=2,smoothness=1,noise=4,gradient=4")
+    assert result.exit_code == 0, result.output
+    line = "H, by the bound for this loss: at most 2, with a learning rate of 0.000283"
+    assert result.stdout.splitlines()[-1] == line
+    answer = json.loads(invoke(*asked, "gap=2,smoothness=1,noise=4,gradient=80", "--json").stdout)
+    assert answer["largest_h"]["h"] == pytest.approx(2.809 / 20, rel=1e-3)
+    rough = invoke(*asked, "gap=2,smoothness=1,noise=4,gradient=80").stdout
+    assert "at most 0.14, so not even 1, with" in rough
+
+
 def test_table_of_a_probe(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, vectors(500)["gaussian"])
@@ -436,6 +491,10 @@ def test_table_of_a_probe(tmp_path: Path) -> None:
     )
 
 
+#: Asks for the largest H of a loss.
+THEORY = ["--gamma", 0.1, "--n", 9, "--steps", 5, "--workers", 2, "--batch", 1, "--loss"]
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
@@ -446,6 +505,17 @@ def test_table_of_a_probe(tmp_path: Path) -> None:
         (["--gamma", 0.1], "SettingError: give n, the length of the vector, or a probe"),
         (["--gamma", 0.1, "--n", 9, "--sync-every", 0], "SettingError: --sync-every must be at least 1"),
         (["--gamma", 0.1, "--n", 9, "--steps", 5], "SettingError: --steps and --batch belong together"),
+        (["--gamma", 0.1, "--n", 9, "--loss", "gap=1"], "SettingError: --loss goes with --steps"),
+        ([*THEORY, "gap=1"], "SettingError: --loss gap=1: write your figures as gap=2"),
+        ([*THEORY, "gap=1,smoothness=x"], "SettingError: --loss gap=1,smoothness=x: write your figures"),
+        (
+            [*THEORY, "gap=0,smoothness=1,noise=1,gradient=1"],
+            "SettingError: gap of a loss must be positive",
+        ),
+        (
+            [*THEORY, "gap=9,smoothness=9,noise=1,gradient=1"],
+            "SettingError: 5 steps are too few for this bound",
+        ),
         (["--gamma", 0.1, "--n", 9, "--by", "bytes"], "SettingError: bytes both ways are those of several"),
         (["--gamma", 0.1, "--n", 9, "--workers", 1, "--down", "sign"], "SettingError: bytes both ways are"),
         (["--gamma", 0.1, "--workers", 3], "SettingError: give n, the length of the vector, or a probe"),
