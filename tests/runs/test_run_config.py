@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qsparse.cli.train import config_of, train
 from qsparse.errors import SettingError
 from qsparse.run import RunConfig
 from qsparse.run.config import OPTIONS
+from qsparse.run.making import make_settings
 from qsparse.wire.threads import run_threads
 
 SMALL = {"model": "softmax", "steps": 12, "batch": 8, "evaluations": 40, "ranks": 2, "wire": "threads"}
@@ -139,3 +141,26 @@ def test_what_a_file_has_too_much_of(tmp_path: Path) -> None:
     path.write_text("sync-every = 2\nsync_every = 3\n")
     with pytest.raises(SettingError, match="in two spellings: keep one"):
         RunConfig.read(path)
+
+
+def test_the_configuration_of_the_authors_answer(root: Path, tmp_path: Path) -> None:
+    """examples/cifar10_acc_asylpg.toml: what it says, and that it runs, and goes on, with small data."""
+    config = RunConfig.read(root / "examples" / "cifar10_acc_asylpg.toml")
+    settings = make_settings(config)
+    axes = settings.algorithm.axes()
+    assert (axes["compressor"], axes["down"]) == ("lowprecision(bits=4)", "lowprecision")
+    assert axes["down_memory"] == "stateless"  # 8 bits, the default, and never more
+    assert axes["server"] == "accelerated(lr=steps(start=0.1, after=[14550, 24250]))"
+    assert (config.model, config.data, config.batch, config.augment) == ("resnet18", "cifar10", 128, "none")
+    per_epoch = 50_000 // 4 // config.batch
+    assert settings.algorithm.length == per_epoch - 1  # and the full gradient
+    assert [150 * per_epoch, 250 * per_epoch] == [14550, 24250]
+    assert config.checkpoint_every == per_epoch
+    small = replace(
+        config, data="digits", model="mlp(8)", batch=8, epochs=None, until=None, wire="threads", ranks=3,
+        out=str(tmp_path / "out"), lr="steps(start=0.02, after=[90])",
+    )  # fmt: skip
+    qsparse.run(replace(small, steps=99))
+    summary, _ = qsparse.run(replace(small, steps=108))
+    assert [note["step"] for note in summary["resumed"]] == [98]
+    assert summary["steps"] == 108
