@@ -354,7 +354,7 @@ def _refuse_array(name: str, array: Any) -> None:
 def _filled(ends: Reduction, state: State) -> Reduction:
     """The ends with the saved memory in them."""
     ours = {prefix + name for prefix, memory in ends.memories() for name in memory}
-    theirs = {name for name in state if name.startswith(("sender.", "receiver.", "answer."))}
+    theirs = {name for name in state if name.startswith(("sender.", "receiver.", "answer.", "home."))}
     wrong = [f"no {name} there" for name in sorted(ours - theirs)]
     wrong += [f"no {name} here" for name in sorted(theirs - ours)]
     _refuse(wrong)

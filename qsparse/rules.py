@@ -409,6 +409,24 @@ def _weighed(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
     )
 
 
+def _said_at_home(algorithm: Algorithm, exchange: Exchange, size: int) -> str | None:
+    if not exchange.claims.recompresses:
+        return None
+    trigger, memory = algorithm.trigger, algorithm.up.memory
+    name, remedy = spell(exchange), "leave recompress out, or use exchange server"
+    if trigger.claims.may_skip:
+        return (
+            f"trigger {spell(trigger)} keeps back what a machine has to say, and under {name} its ranks have "
+            f"said it already, at home: {remedy}"
+        )
+    if not memory.claims.adds_nothing:
+        return (
+            f"memory {spell(memory)} does not take what a report spells for the report, and under {name} who "
+            f"speaks for a machine knows nothing else of its ranks: use memory errorfeedback, or {remedy}"
+        )
+    return None
+
+
 #: A number of coordinates, with which the bits of an answer should grow.
 _LONG: Final = 1 << 16
 
@@ -533,6 +551,12 @@ RULES: Final[tuple[Rule, ...]] = (
         "weights",
         _weighed,
         "Machines with different numbers of ranks weigh their reports, so the compressor is homogeneous.",
+    ),
+    Rule(
+        "said at home",
+        _said_at_home,
+        "Where a machine's ranks compress what they report to the one that speaks, nothing is skipped, and a "
+        "report is what its message spells.",
     ),
     Rule(
         "skips",

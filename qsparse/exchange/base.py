@@ -64,6 +64,7 @@ class Post(NamedTuple):
         home: between the ranks for which one of them speaks, who has number 0 there; None where every rank
             speaks for itself.
         divisor: what is said for them is the sum of their reports divided by this.
+        compressed: they say their reports at home in the words of the up link, and not as they are.
     """
 
     exchange: Exchange
@@ -71,6 +72,7 @@ class Post(NamedTuple):
     size: int
     home: Wire | None = None
     divisor: float = 1.0
+    compressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class ExchangeClaims:
         serves: rank 0 coordinates and only serves; all other ranks work.
         divides: each rank coordinates a stretch of the vector; see `Exchange.stretches`.
         groups: one rank speaks for several, with the mean of their reports; see `Exchange.post`.
+        recompresses: what the ranks of a group say to the one that speaks is compressed, and so is their mean
+            once more.
     """
 
     answers: bool = True
@@ -90,6 +94,7 @@ class ExchangeClaims:
     serves: bool = False
     divides: bool = False
     groups: bool = False
+    recompresses: bool = False
 
 
 class Exchange(ABC):

@@ -38,7 +38,7 @@ class _Machine(NamedTuple):
 @register("nodes")
 @dataclass(frozen=True)
 class Nodes(Exchange):
-    """The ranks of a machine average their reports exactly, and its lowest rank speaks for it to the others.
+    """The lowest rank of a machine speaks for it to the others, with the mean of its ranks' reports.
 
     Machine m with r_m of R ranks on M machines reports (M/R)·Σ v_r over its ranks, formed in float32 in rank
     order, so the mean over the machines is that over the ranks. Compressor, memory and trigger are those of
@@ -50,10 +50,14 @@ class Nodes(Exchange):
         ranks: how many ranks each machine has, of which the numbers follow each other: one number, where
             the last machine may have fewer, or a list with a number for each machine; none: what the wire
             finds.
+        recompress: the ranks of a machine compress their reports, too, each with an error memory of its own,
+            and who speaks decodes them and compresses their mean once more; for links within a machine that
+            are slow. Else the mean is exact.
     """
 
     outer: Exchange
     ranks: int | tuple[int, ...] | None = None
+    recompress: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.outer, Exchange) or self.outer.claims.groups:
@@ -72,7 +76,13 @@ class Nodes(Exchange):
     @property
     def claims(self) -> ExchangeClaims:
         """Those of the exchange between the machines, and that machines have one voice each."""
-        return replace(self.outer.claims, broadcasts_to_some=False, serves=False, groups=True)
+        return replace(
+            self.outer.claims,
+            broadcasts_to_some=False,
+            serves=False,
+            groups=True,
+            recompresses=self.recompress,
+        )
 
     def check(self, size: int) -> None:
         """Refuse machines that do not have all ranks, and an exchange between them that does not fit."""
@@ -132,7 +142,10 @@ class Nodes(Exchange):
         here = self._machine(wire)
         divisor = wire.size / len(machines)
         alone = divisor == len(here.ranks) == 1
-        return Post(self.outer, here.outer, len(machines), None if alone else here.home, divisor)
+        home = None if alone else here.home
+        # Where there is nobody to tell, compressing twice would lose for nothing.
+        compressed = self.recompress and len(here.ranks) > 1
+        return Post(self.outer, here.outer, len(machines), home, divisor, compressed)
 
     def weighs(self, size: int) -> bool:
         """Whether the machines have different numbers of ranks."""

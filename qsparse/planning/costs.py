@@ -242,8 +242,9 @@ def estimate(
     else:
         heard = (sent.down_values if exchange.claims.answers else 0.0) * speeds.decode
     step = 1 / size if exchange.claims.divides else 1
+    encoded = 2 if exchange.claims.recompresses else 1
     computing = (
-        n * (speeds.encode + answers * speeds.answer + step * speeds.absorb)
+        n * (encoded * speeds.encode + answers * speeds.answer + step * speeds.absorb)
         + cost.merges * sent.up_values * speeds.decode
         + heard
     )

@@ -12,7 +12,7 @@ from qsparse.algorithm import Algorithm
 from qsparse.compressors import Float32
 from qsparse.exchange import Exchange
 from qsparse.ledger import Ledger
-from qsparse.link import Link
+from qsparse.link import Link, Sender
 from qsparse.rounds.coordinator import Coordinator
 from qsparse.rounds.worker import WorkerEnd
 from qsparse.seeds import Seed
@@ -56,13 +56,16 @@ def _entries(algorithm: Algorithm, exchange: Exchange, size: int, n: int) -> tup
     workers = len(exchange.workers(size))
     stretches = exchange.stretches(n, min(size, _RANKS))
     x, gradient, report = start.copy(), start.copy(), start.copy()
-    ends, coordinators = [], []
+    ends: list[WorkerEnd | Sender] = []
+    coordinators = []
     # A phase before the phase keeps what it has, and moves the same model.
     for phase in (each for each in (algorithm.prelude, algorithm) if each is not None):
         plain = _uncompressed(phase.among(workers))
         end = WorkerEnd(plain, start, Seed(0, use="up"), (), Ledger(), True, stretches)
         end.begin(x, gradient, report)
         ends.append(end)
+        if exchange.claims.recompresses:
+            ends.append(Sender(plain.up, np.zeros_like(start)))
         coordinator = Coordinator(plain, start, workers, Seed(0), (), Ledger(), exchange.claims.answers)
         coordinators.append(coordinator)
     of_receivers = 0.0

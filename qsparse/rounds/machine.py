@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -12,10 +13,14 @@ from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import raise_error
 from qsparse.ledger import Ledger
 from qsparse.link import Link, Sender
+from qsparse.memory import Draft
 from qsparse.payload import Payload, Way
 from qsparse.seeds import Seed
 from qsparse.types import Layout, Vector
 from qsparse.wire.base import Wire
+
+#: What is said at home has random numbers of its own, as who speaks draws for the machine at the same step.
+_AT_HOME: Final = -1
 
 
 class Machine:
@@ -24,6 +29,7 @@ class Machine:
     Args:
         home: the wire between the ranks of the machine; number 0 speaks for them.
         divisor: what is said is the sum of the reports divided by this.
+        link: how reports are said at home; a receiver takes the decoded total as it is.
         start: the common starting point, (n,).
         seed: of the run, with this rank.
         layout: the model's layers, for messages.
@@ -31,17 +37,33 @@ class Machine:
     """
 
     def __init__(
-        self, home: Wire, divisor: float, start: Vector, seed: Seed, layout: Layout, ledger: Ledger
+        self,
+        home: Wire,
+        divisor: float,
+        link: Link,
+        start: Vector,
+        seed: Seed,
+        layout: Layout,
+        ledger: Ledger,
     ) -> None:
         self.home, self.divisor, self.ledger = home, divisor, ledger
-        self.seed = seed.at(use="up")
-        self._plain = Sender(Link(), start, layout)
+        self.seed = seed.at(use="up").child(_AT_HOME)
+        #: Says this rank's reports at home, and keeps what they leave unsaid.
+        self.sender = Sender(link, np.zeros_like(start), layout)
+        self._draft: Draft | None = None
         self._pooled = np.empty_like(start) if home.rank == 0 else None
 
-    def report(self, v: Vector, t: int, signal: int) -> Payload:
-        """This rank's report at step t, as it is, marked with the signal by which it was asked to stop."""
+    def report(self, v: Vector, t: int, signal: int = 0) -> Payload:
+        """This rank's report at step t, marked with the signal by which it was asked to stop."""
         with self.ledger.timed("encode", v.size):
-            return self._plain.draft(v, self.seed.at(step=t)).payload.asking(signal)
+            self._draft = self.sender.draft(v, self.seed.at(step=t))
+            return self._draft.payload.asking(signal)
+
+    def commit(self) -> None:
+        """The report was said: only now the memory moves. Without a report nothing does."""
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self.sender.commit(draft)
 
     def pool(self, mine: Payload, t: int) -> tuple[Vector, int] | None:
         """Bring the reports of the machine together.

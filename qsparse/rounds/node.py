@@ -12,6 +12,7 @@ from qsparse.errors import SettingError
 from qsparse.exchange.base import Exchange
 from qsparse.exchange.notes import only_updates, same_step
 from qsparse.ledger import Ledger
+from qsparse.link import Link
 from qsparse.local import SGD
 from qsparse.payload import Kind, Payload, Way
 from qsparse.process import notice
@@ -85,7 +86,8 @@ class Node:
         self.machine = None
         mine = seed.at(rank=wire.rank)
         if post.home is not None:
-            self.machine = Machine(post.home, post.divisor, start, mine, layout, ledger)
+            at_home = algorithm.up if post.compressed else Link()
+            self.machine = Machine(post.home, post.divisor, at_home, start, mine, layout, ledger)
         self.stretches = exchange.stretches(start.size, post.size)
         speaks = self.works and post.wire is not None
         self.worker = WorkerEnd(algorithm, start, mine, layout, ledger, self.works, self.stretches, speaks)
@@ -201,6 +203,7 @@ class Node:
         """A round in which one rank of each machine speaks for it."""
         mine = machine.report(v, t, signal)
         pooled = machine.pool(mine, t)
+        machine.commit()
         if pooled is None:
             replies, self.worker.sent = machine.hear(t, len(self.stretches))
             _same_call([mine], replies)

@@ -96,7 +96,8 @@ class Reduction:
         self.machine = None
         if post.home is not None:
             divisor = 1.0 if summed else post.divisor
-            self.machine = Machine(post.home, divisor, start, mine, (), self.ledger)
+            at_home = link if post.compressed else Link()
+            self.machine = Machine(post.home, divisor, at_home, start, mine, (), self.ledger)
         self.sender = None if number is None else Sender(link, start)
         self.stretches = self._pattern.stretches(start.size, post.size)
         #: The number of the stretch that this rank merges.
@@ -175,6 +176,8 @@ class Reduction:
         heard = sum(len(reply) for number, reply in enumerate(replies) if number not in call.results)
         with self.ledger.timed("decode", heard):
             # Only now has everybody spoken, and been answered: a round that failed has left all as it was.
+            if self.machine is not None:
+                self.machine.commit()
             if self.sender is not None and call.draft is not None:
                 self.sender.commit(call.draft)
                 self.ledger.count_message(call.draft.payload)
@@ -183,6 +186,8 @@ class Reduction:
     def memories(self) -> list[tuple[str, State]]:
         """What this rank remembers, by the beginning of its name; states that never move are left out."""
         found = [] if self.sender is None else [("sender.", self.sender.state)]
+        if self.machine is not None:
+            found.append(("home.sender.", self.machine.sender.state))
         if self.answerer is not None:
             found.append(("answer.sender.", self.answerer.state))
         for number, each in enumerate(self.ends):
@@ -213,7 +218,7 @@ class Reduction:
 
     def _as_one(self, machine: Machine, call: _Call, bring: Bring, t: int) -> list[Payload]:
         """The round of a machine for which one rank speaks; returns the answers."""
-        (mine,) = self._told(call, lambda: [machine.report(self._brought(call, bring), t, 0)], 1, t)
+        (mine,) = self._told(call, lambda: [machine.report(self._brought(call, bring), t)], 1, t)
         together = machine.gather(mine, t)
         if together is None:
             return machine.hear(t, len(self.stretches))[0]

@@ -70,12 +70,14 @@ class NodeState:
         coordinator: None on a rank that does not coordinate.
         local: of the local step, without the model; None on a rank that does not work.
         answer: the answer that is still to be adopted, if any.
+        home: of the link by which this rank reports on its machine; None where that keeps nothing.
     """
 
     worker: WorkerState
     coordinator: CoordinatorState | None = None
     local: State | None = None
     answer: Answer | None = None
+    home: State | None = None
 
 
 @dataclass
@@ -204,6 +206,7 @@ def state_of(node: Node, local: bool = True) -> NodeState:
         if local and worker.state is not None
         else None,
         answer,
+        None if node.machine is None else node.machine.sender.state or None,
     )
 
 
@@ -218,6 +221,8 @@ def restore(node: Node, saved: NodeState) -> None:
     worker.asked = saved.worker.asked
     if worker.sender is not None:
         fill(worker.sender.state, saved.worker.sender or {})
+    if node.machine is not None:
+        fill(node.machine.sender.state, saved.home or {})
     if coordinator is not None:
         kept = saved.coordinator
         if kept is None:

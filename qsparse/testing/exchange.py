@@ -254,10 +254,11 @@ def _stretches(part: Exchange, name: str, x: Vector) -> bool:
 def _posts(part: Exchange, name: str, x: Vector) -> bool:
     """Who speaks for others says what makes the mean of those that speak the mean of all workers.
 
-    Without the claim `groups` every rank speaks for itself.
+    Without the claim `groups` every rank speaks for itself. With the claim `recompresses` those that are told
+    by others hear compressed reports.
     """
 
-    def body(wire: Wire) -> tuple[int | None, int, int | None, list[int], float]:
+    def body(wire: Wire) -> tuple[int | None, int, int | None, list[int], float, bool]:
         post = part.post(wire)
         home = post.home
         together = [wire.rank]
@@ -268,7 +269,8 @@ def _posts(part: Exchange, name: str, x: Vector) -> bool:
             others = (home.receive(other) for other in range(home.size) if other != home.rank)
             together += [payloads[0].origin for _, payloads in others]
         number = None if post.wire is None else post.wire.rank
-        return number, post.size, None if home is None else home.rank, sorted(together), post.divisor
+        place = None if home is None else home.rank
+        return number, post.size, place, sorted(together), post.divisor, post.compressed
 
     for size in _fitting(part):
         posts = _together(size, body)
@@ -278,16 +280,18 @@ def _posts(part: Exchange, name: str, x: Vector) -> bool:
         hold(numbers == list(range(len(speakers))), f"of {size} ranks {speakers} speak, as {numbers}")
         hold({post[1] for post in posts} == {len(speakers)}, "the ranks do not know how many speak")
         if not part.claims.groups:
-            alone = speakers == list(range(size)) and all(post[2] is None for post in posts)
+            alone = speakers == list(range(size)) and all(post[2] is None and not post[5] for post in posts)
             hold(alone, f"of {size} ranks {speakers} speak, and no groups are claimed")
             continue
-        for rank, (number, _, place, together, divisor) in enumerate(posts):
+        for rank, (number, _, place, together, divisor, compressed) in enumerate(posts):
             what = f"rank {rank} of {size}"
             hold((number is None) == (place not in (None, 0)), f"{what} speaks, or not, against its place")
             hold(
                 all(posts[other][3] == together for other in together),
                 f"{what} is with others than these say",
             )
+            twice = part.claims.recompresses and len(together) > 1
+            hold(compressed == twice, f"{what}: reports at home are compressed, or not, against the claim")
             fair = abs(divisor * len(speakers) - len(workers)) < 1e-9 * size
             hold(fair, f"{what} divides by {divisor}, and {len(workers)} workers have {len(speakers)} voices")
     return True

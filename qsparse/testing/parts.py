@@ -102,6 +102,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "nodes(outer=tree, ranks=[2, 1])",
         "nodes(outer=allgather, ranks=2)",
         "nodes(outer=sharded, ranks=3)",
+        "nodes(outer=server, ranks=2, recompress=true)",
         "nodes(outer=server(root=1), ranks=1)",
     ),
     "meeting": (

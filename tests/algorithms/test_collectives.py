@@ -1,4 +1,4 @@
-"""Server compression between reduce and broadcast of a tree, and between reduce-scatter and allgather.
+"""Server compression between reduce and broadcast of a tree, between reduce-scatter and allgather, and twice.
 
 Everything runs in float64 from a float32 start; what travels is float32, as in `transcriptions_collectives`.
 """
@@ -6,16 +6,16 @@ Everything runs in float64 from a float32 start; what travels is float32, as in 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import paper_runs as runs
 import pytest
 import transcriptions as paper
-from transcriptions_collectives import dist_ef_ring
+from transcriptions_collectives import dist_ef_ring, two_levels
 
-from qsparse.exchange import Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.exchange import Exchange, Nodes, ParameterServer, Sharded, TreeBroadcast
 from qsparse.registry import build
 from qsparse.rounds.node import Node
 from qsparse.rounds.synchronous import rounds
@@ -25,7 +25,7 @@ from qsparse.seeds import Seed
 from qsparse.wire.base import Wire
 from qsparse.wire.threads import run_threads
 
-#: Enough for a tree in which a rank hands on another's report.
+#: Enough for a tree in which a rank hands on another's report, and for two machines that are unlike.
 WORKERS, STEPS = 5, 48
 COSINE = "cosine(peak=0.02)"
 
@@ -123,3 +123,63 @@ def test_chunks_of_whole_blocks_make_the_model_of_a_server() -> None:
     """Bit for bit: each of the 5 chunks has two blocks of 6."""
     models, wanted = (trained(SERVERS[1], exchange) for exchange in (Sharded(), ParameterServer()))
     assert all(np.array_equal(models[t], wanted[t]) for t in wanted)
+
+
+# --- compressed again at an inner node -------------------------------------------------------------
+
+
+def signs(v: np.ndarray, *_: int) -> np.ndarray:
+    return sign_blocks(v, None)
+
+
+def layered(v: np.ndarray, *_: int) -> np.ndarray:
+    return paper.by_layers(lambda part, _: paper.scaled_sign(part), v, runs.LAYERS)
+
+
+def top(v: np.ndarray, *_: int) -> np.ndarray:
+    return paper.sign_top_k(v, 6)
+
+
+def random_levels(*path: int) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    """Q_s by layers; who speaks for a machine draws numbers of its own for it."""
+
+    def said(v: np.ndarray, r: int, t: int) -> np.ndarray:
+        def one(part: np.ndarray, number: int) -> np.ndarray:
+            return paper.q_s(part, 15, runs.uniforms(r, t, (*path, number, 1), len(part)))
+
+        return paper.by_layers(one, v, runs.LAYERS)
+
+    return said
+
+
+EVERY = range(1, STEPS + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "eta", "meetings", "inner", "outer", "settings"),
+    [
+        (f"dist-ef-sgd(lr={COSINE})", COSINE, EVERY, signs, signs, {"down": signs}),
+        (f"dist-ef-blocksgdm(lr={COSINE}, momentum=0.5)", COSINE, EVERY, layered, layered,
+         {"down": layered, "momentum": 0.5, "nesterov": True}),
+        ("qsparse-local-sgd(lr=0.02, H=4, compressor=topk(k=6) >> sign)", 0.02, range(4, STEPS + 1, 4),
+         top, top, {}),
+        ("qsgd(lr=0.05)", 0.05, EVERY, random_levels(-1), random_levels(), {"feedback": False}),
+    ],
+    ids=lambda value: value.partition("(")[0] if isinstance(value, str) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("ranks", [3, (1, 4), 5], ids=str)
+def test_what_a_machine_has_heard_is_compressed_again(
+    text: str,
+    eta: str | float,
+    meetings: Sequence[int],
+    inner: Callable[..., np.ndarray],
+    outer: Callable[..., np.ndarray],
+    settings: dict[str, Any],
+    ranks: Any,
+) -> None:
+    """Machines of three and two ranks; one rank that has nobody to tell; one machine of all."""
+    exchange = Nodes(ParameterServer(), ranks, recompress=True)
+    machines = exchange.machines(WORKERS)
+    wanted = two_levels(runs.START, gradient, STEPS, machines, rate(eta), meetings, inner, outer, **settings)
+    models = trained(text, exchange)
+    compare(models, wanted)

@@ -164,6 +164,10 @@ def test_what_was_chosen_stays_and_older_states_are_of_allgather() -> None:
         ({"exchange": "server(works=false)"}, "every rank brings an array, so every rank must work"),
         ({"exchange": "ring"}, "ring"),
         ({"exchange": 3}, "needs a exchange or its text, not 3"),
+        (
+            {"memory": "innovation", "exchange": "nodes(outer=server, ranks=2, recompress=true)"},
+            "memory innovation does not take what a report spells",
+        ),
         ({"exchange": "nodes(outer=server)"}, "does not know which ranks are on one machine"),
         ({"exchange": "sharded", "down": "topk(k=5)"}, "give it a ratio instead of a number"),
         ({"down_memory": "stateless"}, "down_memory has no effect: give down"),

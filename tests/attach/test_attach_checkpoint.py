@@ -32,6 +32,11 @@ ALGORITHMS = {
     "both ways": "dist-ef-sgd",
     "gaps": "qsparse-local-sgd(H=5, random_gaps=true)",
     "machines": "qsparse-local-sgd(H=4)",
+    "machines, compressed": "qsparse-local-sgd(H=4)",
+}
+EXCHANGES = {
+    "machines": "nodes(outer=server, ranks=2)",
+    "machines, compressed": "nodes(outer=server, ranks=2, recompress=true)",
 }
 
 
@@ -89,7 +94,7 @@ def test_a_loop_goes_on(tmp_path: Path, name: str, optimizer: str) -> None:
     """The model, batch statistics, learning rate and counters are those of a loop that was not ended."""
 
     def body(wire: Wire, folder: Path, steps: int) -> Any:
-        exchange = "nodes(outer=server, ranks=2)" if name == "machines" else "auto"
+        exchange = EXCHANGES.get(name, "auto")
         return loop(wire, folder, ALGORITHMS[name], optimizer, steps, exchange=exchange)
 
     whole = run_threads(3, lambda wire: body(wire, tmp_path / "whole", 33), timeout=60)

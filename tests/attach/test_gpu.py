@@ -468,7 +468,10 @@ class There:
         return self.x.cpu().numpy().tobytes()
 
 
-@pytest.mark.parametrize("exchange", [ParameterServer(), AllGather(), Nodes(AllGather(), ranks=2)])
+@pytest.mark.parametrize(
+    "exchange",
+    [ParameterServer(), AllGather(), Nodes(AllGather(), ranks=2), Nodes(AllGather(), 2, recompress=True)],
+)
 @pytest.mark.parametrize("name", [*MEETINGS, "few down, forgotten"])
 def test_meetings_have_the_same_bits(there: Any, name: str, exchange: Any) -> None:
     """Of a tensor that goes its own way between meetings; its first entries are −0."""

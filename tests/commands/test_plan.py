@@ -21,7 +21,7 @@ from qsparse.bench.links import measure_links, pairs_of
 from qsparse.cli.commands import qsparse
 from qsparse.cli.plan import counts_of, speeds_of
 from qsparse.errors import CompositionError, DataError, SettingError
-from qsparse.exchange import AllGather, ParameterServer, Sharded
+from qsparse.exchange import AllGather, Nodes, ParameterServer, Sharded
 from qsparse.ledger import Ledger
 from qsparse.planning import Links, Speeds, dense_seconds
 from qsparse.planning.links import Pair, links_file, links_from, slow
@@ -245,6 +245,9 @@ def test_memory_is_that_of_a_node() -> None:
     # The error, and the model that the coordinator answers about, are remembered beside.
     assert kept.worker == plain.worker + 2
     assert kept.coordinator > plain.coordinator
+    # And where a rank reports on its machine by a sender of its own, its error and where that is formed.
+    twice = held(ours, Nodes(ParameterServer(), 2, recompress=True), 4)
+    assert twice == kept._replace(worker=kept.worker + 2)
     for row in (sgd, ours):
         for exchange in (ParameterServer(), AllGather(), Sharded()):
             for size in (1, 4):

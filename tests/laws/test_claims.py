@@ -389,7 +389,14 @@ def test_claims_of_triggers_and_exchanges_are_held():
         def post(self, wire):
             return super().post(wire)._replace(divisor=1.0)
 
+    @dataclass(frozen=True)
+    class Twice(Nodes):
+        @property
+        def claims(self):
+            return replace(super().claims, recompresses=not self.recompress)
+
     assert broken(Hidden(ParameterServer(), 2)) == {"posts"}
+    assert broken(Twice(ParameterServer(), 2)) == broken(Twice(ParameterServer(), 2, True)) == {"posts"}
     assert broken(Louder(ParameterServer(), 2)) == {"posts"}
     assert broken(Always()) == {"due"}
     assert broken(Reluctant()) == {"worth"}

@@ -23,6 +23,7 @@ from qsparse.ledger import Ledger, combine
 from qsparse.link import Link
 from qsparse.local import LASG, SGD, Gradient
 from qsparse.memory import ErrorFeedback, Innovation
+from qsparse.participation import Everyone
 from qsparse.planning import messages
 from qsparse.registry import build, spell
 from qsparse.rounds.node import Node
@@ -79,13 +80,14 @@ def walked(
 @pytest.mark.parametrize("name", ROWS)
 def test_machines_of_one_rank_are_the_outer_exchange(name: str, outer: Exchange) -> None:
     """To the last bit, bytes and paper bits included."""
-    one, other = (
+    one, *others = (
         on_threads(3, lambda wire, e=e: walked(wire, ROWS[name], e, lambda rank: rank))
-        for e in (outer, Nodes(outer, ranks=1))
+        for e in (outer, Nodes(outer, ranks=1), Nodes(outer, ranks=1, recompress=True))
     )
-    for (x, counted), (y, again) in zip(one, other, strict=True):
-        assert x == y
-        assert {**counted, "seconds": None} == {**again, "seconds": None}
+    for other in others:
+        for (x, counted), (y, again) in zip(one, other, strict=True):
+            assert x == y
+            assert {**counted, "seconds": None} == {**again, "seconds": None}
 
 
 @pytest.mark.parametrize("outer", OUTER, ids=spell)
@@ -212,6 +214,8 @@ def test_a_simulated_network_makes_the_same_model() -> None:
         ("nodes(outer=server, ranks=2)", "qsparse-local-sgd(H=2)"),
         ("nodes(outer=sharded, ranks=[3, 1])", "qsparse-local-sgd(H=2)"),
         ("nodes(outer=allgather, ranks=2)", "laq"),
+        ("nodes(outer=server, ranks=2, recompress=true)", "qsparse-local-sgd(H=2)"),
+        ("nodes(outer=sharded, ranks=[3, 1], recompress=true)", "dist-ef-sgd"),
     ],
 )
 def test_a_resumed_run_keeps_what_machines_have_not_said(
@@ -245,6 +249,21 @@ def test_bytes_between_machines_fall_by_their_ranks(outer: str) -> None:
     # Six dense reports go to who speaks, in every round.
     assert together["machine_bytes"]["up"] >= 4 * 6 * 4 * together["parameters"]
     assert "machine_bytes" not in alone
+
+
+def test_reports_at_home_are_as_short_as_those_between_machines() -> None:
+    """Six signs of a vector in each round in place of six dense ones; between machines all is as it was."""
+    settings = {"algorithm": "dist-ef-sgd", "ranks": 8, "steps": 4}
+    exact, twice = (
+        ran(**settings, exchange=f"nodes(server, ranks=4{more})") for more in ("", ", recompress=true")
+    )
+    assert twice["model_sha256"] != exact["model_sha256"]
+    for key in ("wire_bytes", "link_bytes", "paper_bits", "messages"):
+        assert twice[key] == exact[key], key
+    assert exact["machine_bytes"]["up"] > 6 * 4 * 4 * exact["parameters"]
+    # One machine sends a report to the other in every round, and six ranks do at home.
+    assert twice["machine_bytes"]["up"] == 6 * twice["wire_bytes"]["up"]
+    assert twice["machine_bytes"]["down"] == exact["machine_bytes"]["down"]
 
 
 @pytest.mark.parametrize("outer", OUTER, ids=spell)
@@ -308,10 +327,11 @@ def test_processes_make_the_bits_of_threads_and_find_their_machine() -> None:
         assert wire.machines == (0,) * 4, wire.machines
         assert Nodes(ParameterServer()).on(wire) == Nodes(ParameterServer(), 4)
         bits = [
-            t.model(wire, algorithm, Nodes(outer, ranks))
+            t.model(wire, algorithm, Nodes(outer, ranks, recompress))
             for algorithm in t.ALGORITHMS.values()
             for outer in (ParameterServer(), AllGather(), Sharded())
             for ranks in (2, (3, 1), 4)
+            for recompress in (False, True)
         ]
         wire.close()
         if wire.rank == 3:
@@ -321,10 +341,11 @@ def test_processes_make_the_bits_of_threads_and_find_their_machine() -> None:
 
     printed = mpi_run(4, program, timeout=80).stdout.split()
     wanted = [
-        set(on_threads(4, lambda wire, a=a, e=Nodes(outer, ranks): t.model(wire, a, e).tobytes().hex()))
+        set(on_threads(4, lambda wire, a=a, e=e: t.model(wire, a, e).tobytes().hex()))
         for a in t.ALGORITHMS.values()
         for outer in (ParameterServer(), AllGather(), Sharded())
         for ranks in (2, (3, 1), 4)
+        for e in (Nodes(outer, ranks), Nodes(outer, ranks, recompress=True))
     ]
     assert [{each} for each in printed] == wanted
 
@@ -400,6 +421,17 @@ def test_what_would_be_another_algorithm_is_refused() -> None:
     check(lasg, ParameterServer(), 4)
     with pytest.raises(CompositionError, match="a machine says the mean of several"):
         check(lasg, exchange, 4)
+    twice = Nodes(ParameterServer(), 2, recompress=True)
+    check(build("dist-ef-sgd", "algorithm"), twice, 4)
+    for text, word in (
+        ("laq", "trigger lazy.* keeps back what a machine has to say"),
+        ("lag-ps", "memory innovation does not take what a report spells"),
+    ):
+        check(build(text, "algorithm").with_(participation=Everyone()), exchange, 4)
+        with pytest.raises(CompositionError, match=word):
+            check(build(text, "algorithm").with_(participation=Everyone()), twice, 4)
+    with pytest.raises(CompositionError, match="different numbers of ranks"):
+        check(half, replace(uneven, recompress=True), 4)
     for other in (
         row.with_(participation=build("sample(fraction=0.5)", "participation")),
         row.with_(meeting=build("asynchronous", "meeting")),
