@@ -42,9 +42,9 @@ class LowPrecision(Quantizer):
     Args:
         bits: b, 2 to 16, and the smallest b that `within` may choose; a message takes 32 + b·k bits.
         delta: a fixed δ > 0, or None for the one above.
+        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
         clip: c, where the grid ends as a part of ‖v‖∞, on both sides, above 0 and at most 1; it goes without
             ``delta``.
-        coder: ``packed``, or ``ans`` for codes by their entropy where that is shorter.
     """
 
     bits: int = 8
