@@ -13,7 +13,7 @@ from exchange_laws import on_threads
 import qsparse
 from qsparse.algorithm import Algorithm
 from qsparse.errors import SettingError
-from qsparse.exchange import AllGather, Exchange, ParameterServer, Sharded, TreeBroadcast
+from qsparse.exchange import AllGather, Exchange, Nodes, ParameterServer, Sharded, TreeBroadcast
 from qsparse.files import read_toml
 from qsparse.ledger import Ledger
 from qsparse.planning import (
@@ -146,6 +146,9 @@ def test_what_a_rank_does_counts_where_it_is_done() -> None:
 
     server, shares = ParameterServer(), Sharded()
     assert computing(server, encode=1) == computing(shares, encode=1) == 1000
+    # A rank that speaks for others compresses what it reports, and what they all have reported.
+    twice = Nodes(server, 5, recompress=True)
+    assert (computing(Nodes(server, 5), encode=1), computing(twice, encode=1)) == (1000, 2000)
     assert (computing(server, answer=1), computing(shares, answer=1)) == (1000, 200)
     assert (computing(server, absorb=1), computing(shares, absorb=1)) == (1000, 200)
     assert (computing(server, decode=1), computing(shares, decode=1)) == (5 * 10 + 20, 10 + 20)
