@@ -150,10 +150,17 @@ def _row(method: Method, runs: Sequence[Measured], target: float) -> Measured:
         "in_all": _means(
             [{**run["summary"], "link_bytes": link_bytes(run["summary"])} for run in runs], "steps"
         ),
+        "machine_bytes": _mean([_within_machines(run["summary"]) for run in runs]),
         "reached": len(reached),
         # A mean over those seeds that happen to get there would flatter the method.
         "to_target": _means(reached, "step") if len(reached) == len(runs) else None,
     }
+
+
+def _within_machines(summary: Measured) -> int:
+    """The bytes that ranks of one machine have sent each other, reports and answers."""
+    found = summary.get("machine_bytes", {})
+    return sum(found.get(way, 0) for way in _WAYS)
 
 
 def _means(points: Sequence[Measured], step: str) -> Measured:
@@ -172,6 +179,7 @@ def table(measured: Measured) -> str:
     rows = measured["rows"]
     many = any(len(row["seeds"]) > 1 for row in rows)
     grid = any(row["lr"] is not None for row in rows)
+    machines = any(row["machine_bytes"] for row in rows)
     sizes = ["link\nbytes", *(f"{what} {way}" for way in _WAYS for what in ("wire\nbytes", "paper\nbits"))]
     fewer = ["fewer\nlink bytes", *(f"fewer\nbytes {way}" for way in _WAYS), "fewer\nbits up", "published"]
 
@@ -183,12 +191,15 @@ def table(measured: Measured) -> str:
         apart = [found[name][way] for way in _WAYS for name in ("wire_bytes", "paper_bits")]
         return [f"{found['steps']:,.0f}", *map(_short, [sum(found["link_bytes"].values()), *apart])]
 
-    in_all = [
-        [*named(row), _spread(row), *([str(len(row["seeds"]))] if many else []), *amounts(row["in_all"])]
-        for row in rows
-    ]
+    def ended(row: Measured) -> list[str]:
+        seeds = [str(len(row["seeds"]))] if many else []
+        within = [_short(row["machine_bytes"])] if machines else []
+        return [*named(row), _spread(row), *seeds, *amounts(row["in_all"]), *within]
+
+    in_all = [ended(row) for row in rows]
     head = ["", *(["lr"] if grid else [])]
-    first = _tabulated(in_all, [*head, "accuracy", *(["seeds"] if many else []), "steps", *sizes])
+    counted = [*(["seeds"] if many else []), "steps", *sizes, *(["machine\nbytes"] if machines else [])]
+    first = _tabulated(in_all, [*head, "accuracy", *counted])
     second = _tabulated(
         [[*named(row), *_towards(row, amounts)] for row in rows],
         [*head, "steps", *sizes, *fewer],
@@ -196,6 +207,7 @@ def table(measured: Measured) -> str:
     target = measured["target"]
     above = f"Up to the first evaluation with an accuracy of {target:.4g} ({measured['target_is']})"
     told = "At the end: test accuracy, what crossed the busiest link up and down, and what all sent each way"
+    told += "; machine bytes: what ranks of one machine sent each other" if machines else ""
     parts = [told, first, above, second]
     if any(row.get("mark") for row in rows):
         parts.append(

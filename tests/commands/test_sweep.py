@@ -612,6 +612,22 @@ def test_the_file_in_the_docs(root: Path, tmp_path: Path) -> None:
     assert ["topk" in line for line in lines] == [False, True]
 
 
+def test_the_example_about_collectives(root: Path) -> None:
+    """Dense SGD, and each of three algorithms over each of five exchanges with the same learning rate."""
+    lines = commands(invoke(root / "examples/collectives.toml", "--data", "digits", "--dry-run"))
+    told = [
+        dict(re.findall(r"--(algorithm|lr|exchange)=(\S+)", " ".join(shlex.split(line)))) for line in lines
+    ]
+    assert len(lines) == 16
+    ways = {"server", "tree", "sharded", "nodes(outer=server,"}
+    for algorithm in {each["algorithm"] for each in told} - {"sgd"}:
+        same = [each for each in told if each["algorithm"] == algorithm]
+        assert len(same) == 5
+        assert {each["exchange"] for each in same} == ways
+        assert len({each["lr"] for each in same}) == 1
+    assert sum("recompress=true" in line for line in lines) == 3
+
+
 def test_what_wins(tmp_path: Path) -> None:
     """A method's own options, then the command line, then --config, then what a file has for all."""
     own = tmp_path / "own.toml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,12 @@ def test_a_run_that_collapsed_sets_no_target_and_gains_nothing() -> None:
     text = table(found)
     assert "flat (far below)" in text
     assert "They set no target" in text
+    # What stays within machines has a column where there is any.
+    assert "machine" not in text
+    within = run("two machines", 10, 0.4, 0.8, machine_bytes={"up": 30_000, "down": 12_000, "control": 5})
+    told = measure([*methods, Method("two", {})], [*runs, {**within, "method": "two"}], None)
+    assert [row["machine_bytes"] for row in told["rows"]] == [0] * 5 + [42_000]
+    assert re.search(r"^two  .* 42,000$", table(told), re.MULTILINE)
     # Nor against a baseline that has not learned.
     assert all(row["gain"] is None for row in measure(methods, [{**runs[0], "summary": runs[0]["summary"] | {
         "outcome": DIVERGED}}, *runs[1:]], None)["rows"])  # fmt: skip
