@@ -30,7 +30,7 @@ VERDICTS: Final = ("holds", "holds partly", "does not hold", "not tried here")
 KEPT: Final = {
     "qsparse reproduce": ("reproduction.md",),
     "qsparse bench": ("benchmarks.md",),
-    "qsparse sweep": ("results/README.md", "sweeps.md"),
+    "qsparse sweep": ("results/README.md", "sweeps.md", "reproduction.md"),
     "qsparse plan": ("planning.md",),
     "qsparse laws": (),
     "pytest": ("bits.md", "compositions.md"),
@@ -50,6 +50,7 @@ SHORT: Final = {
     ),
     "qsparse bench scale": "tests/commands/test_bench_scale.py::test_two_ranks_through_shared_memory",
     "qsparse sweep figure-1": "tests/commands/test_sweep.py::test_methods_of_named_sweeps_train",
+    "qsparse sweep examples/collectives": "tests/commands/test_sweep.py::test_the_example_about_collectives",
     "qsparse laws": "tests/laws/test_laws.py::test_the_example_keeps_every_law",
 }
 #: Training in a few steps of the embedded data, over the wire of the command.
