@@ -135,7 +135,7 @@ class Cifar100(_Cifar):
 
 
 def _digits() -> Dataset:
-    table = _digitsstandardised()
+    table = _digits_table()
     raw = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     y = table[:, -1].astype(np.int64)
     train, test = split(len(y))
@@ -148,7 +148,7 @@ def _digits() -> Dataset:
     return Dataset("digits", x[train], y[train], x[test], y[test], 10, (1, 8, 8))
 
 
-def _digitsstandardised() -> npt.NDArray[np.float64]:
+def _digits_table() -> npt.NDArray[np.float64]:
     """64 pixels and the label of every picture.
 
     The file is read as `sklearn.datasets.load_digits` reads it, without loading all of scikit-learn and
