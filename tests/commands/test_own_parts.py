@@ -95,7 +95,7 @@ def test_own_parts_train_over_an_own_wire_as_over_processes(root: Path, tmp_path
 @pytest.mark.parametrize(
     ("option", "text", "said"),
     [
-        ("--model", "mpl(20)", "no model is named 'mpl': did you mean 'mlp'? known: cnn, mlp"),
+        ("--model", "mpl(20)", "no model is named 'mpl': did you mean 'mlp'? known: cnn, logistic, mlp"),
         ("--data", "digit", "no data set is named 'digit': did you mean 'digits'? known: cifar10, "),
         ("--sharding", "randm", "no sharding is named 'randm': did you mean 'random'?"),
         (
