@@ -26,7 +26,8 @@ from qsparse.compressors import TopK, unpack
 from qsparse.compressors.changes import compress_changes, put_changes
 from qsparse.compressors.cutting import cut
 from qsparse.compressors.decoding import accumulate_into
-from qsparse.compressors.reports import bundle, handed_on
+from qsparse.compressors.reports import bundle, handed_on, merged, vote
+from qsparse.errors import Imprecise
 from qsparse.exchange import ParameterServer
 from qsparse.exchange.base import Stretch
 from qsparse.kernels import jit
@@ -94,6 +95,10 @@ def rehearse_algorithm(algorithm: Algorithm, start: Vector, layout: Layout) -> N
     _step(replace(row, trigger=Every(1)), 1, start, layout)
     # Alone, nothing is divided.
     rehearse_link(row.up, start, layout)
+    if row.votes:
+        _rehearse_votes(start)
+    if row.answer.memory.claims.needs_precision:
+        _rehearse_precisions(row.answer, start, layout)
     if row.trigger.claims.may_skip or row.participation.claims.chooses:
         # Asked of a draft that is then perhaps not sent; of a model by comparison with the one before.
         _step(row, 2, start, layout)
@@ -114,6 +119,24 @@ def _step(row: Algorithm, steps: int, start: Vector, layout: Layout) -> None:
         pass
     if row.answer.memory.claims.exact:
         _rehearse_changes(start.dtype)
+
+
+def _rehearse_votes(start: Vector) -> None:
+    """Tell a vote, and one with a tie."""
+    u = _noise(start)
+    for _ in range(2):
+        merged(vote(u, Seed(0)), np.empty_like(start))
+        u[:1] = 0
+
+
+def _rehearse_precisions(link: Link, start: Vector, layout: Layout) -> None:
+    """Tell a model coarsely, finely, and as it is: the more bits, the wider are codes in memory."""
+    x, sender, receiver = _noise(start), Sender(link, start, layout), Receiver(link, start)
+    for share in (1e-1, 1e-5, 0.0):
+        # A grid of one's own may be too coarse, and then it is never told so finely.
+        with contextlib.suppress(Imprecise):
+            fitted = sender.compressor.within(x, share * float(np.square(x).sum()))
+            receiver.merge([fitted.compress(x, Seed(0))])
 
 
 def _rehearse_changes(kind: np.dtype[Any]) -> None:

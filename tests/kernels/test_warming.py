@@ -73,7 +73,9 @@ LEFT = """
 import os, sys
 import numpy as np
 from qsparse.allreduce import CompressedAllreduce
-from qsparse.link import Link
+from qsparse.compressors import LowPrecision
+from qsparse.compressors.reports import merged, vote
+from qsparse.link import Link, Receiver
 from qsparse.memory import ErrorFeedback
 from qsparse.rounds import warming
 from qsparse.rules import natural_exchange
@@ -117,6 +119,23 @@ def reduce(up, memory, down, exchange, kind, n=400):
     run_threads(3, body)
     return known() - before
 
+def late(text, act, n=400):
+    # What comes up only after some steps: ties of a vote, models that are told finely.
+    start = np.linspace(-1, 1, n, dtype=np.float32)
+    algorithm = row(text)
+    warming.rehearse_algorithm(algorithm, start, layout(n))
+    before = known()
+    act(algorithm, np.random.default_rng(1).standard_normal(n).astype(np.float32))
+    return known() - before
+
+def tied(algorithm, u):
+    u[7] = 0
+    merged(vote(u, Seed(1)), np.empty_like(u))
+
+def fine(algorithm, x):
+    for bits in (3, 8, 9, 12, 16):
+        Receiver(algorithm.answer, x).merge([LowPrecision(bits).compress(x, Seed(1))])
+
 # A child for each, so that none finds what another one has loaded; numba itself they may share.
 jit.get_ready()
 assert not known()
@@ -133,6 +152,8 @@ for each in (
     ("float32", "stateless", None, "sharded", np.float32),
 ):
     tries.append((f"reduce {each[:4]}", lambda each=each: reduce(*each)))
+tries.append(("a vote that ties", lambda: late("signum-majority", tied)))
+tries.append(("fine models", lambda: late("asylpg", fine)))
 for text, work in tries:
     if (child := os.fork()) == 0:
         status = 1
