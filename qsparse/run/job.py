@@ -258,7 +258,7 @@ class Job:
                 self._sight.look(self.walk.node)
             self.recorder.add(record)
             aim = self.settings.until
-            self.walk.pace.over = aim is not None and aim.reached(record)
+            self.walk.pace.over |= aim is not None and aim.reached(record)
 
     def _stale(self) -> dict[str, float]:
         counts = self.wire.ledger.staleness

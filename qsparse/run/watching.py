@@ -132,8 +132,11 @@ class Probe:
             "up": node.worker.sender,
             "down": None if node.coordinator is None else node.coordinator.sender,
         }
+        alone = not node.algorithm.meeting.claims.waits
         for way in ways:
             sender = senders[way]
+            if way == "down" and sender is not None and alone and sender.memory.claims.per_receiver:
+                continue  # each worker that does not wait is told by a sender of its own, made from this one
             if sender is not None:
                 sender.watch = functools.partial(self._see, way, sender)
                 self._awaited.add(way)
